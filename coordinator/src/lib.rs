@@ -1,0 +1,132 @@
+//! The coordinator: knows the nodes, places and queues migrations, and drives each from its check to its end.
+//!
+//! It never touches a container's memory and never decides who owns a container: it orders the agents, learns
+//! what they decided and keeps the record. All that must outlive it is in its store.
+
+#![forbid(unsafe_code)]
+
+mod agent_client;
+mod cluster;
+mod config;
+mod core;
+mod drive;
+#[cfg(feature = "failpoints")]
+mod failpoints;
+mod place;
+mod queue;
+mod schedule;
+mod server;
+mod store;
+mod telemetry;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::agent_client::Agents;
+use crate::cluster::{Cluster, Silence};
+use crate::config::Config;
+use crate::core::Core;
+use crate::store::Store;
+
+/// Wrong configuration (sysexits.h, EX_USAGE).
+const EX_CONFIG: u8 = 64;
+
+/// Schedules migrations of containers between nodes.
+#[derive(Debug, Parser)]
+#[command(name = "coordinator", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves the API until it gets SIGTERM or SIGINT.
+    Serve {
+        /// The configuration, TOML.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+/// Runs the program `coordinator` with these arguments, the first being the program's name. Answers 0 after a
+/// stop that was asked for, 2 for wrong arguments, 64 for a wrong configuration (nothing was bound or created)
+/// and 1 for anything else.
+#[must_use]
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    let Command::Serve { config } = match Arguments::try_parse_from(args) {
+        Ok(arguments) => arguments.command,
+        Err(error) => {
+            // Standard error may be closed: then nobody reads it.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    telemetry::init();
+    let config = match Config::load(&config) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!("{:#}", anyhow::Error::from(error));
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+    let served = runtime.context("cannot make threads").and_then(|runtime| runtime.block_on(serve(config)));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("cannot make {}", config.state_dir.display()))?;
+    #[cfg(feature = "failpoints")]
+    failpoints::load(&config.state_dir);
+    let path = config.state_dir.join("store");
+    let store = Store::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let silence = Silence { unknown: config.limits.unknown_after, lease: config.limits.lease };
+    let cluster = Cluster::new(silence, store.nodes()?);
+    let core = Arc::new(Core {
+        store,
+        cluster,
+        agents: Agents::new(config.tls.clone()),
+        settings: config.limits,
+        wake: Notify::new(),
+    });
+
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+    tracing::info!(address = %listener.local_addr()?, name = %config.tls.identity(), "serving");
+
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        stop.send_replace(true);
+        // Kept: a dropped sender would look like a stop that was never asked for.
+        stop.closed().await;
+    });
+    // Migrations go on without the coordinator; a drive that is cut off is taken up from the store.
+    let queue = tokio::spawn(queue::run(Arc::clone(&core)));
+    let served = server::serve(Arc::clone(&core), listener, &config.tls, stopped).await;
+    queue.abort();
+    core.store.flush()?;
+    served
+}

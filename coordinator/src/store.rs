@@ -1,0 +1,425 @@
+//! What must outlive the coordinator's process. The only file that names the database.
+//!
+//! Every write but a node's is on disk when its function returns: an epoch before it is ordered, a revision
+//! before a watcher sees it. One writer at a time, so that revisions appear in order.
+
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use proto::identity::MAX_NAME;
+use proto::v1::{Decision, Migration};
+use prost::Message;
+use tokio::sync::watch;
+
+pub(crate) use record::{NodeRecord, Record, Request, Resolution};
+
+/// Version of the trees' layout.
+const FORMAT: u8 = 1;
+/// Revisions that a watch can go back.
+const LOG_KEPT: u64 = 10_000;
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// The database failed; what was to be written may or may not be there after a restart.
+    #[error("the store failed")]
+    Database(#[from] sled::Error),
+    /// A value cannot be decoded.
+    #[error("the store's {0} cannot be decoded")]
+    Decode(&'static str, #[source] prost::DecodeError),
+    /// Written by another version.
+    #[error("the store has format {0}, this program knows {FORMAT}")]
+    Format(u8),
+    /// There is no such record.
+    #[error("there is no migration {0}")]
+    NoMigration(String),
+}
+
+/// Why a migration was not created.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreateError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The container is being migrated by this one.
+    #[error("migration {0} of the container is under way")]
+    Running(String),
+    /// The name is taken.
+    #[error("there is a migration {0} already")]
+    NameTaken(String),
+}
+
+/// What may have changed since the revision a watcher knows.
+#[derive(Debug)]
+pub(crate) enum Changes {
+    /// These, in order; empty when there is none yet.
+    Since(Vec<(u64, Migration)>),
+    /// The log does not go back that far: this is its oldest revision.
+    Compacted(u64),
+}
+
+/// The store.
+#[derive(Debug)]
+pub(crate) struct Store {
+    db: sled::Db,
+    meta: sled::Tree,
+    nodes: sled::Tree,
+    migrations: sled::Tree,
+    epochs: sled::Tree,
+    requests: sled::Tree,
+    log: sled::Tree,
+    decisions: sled::Tree,
+    inner: Mutex<Inner>,
+    latest: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    revision: u64,
+    /// Container to the migration that is not over.
+    active: BTreeMap<String, String>,
+}
+
+fn decode<M: Message + Default>(what: &'static str, value: &[u8]) -> Result<M, StoreError> {
+    M::decode(value).map_err(|e| StoreError::Decode(what, e))
+}
+
+fn number(value: &[u8]) -> u64 {
+    value.try_into().map_or(0, u64::from_be_bytes)
+}
+
+impl Store {
+    /// Opens the store in `dir`, making it when it is not there.
+    ///
+    /// # Errors
+    /// When the database is damaged, in use by another process or of another format.
+    pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
+        let db = sled::Config::new().path(dir).mode(sled::Mode::LowSpace).flush_every_ms(Some(500)).open()?;
+        let meta = db.open_tree("meta")?;
+        match meta.get("format")?.as_deref() {
+            Some([FORMAT]) => {}
+            Some(other) => return Err(StoreError::Format(other.first().copied().unwrap_or_default())),
+            None => {
+                meta.insert("format", &[FORMAT])?;
+                db.flush()?;
+            }
+        }
+        let log = db.open_tree("revisions")?;
+        let migrations = db.open_tree("migrations")?;
+        let revision = log.last()?.map_or(0, |(key, _)| number(&key));
+        let mut active = BTreeMap::new();
+        for entry in &migrations {
+            let record: Record = decode("migration", &entry?.1)?;
+            if !record.is_over() {
+                active.insert(record.container().to_owned(), record.migration.name);
+            }
+        }
+        Ok(Self {
+            nodes: db.open_tree("nodes")?,
+            epochs: db.open_tree("epochs")?,
+            requests: db.open_tree("requests")?,
+            decisions: db.open_tree("decisions")?,
+            meta,
+            migrations,
+            log,
+            inner: Mutex::new(Inner { revision, active }),
+            latest: watch::Sender::new(revision),
+            db,
+        })
+    }
+
+    /// Writes what is not written yet.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        self.db.flush()?;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Inner is changed only after the database was; a panic between leaves it consistent.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a record with its next revision, durably, then shows it to watchers.
+    fn publish(
+        &self,
+        inner: &mut Inner,
+        record: &mut Record,
+        request: Option<(&str, &Request)>,
+    ) -> Result<(), StoreError> {
+        use sled::Transactional as _;
+        let revision = inner.revision + 1;
+        record.migration.revision = revision;
+        let value = record.encode_to_vec();
+        let shown = record.migration.encode_to_vec();
+        let name = record.migration.name.as_str();
+        let compacted = revision.checked_sub(LOG_KEPT).map(u64::to_be_bytes);
+        (&self.migrations, &self.log, &self.requests)
+            .transaction(|(migrations, log, requests)| {
+                migrations.insert(name, value.as_slice())?;
+                log.insert(&revision.to_be_bytes(), shown.as_slice())?;
+                if let Some(old) = compacted {
+                    log.remove(&old)?;
+                }
+                if let Some((id, request)) = request {
+                    requests.insert(id, request.encode_to_vec())?;
+                }
+                Ok(())
+            })
+            .map_err(|error: sled::transaction::TransactionError<()>| match error {
+                sled::transaction::TransactionError::Storage(error) => error,
+                sled::transaction::TransactionError::Abort(()) => sled::Error::ReportableBug(
+                    "a transaction that never aborts was aborted".into(),
+                ),
+            })?;
+        self.db.flush()?;
+        inner.revision = revision;
+        if record.is_over() {
+            if inner.active.get(record.container()).is_some_and(|active| *active == record.migration.name) {
+                inner.active.remove(record.container());
+            }
+        } else {
+            inner.active.insert(record.container().to_owned(), record.migration.name.clone());
+        }
+        self.latest.send_replace(revision);
+        Ok(())
+    }
+
+    /// Creates a migration, unless the container has one that is not over. An empty name becomes `CONTAINER-N`.
+    /// After Ok it is durable, its name and revision are set, and so is the request.
+    ///
+    /// # Errors
+    /// [`CreateError`]; nothing was created.
+    pub(crate) fn create(
+        &self,
+        mut record: Record,
+        request: Option<(&str, Vec<u8>)>,
+    ) -> Result<Migration, CreateError> {
+        let mut inner = self.lock();
+        if let Some(running) = inner.active.get(record.container()) {
+            return Err(CreateError::Running(running.clone()));
+        }
+        if record.migration.name.is_empty() {
+            record.migration.name = self.free_name(record.container())?;
+        } else if self.migrations.contains_key(&record.migration.name).map_err(StoreError::from)? {
+            return Err(CreateError::NameTaken(record.migration.name));
+        }
+        let name = record.migration.name.clone();
+        let created = record.migration.created.as_ref().map_or(0, |time| time.seconds);
+        let request = request.map(|(id, request)| (id, Request { request, name, created }));
+        self.publish(&mut inner, &mut record, request.as_ref().map(|(id, request)| (*id, request)))?;
+        Ok(record.migration)
+    }
+
+    fn free_name(&self, container: &str) -> Result<String, StoreError> {
+        let key = format!("names/{container}");
+        let mut n = self.meta.get(&key)?.map_or(0, |value| number(&value));
+        loop {
+            n += 1;
+            let suffix = format!("-{n}");
+            let stem = &container[..container.len().min(MAX_NAME - suffix.len())];
+            let name = format!("{stem}{suffix}");
+            if !self.migrations.contains_key(&name)? {
+                // Not flushed by itself: the migration that takes the name is.
+                self.meta.insert(key.as_str(), &n.to_be_bytes())?;
+                return Ok(name);
+            }
+        }
+    }
+
+    /// Changes a migration. When `change` changes anything, that has a new revision and is durable after Ok.
+    /// A finished migration is changed no more but for its resolution.
+    ///
+    /// # Errors
+    /// [`StoreError::NoMigration`], or when the database fails.
+    pub(crate) fn update<T>(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Record) -> T,
+    ) -> Result<(T, Record), StoreError> {
+        let mut inner = self.lock();
+        let before = self.get(name)?.ok_or_else(|| StoreError::NoMigration(name.to_owned()))?;
+        let mut record = before.clone();
+        let answer = change(&mut record);
+        if before.is_over() {
+            let resolution = record.resolution.take();
+            record = Record { resolution, ..before.clone() };
+        }
+        if record != before {
+            self.publish(&mut inner, &mut record, None)?;
+        }
+        Ok((answer, record))
+    }
+
+    /// A migration.
+    pub(crate) fn get(&self, name: &str) -> Result<Option<Record>, StoreError> {
+        self.migrations.get(name)?.map(|value| decode("migration", &value)).transpose()
+    }
+
+    /// Up to `limit` migrations by name, after the name `after`, that `keep` keeps.
+    pub(crate) fn list(
+        &self,
+        after: &str,
+        limit: usize,
+        keep: impl Fn(&Record) -> bool,
+    ) -> Result<Vec<Record>, StoreError> {
+        let start = std::ops::Bound::Excluded(after.as_bytes());
+        let mut found = Vec::new();
+        for entry in self.migrations.range::<&[u8], _>((start, std::ops::Bound::Unbounded)) {
+            if found.len() == limit {
+                break;
+            }
+            let record = decode("migration", &entry?.1)?;
+            if keep(&record) {
+                found.push(record);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Every migration that is not over, oldest first.
+    pub(crate) fn active(&self) -> Result<Vec<Record>, StoreError> {
+        let names: Vec<String> = self.lock().active.values().cloned().collect();
+        let mut records = Vec::new();
+        for name in names {
+            records.extend(self.get(&name)?);
+        }
+        records.sort_by_key(|r| {
+            let created = r.migration.created.unwrap_or_default();
+            (created.seconds, created.nanos, r.migration.name.clone())
+        });
+        Ok(records)
+    }
+
+    /// The migration of `container` that is not over.
+    pub(crate) fn active_of(&self, container: &str) -> Option<String> {
+        self.lock().active.get(container).cloned()
+    }
+
+    /// Every migration as it is, at one revision.
+    pub(crate) fn snapshot(&self) -> Result<(u64, Vec<Migration>), StoreError> {
+        let inner = self.lock();
+        let all = self.list("", usize::MAX, |_| true)?;
+        Ok((inner.revision, all.into_iter().map(|record| record.migration).collect()))
+    }
+
+    /// What changed after `revision`, at most `limit` changes.
+    pub(crate) fn changes(&self, revision: u64, limit: usize) -> Result<Changes, StoreError> {
+        let oldest = self.log.first()?.map_or(1, |(key, _)| number(&key));
+        if revision.saturating_add(1) < oldest {
+            return Ok(Changes::Compacted(oldest));
+        }
+        let latest = *self.latest.borrow();
+        let mut changes = Vec::new();
+        let Some(from) = revision.checked_add(1).filter(|from| *from <= latest) else {
+            return Ok(Changes::Since(changes));
+        };
+        for entry in self.log.range(from.to_be_bytes()..=latest.to_be_bytes()).take(limit) {
+            let (key, value) = entry?;
+            changes.push((number(&key), decode("revision", &value)?));
+        }
+        // The first ones may have been compacted away between the look at the oldest and the reading.
+        match changes.first() {
+            Some((first, _)) if *first != from => Ok(Changes::Compacted(*first)),
+            _ => Ok(Changes::Since(changes)),
+        }
+    }
+
+    /// Tells whenever a new revision is durable.
+    pub(crate) fn latest(&self) -> watch::Receiver<u64> {
+        self.latest.subscribe()
+    }
+
+    /// A new epoch for a container: higher than any given before and than `reported`, the highest that any
+    /// agent reports. Durable after Ok, so it may be ordered.
+    pub(crate) fn next_epoch(&self, container: &str, reported: u64) -> Result<u64, StoreError> {
+        let _one_at_a_time = self.lock();
+        let stored = self.epochs.get(container)?.map_or(0, |value| number(&value));
+        let epoch = stored.max(reported) + 1;
+        self.epochs.insert(container, &epoch.to_be_bytes())?;
+        self.db.flush()?;
+        Ok(epoch)
+    }
+
+    /// What an earlier request with this id was and made.
+    pub(crate) fn request(&self, id: &str) -> Result<Option<Request>, StoreError> {
+        self.requests.get(id)?.map(|value| decode("request", &value)).transpose()
+    }
+
+    /// Remembers a request that makes something else than a migration.
+    pub(crate) fn remember(&self, id: &str, request: &Request) -> Result<(), StoreError> {
+        self.requests.insert(id, request.encode_to_vec())?;
+        self.flush()
+    }
+
+    /// Forgets a request that made nothing.
+    pub(crate) fn forget(&self, id: &str) -> Result<(), StoreError> {
+        self.requests.remove(id)?;
+        self.flush()
+    }
+
+    /// Remembers what a source reported about a migration that the store does not know, because it was lost. A
+    /// commitment is never replaced.
+    pub(crate) fn put_decision(&self, migration: &str, epoch: u64, decision: Decision) -> Result<(), StoreError> {
+        let _one_at_a_time = self.lock();
+        if self.decision(migration, epoch)? != Decision::Committed {
+            let value = (decision as i32).to_be_bytes();
+            self.decisions.insert(format!("{migration}/{epoch}"), &value)?;
+            self.db.flush()?;
+        }
+        Ok(())
+    }
+
+    /// What was remembered so; UNDECIDED when there is nothing.
+    pub(crate) fn decision(&self, migration: &str, epoch: u64) -> Result<Decision, StoreError> {
+        let value = self.decisions.get(format!("{migration}/{epoch}"))?;
+        let number = value.and_then(|value| Some(i32::from_be_bytes(value.as_ref().try_into().ok()?)));
+        Ok(number.and_then(|number| Decision::try_from(number).ok()).unwrap_or(Decision::Undecided))
+    }
+
+    /// Every node.
+    pub(crate) fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError> {
+        self.nodes.iter().values().map(|value| decode("node", &value?)).collect()
+    }
+
+    /// Writes a node; on disk within half a second, or at once with `durable`.
+    pub(crate) fn put_node(&self, record: &NodeRecord, durable: bool) -> Result<(), StoreError> {
+        self.nodes.insert(&record.node.name, record.encode_to_vec())?;
+        if durable { self.flush() } else { Ok(()) }
+    }
+
+    /// Removes migrations and requests that ended longer than `kept` before `now`. Epochs stay for ever.
+    /// Answers how many migrations were removed.
+    pub(crate) fn prune(&self, now: SystemTime, kept: Duration) -> Result<usize, StoreError> {
+        let Some(before) = now.checked_sub(kept) else { return Ok(0) };
+        let before = prost_types::Timestamp::from(before).seconds;
+        let _one_at_a_time = self.lock();
+        let mut removed = 0;
+        for entry in &self.migrations {
+            let (key, value) = entry?;
+            let record: Record = decode("migration", &value)?;
+            let owed = record.resolution.as_ref().is_some_and(|r| !r.fenced_told);
+            let old = record.migration.finished.is_some_and(|finished| finished.seconds < before);
+            if record.is_over() && old && !owed {
+                self.migrations.remove(key)?;
+                removed += 1;
+            }
+        }
+        for entry in &self.requests {
+            let (key, value) = entry?;
+            if decode::<Request>("request", &value)?.created < before {
+                self.requests.remove(key)?;
+            }
+        }
+        self.flush()?;
+        Ok(removed)
+    }
+}

@@ -1,0 +1,124 @@
+//! The spawned coordinator.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::{LIMIT, Pki};
+
+/// A coordinator; killed when dropped. Its directory stays when the test fails.
+pub(crate) struct Process {
+    child: Option<Child>,
+    dir: Option<TempDir>,
+    pub(crate) address: String,
+}
+
+/// The program under test.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
+    command.env("GANTRY_LOG", "info,audit=info").stdin(Stdio::null());
+    command
+}
+
+impl Process {
+    /// Starts a coordinator with a short lease.
+    pub(crate) fn start(pki: &Pki, more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Free now; nothing else is given it soon, because the kernel walks through the range.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let config = format!(
+            "listen = {address:?}\nstate_dir = {:?}\ntls_dir = {:?}\nheartbeat_milliseconds = 50\nlease_milliseconds = 800\n{more}\n",
+            dir.path().join("state"),
+            pki.issue("main.coordinator.gantry"),
+        );
+        std::fs::write(dir.path().join("coordinator.toml"), config).unwrap();
+        let mut process = Self { child: None, dir: Some(dir), address };
+        process.restart();
+        process
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.dir.as_ref().unwrap().path().to_owned()
+    }
+
+    /// Its log so far.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir().join("log")
+    }
+
+    /// Where its state lies.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir().join("state")
+    }
+
+    /// Starts it again on the same state and address.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
+        let mut command = program();
+        command.args(["serve", "--config"]).arg(self.dir().join("coordinator.toml")).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and its exit status.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        let child = self.child.as_ref().unwrap();
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+        self.ended()
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        let end = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() >= end {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("the coordinator does not end; log in {}", self.log().display());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// Throws its store away.
+    pub(crate) fn lose_store(&self) {
+        std::fs::remove_dir_all(self.state().join("store")).unwrap();
+    }
+
+    /// Sets a failpoint for the next start.
+    pub(crate) fn failpoint(&self, line: &str) {
+        std::fs::create_dir_all(self.state()).unwrap();
+        std::fs::write(self.state().join("failpoints"), line).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking()
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("the coordinator's files are in {}", dir.keep().display());
+        }
+    }
+}

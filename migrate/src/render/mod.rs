@@ -1,0 +1,6 @@
+//! How resources look: tables for people, Kubernetes-like objects for programs.
+
+pub(crate) mod describe;
+pub(crate) mod resource;
+pub(crate) mod table;
+pub(crate) mod units;

@@ -1,0 +1,26 @@
+//! Freeze, track, capture and restore of process trees.
+//!
+//! Synchronous on purpose: ptrace(2) binds a tracee to the tracer *thread*, so a [`source::Source`] or a
+//! [`target::Target`] lives on one thread from its making to its end. Neither is `Send`; page data may be
+//! applied from other threads through [`target::PageWriter`].
+//!
+//! The data path: `source` (track, freeze, capture) -> [`image`] -> `target` (skeletons, restore).
+
+#![forbid(unsafe_code)]
+
+pub mod proc;
+pub mod source;
+pub mod target;
+
+use std::io;
+
+use image::pages::Batch;
+
+/// Where a source's page contents go: the wire, or a checkpoint file.
+pub trait PageSink {
+    /// Takes one batch.
+    ///
+    /// # Errors
+    /// When it cannot be sent or written; the source gives up and stays as it was.
+    fn batch(&mut self, batch: &Batch<'_>) -> io::Result<()>;
+}

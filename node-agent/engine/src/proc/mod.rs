@@ -1,0 +1,141 @@
+//! What procfs says about processes: pure parsers, each with a thin reader beside it.
+//!
+//! Everything a program can name (paths, thread names, mapping names) may hold any byte. The parsers take
+//! bytes, never split on what a name may contain, and leave paths raw until a caller needs text.
+
+pub mod fdinfo;
+pub mod limits;
+pub mod links;
+pub mod maps;
+pub mod mountinfo;
+pub mod sched;
+pub mod stat;
+pub mod status;
+pub mod tasks;
+pub mod timers;
+
+use std::fs::File;
+use std::io::{self, Read};
+
+/// Why something could not be learned from procfs.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcError {
+    /// A file could not be read. A process that has exited gives ENOENT or ESRCH.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel wrote something that this version does not understand.
+    #[error("cannot understand {path}: {detail}")]
+    Parse {
+        /// The file, or what was parsed.
+        path: String,
+        /// The part that is not understood.
+        detail: String,
+    },
+}
+
+impl ProcError {
+    /// The process or thread is not there (any more).
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Read { source, .. } => is_gone(source),
+            Self::Parse { .. } => false,
+        }
+    }
+
+    pub(crate) fn parse(path: &str, detail: impl Into<String>) -> Self {
+        Self::Parse {
+            path: path.to_owned(),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// True for the errors that procfs gives for a process that has exited.
+#[must_use]
+pub fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ESRCH)
+}
+
+const ESRCH: i32 = 3;
+
+/// The whole of `/proc/PID/NAME`.
+///
+/// # Errors
+/// [`ProcError::Read`].
+pub fn read(pid: i32, name: &str) -> Result<Vec<u8>, ProcError> {
+    read_path(&format!("/proc/{pid}/{name}"))
+}
+
+/// The whole of a file of procfs.
+///
+/// # Errors
+/// [`ProcError::Read`].
+pub fn read_path(path: &str) -> Result<Vec<u8>, ProcError> {
+    // procfs files have no size; a first buffer of some pages saves most of the growing.
+    let mut bytes = Vec::with_capacity(8192);
+    File::open(path)
+        .and_then(|mut file| file.read_to_end(&mut bytes))
+        .map_err(|source| ProcError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(bytes)
+}
+
+/// A file that holds one number, in the given radix.
+///
+/// # Errors
+/// [`ProcError`].
+pub fn read_number(pid: i32, name: &str, radix: u32) -> Result<i64, ProcError> {
+    let bytes = read(pid, name)?;
+    let text = String::from_utf8_lossy(&bytes);
+    i64::from_str_radix(text.trim(), radix)
+        .map_err(|_| ProcError::parse(&format!("/proc/{pid}/{name}"), text.trim()))
+}
+
+/// Splits into lines without their line feeds.
+pub(crate) fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+}
+
+/// Splits at runs of blanks.
+pub(crate) fn words(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes
+        .split(|byte| matches!(byte, b' ' | b'\t'))
+        .filter(|word| !word.is_empty())
+}
+
+/// The rest of a line after `KEY:` and blanks.
+pub(crate) fn value<'a>(line: &'a [u8], key: &str) -> Option<&'a [u8]> {
+    line.strip_prefix(key.as_bytes())
+        .map(|rest| rest.trim_ascii_start())
+}
+
+pub(crate) fn number<T: TryFrom<i128>>(bytes: &[u8]) -> Option<T> {
+    let text = std::str::from_utf8(bytes).ok()?.trim();
+    T::try_from(text.parse::<i128>().ok()?).ok()
+}
+
+pub(crate) fn hex<T: TryFrom<u64>>(bytes: &[u8]) -> Option<T> {
+    let text = std::str::from_utf8(bytes).ok()?.trim();
+    T::try_from(u64::from_str_radix(text, 16).ok()?).ok()
+}
+
+pub(crate) fn octal<T: TryFrom<u64>>(bytes: &[u8]) -> Option<T> {
+    let text = std::str::from_utf8(bytes).ok()?.trim();
+    T::try_from(u64::from_str_radix(text, 8).ok()?).ok()
+}
+
+/// For messages.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,290 @@
+//! Open file descriptions, one kind after the other.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+
+use image::Pid;
+use image::files::{EpollTarget, FdEntry, FileKind, Files, OpenFile};
+use sys::{Errno, fds};
+
+use super::options::Reader;
+use super::pipes::Pipes;
+use super::table::{Holder, Open, Table};
+use super::{epoll, ghosts, inet, unix};
+use crate::source::descriptor::Class;
+use crate::source::findings::Findings;
+use crate::source::look::{Look, ProcessLook};
+use crate::source::mm::MmReader;
+use crate::source::registry::Registry;
+use crate::source::sockets::{self, Kind};
+use crate::source::spec::External;
+use crate::source::view::View;
+use crate::source::{InspectError, SourceError};
+
+/// What capturing files yields.
+#[derive(Debug, Default)]
+pub(crate) struct Captured {
+    pub(crate) files: Files,
+    /// Descriptor tables, by pid in the container.
+    pub(crate) tables: HashMap<Pid, Vec<FdEntry>>,
+}
+
+/// All that is needed on the way.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) look: &'a Look,
+    pub(crate) view: &'a View,
+    pub(crate) externals: &'a [External],
+    pub(crate) registry: &'a mut Registry,
+    pub(crate) findings: &'a mut Findings,
+    pub(crate) in_repair: &'a mut Vec<inet::InRepair>,
+    pub(crate) unix: unix::Peers,
+}
+
+impl Context<'_> {
+    /// For one more look at a descriptor.
+    pub(crate) fn reader<T>(&mut self, work: impl FnOnce(&mut MmReader<'_>, &[External]) -> T) -> T {
+        let mut reader = MmReader {
+            view: self.view,
+            registry: self.registry,
+            findings: self.findings,
+            mounts: &mut HashMap::new(),
+            tracked: true,
+        };
+        work(&mut reader, self.externals)
+    }
+}
+
+const O_CLOEXEC: u32 = 0o2_000_000;
+const CLOSE: &str = "have the program close it before the move";
+
+/// Takes a duplicate of every open file description of the tree.
+pub(crate) fn collect(look: &Look) -> Result<(Table, HashMap<Pid, Vec<FdEntry>>), SourceError> {
+    let mut table = Table::default();
+    let mut tables = HashMap::new();
+    for found in live(look) {
+        let pid = found.process.pid;
+        let pidfd = sys::pidfd::open(pid).map_err(|errno| SourceError::kernel("pidfd_open", pid, errno))?;
+        let holder = Holder {
+            pid,
+            inner: found.process.inner,
+            pidfd: pidfd.as_fd(),
+        };
+        let mut entries = Vec::with_capacity(found.descriptors.len());
+        for descriptor in found.descriptors.iter().filter(|d| d.class != Class::Refused) {
+            let file = table.add(holder, descriptor)?;
+            table.numbers.insert((pid, descriptor.fd), file);
+            entries.push(FdEntry {
+                fd: descriptor.fd,
+                file,
+                cloexec: descriptor.info.flags & O_CLOEXEC != 0,
+            });
+        }
+        tables.insert(found.process.inner, entries);
+    }
+    Ok((table, tables))
+}
+
+pub(crate) fn live(look: &Look) -> impl Iterator<Item = &ProcessLook> {
+    look.processes.iter().filter(|found| !found.process.is_zombie())
+}
+
+/// Reads everything that hangs on descriptors. TCP connections enter repair mode.
+pub(crate) fn capture(context: &mut Context<'_>) -> Result<Captured, SourceError> {
+    let (mut table, tables) = collect(context.look)?;
+    // Unix sockets first: descriptors in flight are open files too, perhaps sockets again.
+    let unix = unix::capture(&mut table, context)?;
+    let pipes = Pipes::capture(&table, context.findings)?;
+    let mut options = Reader::default();
+    let mut files = Files::default();
+    for open in &table.open {
+        let kind = match &open.class {
+            Class::Socket => match unix.get(&open.id) {
+                Some(socket) => FileKind::Unix(Box::new(socket.clone())),
+                None => inet_socket(open, &mut options, context)?,
+            },
+            _ => kind(open, &pipes, &table, context)?,
+        };
+        files.open.push(OpenFile {
+            id: open.id,
+            flags: open.info.flags & !O_CLOEXEC,
+            owner: owner(open, context)?,
+            owner_signal: fds::owner_signal(open.file.as_fd())
+                .map_err(|errno| SourceError::kernel("F_GETSIG", open.holder_pid, errno))?,
+            kind,
+        });
+    }
+    files.pipes = pipes.pipes;
+    files.ghosts = ghosts::capture(context.registry, context.findings)?;
+    Ok(Captured { files, tables })
+}
+
+fn inet_socket(
+    open: &Open,
+    options: &mut Reader,
+    context: &mut Context<'_>,
+) -> Result<FileKind, SourceError> {
+    let (pid, number) = open.holder;
+    let kind = sockets::kind(open.file.as_fd())
+        .map_err(|errno| SourceError::kernel("ask a socket", open.holder_pid, errno))?;
+    Ok(match kind {
+        Ok(Kind::Tcp { family, state }) => FileKind::Tcp(Box::new(inet::capture_tcp(
+            open,
+            family,
+            state,
+            options,
+            context.in_repair,
+            context.findings,
+        )?)),
+        Ok(Kind::Udp { family, protocol }) => FileKind::Udp(Box::new(inet::capture_udp(
+            open,
+            family,
+            protocol,
+            options,
+            context.findings,
+        )?)),
+        Ok(Kind::Unix(_)) => refused(context.findings, open, "unix socket without an entry in the kernel's list"),
+        Err((reason, way_out)) => {
+            context.findings.fd(pid, number, reason, way_out);
+            nothing()
+        }
+    })
+}
+
+/// Stands in for a file that was refused: the capture fails in the end, with all refusals.
+fn nothing() -> FileKind {
+    FileKind::External { key: String::new() }
+}
+
+fn refused(findings: &mut Findings, open: &Open, reason: impl Into<String>) -> FileKind {
+    let (pid, number) = open.holder;
+    findings.fd(pid, number, reason, CLOSE);
+    nothing()
+}
+
+fn kind(
+    open: &Open,
+    pipes: &Pipes,
+    table: &Table,
+    context: &mut Context<'_>,
+) -> Result<FileKind, SourceError> {
+    let info = &open.info;
+    let fail = |what: &str, errno: Errno| SourceError::kernel(what, open.holder_pid, errno);
+    Ok(match &open.class {
+        Class::External(key) => FileKind::External { key: key.clone() },
+        Class::File { file, directory } => FileKind::Regular {
+            file: file.clone(),
+            pos: info.pos,
+            directory: *directory,
+        },
+        Class::Device { path, rdev } => FileKind::Device {
+            path: path.clone(),
+            rdev: *rdev,
+        },
+        Class::Pseudo { path } => FileKind::Pseudo {
+            path: path.clone(),
+            pos: info.pos,
+        },
+        Class::Pipe { .. } => FileKind::Pipe {
+            pipe: pipes.place(open),
+            write: info.flags & 3 == 1,
+        },
+        Class::EventFd => {
+            let (count, semaphore) = info.eventfd.unwrap_or_default();
+            FileKind::EventFd { count, semaphore }
+        }
+        Class::TimerFd => {
+            let timer = info.timerfd.unwrap_or_default();
+            FileKind::TimerFd {
+                clock: timer.clock,
+                ticks: timer.ticks,
+                settime_flags: timer.settime_flags,
+                remaining_ns: timer.remaining_ns,
+                interval_ns: timer.interval_ns,
+            }
+        }
+        Class::SignalFd => FileKind::SignalFd {
+            mask: info.signalfd.unwrap_or_default(),
+        },
+        Class::Epoll => FileKind::Epoll {
+            targets: epoll_targets(open, table, context)?,
+        },
+        Class::Memfd { object } => FileKind::Memfd {
+            object: *object,
+            pos: info.pos,
+        },
+        Class::PidFd => match inner_pid(info.pidfd.unwrap_or(-1), context.look) {
+            Some(pid) => FileKind::PidFd { pid },
+            None => refused(context.findings, open, "pidfd of a process that is not in the container"),
+        },
+        Class::Inotify => {
+            let queued = sys::tcp::inq(open.file.as_fd()).map_err(|errno| fail("FIONREAD", errno))?;
+            if queued > 0 {
+                refused(context.findings, open, "inotify with events that wait to be read")
+            } else if info.inotify.is_empty() {
+                FileKind::Inotify { watches: Vec::new() }
+            } else {
+                refused(context.findings, open, "inotify watches: what they watch cannot be told yet")
+            }
+        }
+        Class::Socket | Class::Refused => nothing(),
+    })
+}
+
+fn epoll_targets(
+    open: &Open,
+    table: &Table,
+    context: &mut Context<'_>,
+) -> Result<Vec<EpollTarget>, SourceError> {
+    let (targets, missing) = epoll::targets(open, table, context.look)
+        .map_err(|errno| InspectError::kernel("find what epoll watches", open.holder_pid, errno))?;
+    for number in missing {
+        let (pid, fd) = open.holder;
+        context.findings.fd(
+            pid,
+            fd,
+            format!("epoll watches a file added as descriptor {number} that no process of the container has open"),
+            CLOSE,
+        );
+    }
+    Ok(targets)
+}
+
+/// Translates a pid of this process's view.
+fn inner_pid(pid: i32, look: &Look) -> Option<Pid> {
+    look.processes
+        .iter()
+        .find(|found| found.process.pid == pid)
+        .map(|found| found.process.inner)
+}
+
+fn owner(open: &Open, context: &mut Context<'_>) -> Result<Option<(i32, Pid)>, SourceError> {
+    const F_OWNER_TID: i32 = 0;
+    const F_OWNER_PID: i32 = 1;
+    let owner = fds::owner(open.file.as_fd())
+        .map_err(|errno| SourceError::kernel("F_GETOWN_EX", open.holder_pid, errno))?;
+    if owner.id == 0 {
+        return Ok(None);
+    }
+    let mut processes = context.look.processes.iter().map(|found| &found.process);
+    let inner = match owner.kind {
+        F_OWNER_PID => inner_pid(owner.id, context.look),
+        F_OWNER_TID => processes
+            .find(|process| process.tids.contains(&owner.id))
+            .and_then(|process| crate::proc::status::read_thread(process.pid, owner.id).ok())
+            .map(|status| status.inner_pid()),
+        _ => processes
+            .find(|process| process.stat.pgrp == owner.id)
+            .and_then(|process| process.status.ns_pgid.last().copied()),
+    };
+    if inner.is_none() {
+        let (pid, number) = open.holder;
+        context.findings.fd(
+            pid,
+            number,
+            "its signals go to a process outside of the container (F_SETOWN)",
+            CLOSE,
+        );
+    }
+    Ok(inner.map(|inner| (owner.kind + 1, inner)))
+}

@@ -1,0 +1,11 @@
+//! Everything but the contents of memory, read while nothing runs.
+
+pub(crate) mod epoll;
+pub(crate) mod files;
+pub(crate) mod ghosts;
+pub(crate) mod inet;
+pub(crate) mod options;
+pub(crate) mod pipes;
+pub(crate) mod table;
+pub(crate) mod threads;
+pub(crate) mod unix;

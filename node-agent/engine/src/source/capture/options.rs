@@ -1,0 +1,148 @@
+//! Socket options that differ from those of a fresh socket of the same kind.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use image::sockets::SockOpt;
+use libc::{AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SOL_SOCKET};
+use sys::{Errno, sock};
+
+/// Level and names, in the order in which they are set again.
+type Table = (i32, &'static [i32]);
+
+/// SO_DEBUG, REUSEADDR, DONTROUTE, BROADCAST, KEEPALIVE, OOBINLINE, PRIORITY, LINGER, REUSEPORT, PASSCRED, RCVLOWAT,
+/// RCVTIMEO, SNDTIMEO, BINDTODEVICE, TIMESTAMP, PASSSEC, TIMESTAMPNS, MARK, TIMESTAMPING, RXQ_OVFL, WIFI_STATUS,
+/// PEEK_OFF, NOFCS, SELECT_ERR_QUEUE, BUSY_POLL, MAX_PACING_RATE, ZEROCOPY, PREFER_BUSY_POLL, PASSPIDFD, RCVPRIORITY,
+/// PASSRIGHTS, INQ.
+const SOCKET: Table = (
+    SOL_SOCKET,
+    &[
+        1, 2, 5, 6, 9, 10, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 37, 40, 41, 42, 43, 45, 46, 47, 60, 69,
+        76, 82, 83, 84,
+    ],
+);
+/// SO_SNDBUF, SO_RCVBUF and then SO_BUF_LOCK. TCP carries them apart.
+const BUFFERS: Table = (SOL_SOCKET, &[7, 8, 72]);
+/// NODELAY, KEEPIDLE, KEEPINTVL, KEEPCNT, SYNCNT, LINGER2, DEFER_ACCEPT, CONGESTION, THIN_LINEAR_TIMEOUTS,
+/// USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT, SAVE_SYN, FASTOPEN_CONNECT, FASTOPEN_NO_COOKIE, INQ, TX_DELAY; CORK last,
+/// because it holds back.
+const TCP: Table = (
+    IPPROTO_TCP,
+    &[1, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 27, 30, 34, 36, 37, 3],
+);
+/// SEGMENT, GRO, NO_CHECK6_TX, NO_CHECK6_RX.
+const UDP: Table = (IPPROTO_UDP, &[103, 104, 101, 102]);
+/// TOS, TTL, OPTIONS, RECVOPTS, RETOPTS, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, TRANSPARENT,
+/// RECVORIGDSTADDR, MINTTL, BIND_ADDRESS_NO_PORT, MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL, UNICAST_IF,
+/// LOCAL_PORT_RANGE.
+const IP: Table = (
+    IPPROTO_IP,
+    &[1, 2, 4, 6, 7, 8, 10, 11, 13, 12, 15, 19, 20, 21, 24, 33, 34, 49, 50, 51],
+);
+/// FLOWINFO_SEND, UNICAST_HOPS, MULTICAST_HOPS, MULTICAST_LOOP, MTU_DISCOVER, RECVERR, V6ONLY, MULTICAST_ALL,
+/// RECVPKTINFO, RECVHOPLIMIT, DONTFRAG, RECVTCLASS, TCLASS, AUTOFLOWLABEL, ADDR_PREFERENCES, MINHOPCOUNT, ORIGDSTADDR,
+/// TRANSPARENT, UNICAST_IF, RECVFRAGSIZE, FREEBIND.
+const IPV6: Table = (
+    IPPROTO_IPV6,
+    &[
+        33, 16, 18, 19, 23, 25, 26, 29, 49, 51, 62, 66, 67, 70, 72, 73, 74, 75, 76, 77, 78,
+    ],
+);
+const TCP_CONGESTION: (i32, i32) = (IPPROTO_TCP, 13);
+const SO_REUSEADDR: (i32, i32) = (SOL_SOCKET, 2);
+const SO_PEEK_OFF: (i32, i32) = (SOL_SOCKET, 42);
+
+/// Reads options; remembers what a fresh socket of each kind has.
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    fresh: HashMap<(i32, i32, i32), Vec<SockOpt>>,
+}
+
+impl Reader {
+    /// The options of a socket that must be set again on a fresh one. Must be called before the socket
+    /// enters repair mode.
+    pub(crate) fn options(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        family: i32,
+        kind: i32,
+        protocol: i32,
+    ) -> Result<Vec<SockOpt>, Errno> {
+        let tables = tables(family, protocol);
+        let key = (family, kind, protocol);
+        if !self.fresh.contains_key(&key) {
+            let fresh = sock::socket(family, kind, protocol)?;
+            self.fresh.insert(key, read(fresh.as_fd(), &tables));
+        }
+        let fresh = self.fresh.get(&key).map(Vec::as_slice).unwrap_or_default();
+        Ok(read(fd, &tables)
+            .into_iter()
+            // The default algorithm differs from host to host; all others are the kernel's.
+            .filter(|option| (option.level, option.name) == TCP_CONGESTION || !fresh.contains(option))
+            .filter(|option| (option.level, option.name) != SO_PEEK_OFF || option.value != (-1_i32).to_ne_bytes())
+            .collect())
+    }
+}
+
+fn tables(family: i32, protocol: i32) -> Vec<Table> {
+    let mut tables = vec![SOCKET];
+    if protocol == IPPROTO_TCP && family != libc::AF_UNIX {
+        tables.push(TCP);
+    } else {
+        tables.push(BUFFERS);
+    }
+    if matches!(family, AF_INET | AF_INET6) {
+        if protocol != IPPROTO_TCP {
+            tables.push(UDP);
+        }
+        tables.push(IP);
+    }
+    if family == AF_INET6 {
+        tables.push(IPV6);
+    }
+    tables
+}
+
+/// All options that this kind of socket has.
+fn read(fd: BorrowedFd<'_>, tables: &[Table]) -> Vec<SockOpt> {
+    let mut options = Vec::new();
+    for (level, names) in tables {
+        for name in *names {
+            if let Ok(mut value) = sock::get_raw(fd, *level, *name) {
+                if (*level, *name) == SO_REUSEADDR && value.first() == Some(&2) {
+                    // Repair mode shows so.
+                    value = 1_i32.to_ne_bytes().to_vec();
+                }
+                options.push(SockOpt {
+                    level: *level,
+                    name: *name,
+                    value,
+                });
+            }
+        }
+    }
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_changed() {
+        let mut reader = Reader::default();
+        let socket = sock::socket(AF_INET, libc::SOCK_STREAM, IPPROTO_TCP).unwrap();
+        let read = |reader: &mut Reader| {
+            let mut all = reader
+                .options(socket.as_fd(), AF_INET, libc::SOCK_STREAM, IPPROTO_TCP)
+                .unwrap();
+            all.retain(|option| (option.level, option.name) != TCP_CONGESTION);
+            all
+        };
+        assert_eq!(read(&mut reader), []);
+        sock::set_int(socket.as_fd(), IPPROTO_TCP, 1, 1).unwrap();
+        sock::set_int(socket.as_fd(), SOL_SOCKET, 2, 1).unwrap();
+        let names: Vec<_> = read(&mut reader).iter().map(|o| (o.level, o.name)).collect();
+        assert_eq!(names, [(SOL_SOCKET, 2), (IPPROTO_TCP, 1)]);
+    }
+}

@@ -1,0 +1,125 @@
+//! Pipes and fifos.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use image::files::Pipe;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sys::{Errno, fds};
+
+use super::table::{Open, Table};
+use crate::source::SourceError;
+use crate::source::descriptor::Class;
+use crate::source::findings::Findings;
+
+const O_ACCMODE: u32 = 3;
+const O_RDONLY: u32 = 0;
+const O_DIRECT: u32 = 0o40_000;
+const OUTSIDE: &str = "give it to the container as an external file, or close it before the move";
+
+/// Pipes by inode, with their place in the image.
+#[derive(Debug, Default)]
+pub(crate) struct Pipes {
+    places: BTreeMap<(u64, u64), u32>,
+    pub(crate) pipes: Vec<Pipe>,
+}
+
+impl Pipes {
+    /// The place of the pipe behind this description.
+    pub(crate) fn place(&self, open: &Open) -> u32 {
+        self.places.get(&open.key).copied().unwrap_or(0)
+    }
+
+    /// Reads all pipes of the tree.
+    pub(crate) fn capture(table: &Table, findings: &mut Findings) -> Result<Self, SourceError> {
+        let mut ends: BTreeMap<(u64, u64), Vec<&Open>> = BTreeMap::new();
+        for open in &table.open {
+            if matches!(open.class, Class::Pipe { .. }) {
+                ends.entry(open.key).or_default().push(open);
+            }
+        }
+        let mut all = Self::default();
+        for (key, ends) in ends {
+            let place = u32::try_from(all.pipes.len()).unwrap_or(u32::MAX);
+            all.places.insert(key, place);
+            all.pipes.push(one(&ends, findings)?);
+        }
+        Ok(all)
+    }
+}
+
+fn one(ends: &[&Open], findings: &mut Findings) -> Result<Pipe, SourceError> {
+    let first = ends[0];
+    let (pid, fd) = first.holder;
+    let fail = |errno| SourceError::kernel("read a pipe", first.holder_pid, errno);
+    let Class::Pipe { fifo } = &first.class else {
+        return Err(fail(Errno::EINVAL));
+    };
+    let access = |open: &&&Open| open.info.flags & O_ACCMODE;
+    let reader = ends.iter().find(|open| access(open) != 1);
+    let writer = ends.iter().find(|open| access(open) != O_RDONLY);
+    let mut content = Vec::new();
+    match (reader, writer) {
+        (Some(reader), Some(_)) => content = read(reader, findings).map_err(fail)?,
+        (Some(reader), None) => {
+            // A fifo that nobody has opened for writing shows no hang-up before the first writer came.
+            if fifo.is_none() && !has(reader.file.as_fd(), PollFlags::POLLHUP).map_err(fail)? {
+                findings.fd(pid, fd, "pipe whose writing end is outside of the container", OUTSIDE);
+            }
+            content = read(reader, findings).map_err(fail)?;
+        }
+        (None, Some(writer)) => {
+            if !has(writer.file.as_fd(), PollFlags::POLLERR).map_err(fail)? {
+                findings.fd(pid, fd, "pipe whose reading end is outside of the container", OUTSIDE);
+            }
+        }
+        (None, None) => {}
+    }
+    let capacity = fds::pipe_size(first.file.as_fd()).map_err(fail)?;
+    Ok(Pipe {
+        capacity: u32::try_from(capacity).unwrap_or(0),
+        content,
+        fifo: fifo.clone(),
+    })
+}
+
+fn read(reader: &Open, findings: &mut Findings) -> Result<Vec<u8>, Errno> {
+    let second;
+    let mut source = reader.file.as_fd();
+    // tee(2) from a descriptor that is open for both would find its own writer: it works all the same, but a
+    // read end of its own keeps flags such as O_NONBLOCK out of the way.
+    if reader.info.flags & O_ACCMODE != O_RDONLY {
+        second = reopen(reader)?;
+        source = second.as_fd();
+    }
+    let packets = fds::peek_packets(source)?;
+    if packets.len() > 1 && reader.info.flags & O_DIRECT != 0 {
+        let (pid, fd) = reader.holder;
+        findings.fd(
+            pid,
+            fd,
+            "pipe in packet mode (O_DIRECT) with several packets waiting: their borders would be lost",
+            "try again when the reader has caught up",
+        );
+    }
+    Ok(packets.concat())
+}
+
+fn reopen(open: &Open) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/{}/fd/{}", open.holder_pid, open.holder.1);
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+}
+
+/// Whether poll(2) reports this at once.
+pub(crate) fn has(fd: BorrowedFd<'_>, event: PollFlags) -> Result<bool, Errno> {
+    let mut polled = [PollFd::new(fd, PollFlags::empty())];
+    poll(&mut polled, PollTimeout::ZERO)?;
+    Ok(polled[0].revents().is_some_and(|got| got.contains(event)))
+}

@@ -1,0 +1,235 @@
+//! Unix sockets: who is connected to whom, and what waits in them.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::linux::fs::MetadataExt;
+
+use image::sockets::{Unix, UnixMessage, UnixState};
+use sys::diag::{Diag, UnixSocket};
+use sys::{Errno, ns, sock};
+
+use super::files::Context;
+use super::options::Reader;
+use super::table::{Open, Table};
+use crate::proc::fdinfo;
+use crate::source::SourceError;
+use crate::source::descriptor::{Class, Descriptor};
+use crate::source::sockets::{self, Kind};
+use crate::source::tree::Process;
+
+/// The kernel's list of unix sockets, by inode.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    sockets: HashMap<u64, UnixSocket>,
+}
+
+const OUTSIDE: &str = "give it to the container as an external file, or close it before the move";
+const CLOSE: &str = "have the program close it before the move";
+/// Kernel numbers of unix socket states.
+const CONNECTED: u8 = 1;
+const LISTENING: u8 = 10;
+const BOTH_WAYS: u8 = 3;
+
+impl Peers {
+    /// Asks the kernel, in the network namespace of the tree.
+    pub(crate) fn list(root: i32) -> Result<Self, SourceError> {
+        let fail = |errno| SourceError::kernel("list unix sockets", root, errno);
+        let netns = ns::open(root, ns::Kind::Net).map_err(fail)?;
+        let list = || -> sys::Result<Vec<UnixSocket>> { Diag::open()?.unix() };
+        let sockets = ns::in_netns(netns.as_fd(), list).map_err(fail)?.map_err(fail)?;
+        Ok(Self {
+            sockets: sockets
+                .into_iter()
+                .map(|socket| (u64::from(socket.inode), socket))
+                .collect(),
+        })
+    }
+
+    fn of(&self, open: &Open) -> Option<&UnixSocket> {
+        self.sockets.get(&open.key.1)
+    }
+}
+
+/// Reads every unix socket, by the id of its description. Descriptors in flight are added to the table.
+pub(crate) fn capture(table: &mut Table, context: &mut Context<'_>) -> Result<HashMap<u32, Unix>, SourceError> {
+    let mut queues = HashMap::new();
+    let mut next = 0;
+    // The table grows by what is in flight, which may be unix sockets with queues again.
+    while let Some(open) = table.open.get(next) {
+        next += 1;
+        if open.class != Class::Socket || sock::domain(open.file.as_fd()) != Ok(libc::AF_UNIX) {
+            continue;
+        }
+        let id = open.id;
+        let queue = queue(open, context)?;
+        let mut messages = Vec::with_capacity(queue.len());
+        for received in queue {
+            let mut files = Vec::with_capacity(received.fds.len());
+            for fd in received.fds {
+                files.push(in_flight(table, fd, context)?);
+            }
+            messages.push(UnixMessage {
+                data: received.data,
+                files,
+                from: match received.from {
+                    Some(sock::Address::Unix(name)) => name,
+                    _ => Vec::new(),
+                },
+            });
+        }
+        queues.insert(id, messages);
+    }
+    let by_inode: HashMap<u64, u32> = queues
+        .keys()
+        .filter_map(|id| Some((table.get(*id)?.key.1, *id)))
+        .collect();
+    let mut options = Reader::default();
+    let mut all = HashMap::new();
+    for (id, queue) in queues {
+        if let Some(open) = table.get(id) {
+            all.insert(id, one(open, queue, &by_inode, &mut options, context)?);
+        }
+    }
+    Ok(all)
+}
+
+fn queue(open: &Open, context: &mut Context<'_>) -> Result<Vec<sock::Received>, SourceError> {
+    // A listening socket's queue holds connections, not data.
+    if context.unix.of(open).is_some_and(|socket| socket.state == LISTENING) {
+        return Ok(Vec::new());
+    }
+    match sock::peek_queue(open.file.as_fd()) {
+        Ok(queue) => Ok(queue),
+        // Not connected, or reset by its peer: nothing can be read from it.
+        Err(Errno::EINVAL | Errno::ENOTCONN | Errno::ECONNRESET) => Ok(Vec::new()),
+        Err(Errno::EOPNOTSUPP) => {
+            let (pid, fd) = open.holder;
+            context.findings.fd(pid, fd, "unix socket whose queue cannot be read", CLOSE);
+            Ok(Vec::new())
+        }
+        Err(errno) => Err(SourceError::kernel("read what waits in a unix socket", open.holder_pid, errno)),
+    }
+}
+
+/// Puts a descriptor that was in flight into the table.
+fn in_flight(table: &mut Table, fd: OwnedFd, context: &mut Context<'_>) -> Result<u32, SourceError> {
+    let number = fd.as_raw_fd();
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let link = format!("fd/{number}");
+    let metadata = crate::proc::links::metadata(own, &link)?;
+    let process = Process {
+        pid: own,
+        inner: 0,
+        parent: 0,
+        stat: crate::proc::stat::Stat::default(),
+        status: crate::proc::status::Status::default(),
+        tids: Vec::new(),
+    };
+    let described = context.reader(|reader, externals| reader.descriptor(&process, number, externals))?;
+    let descriptor = match described {
+        Some(descriptor) => descriptor,
+        None => Descriptor {
+            fd: number,
+            info: fdinfo::read(own, number)?,
+            key: crate::proc::links::identity(&metadata),
+            class: Class::Refused,
+        },
+    };
+    table.add_received(fd, &descriptor)
+}
+
+fn one(
+    open: &Open,
+    queue: Vec<UnixMessage>,
+    by_inode: &HashMap<u64, u32>,
+    options: &mut Reader,
+    context: &mut Context<'_>,
+) -> Result<Unix, SourceError> {
+    let fd = open.file.as_fd();
+    let (pid, number) = open.holder;
+    let fail = |what: &str, errno| SourceError::kernel(what, open.holder_pid, errno);
+    let sock_type = match sockets::kind(fd).map_err(|errno| fail("ask a socket", errno))? {
+        Ok(Kind::Unix(sock_type)) => sock_type,
+        Ok(_) => libc::SOCK_STREAM,
+        Err((reason, way_out)) => {
+            context.findings.fd(pid, number, reason, way_out);
+            libc::SOCK_STREAM
+        }
+    };
+    let Some(socket) = context.unix.of(open).cloned() else {
+        context
+            .findings
+            .fd(pid, number, "unix socket of another network namespace", CLOSE);
+        return Ok(empty(sock_type));
+    };
+    let name = socket.name.clone().unwrap_or_default();
+    let (name_exists, file_mode) = bound_file(&name, &socket, context);
+    let state = match (socket.state, socket.peer) {
+        (LISTENING, _) => {
+            if !socket.pending.is_empty() || socket.unread > 0 {
+                context.findings.fd(
+                    pid,
+                    number,
+                    "connections to a unix socket wait to be accepted",
+                    "try again in a moment; a program that never accepts must be ended",
+                );
+            }
+            UnixState::Listen { backlog: socket.unacked }
+        }
+        (_, Some(peer)) if peer != 0 => match by_inode.get(&u64::from(peer)) {
+            Some(&peer) => UnixState::Connected { peer },
+            None => {
+                context
+                    .findings
+                    .fd(pid, number, "unix socket whose peer is outside of the container", OUTSIDE);
+                UnixState::Unconnected
+            }
+        },
+        (CONNECTED, _) => UnixState::PeerClosed,
+        _ if socket.shutdown == BOTH_WAYS && sock_type != libc::SOCK_DGRAM => UnixState::PeerClosed,
+        _ => UnixState::Unconnected,
+    };
+    Ok(Unix {
+        sock_type,
+        options: options
+            .options(fd, libc::AF_UNIX, sock_type, 0)
+            .map_err(|errno| fail("read socket options", errno))?,
+        name,
+        name_exists,
+        file_mode,
+        state,
+        queue,
+        shutdown: socket.shutdown,
+    })
+}
+
+fn empty(sock_type: i32) -> Unix {
+    Unix {
+        sock_type,
+        options: Vec::new(),
+        name: Vec::new(),
+        name_exists: false,
+        file_mode: (0, 0, 0),
+        state: UnixState::Unconnected,
+        queue: Vec::new(),
+        shutdown: 0,
+    }
+}
+
+/// Whether the name of a bound socket still leads to it, and the socket file's mode, owner and group.
+fn bound_file(name: &[u8], socket: &UnixSocket, context: &Context<'_>) -> (bool, (u32, u32, u32)) {
+    let Some((_, inode)) = socket.file.filter(|_| name.first().is_some_and(|byte| *byte != 0)) else {
+        return (false, (0, 0, 0));
+    };
+    // A relative name was bound in a working directory that may be another one by now.
+    let mut path = context.view.inside(name);
+    if !path.starts_with(b"/") {
+        path.insert(0, b'/');
+    }
+    match context.view.symlink_metadata(&path) {
+        Some(found) if u32::try_from(found.st_ino() & 0xffff_ffff).is_ok_and(|ino| ino == inode) => {
+            (true, (found.st_mode(), found.st_uid(), found.st_gid()))
+        }
+        _ => (false, (0, 0, 0)),
+    }
+}

@@ -1,0 +1,318 @@
+//! What a descriptor is, from /proc alone.
+
+use std::os::linux::fs::MetadataExt;
+
+use image::shape::FileIdentity;
+
+use super::error::InspectError;
+use super::mm::{MmReader, makedev, object_kind};
+use super::registry::Handle;
+use super::spec::External;
+use super::tree::Process;
+use super::view::FileView;
+use crate::proc::fdinfo::{self, FdInfo};
+use crate::proc::links;
+
+/// A descriptor as /proc shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Descriptor {
+    /// Its number.
+    pub(crate) fd: i32,
+    /// /proc/PID/fdinfo/FD.
+    pub(crate) info: FdInfo,
+    /// What the link leads to: inode and device number.
+    pub(crate) key: (u64, u64),
+    /// What it is.
+    pub(crate) class: Class,
+}
+
+/// What a descriptor is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// The runtime supplies it.
+    External(String),
+    /// A regular file or a directory.
+    File { file: FileIdentity, directory: bool },
+    /// A stateless device.
+    Device { path: String, rdev: u64 },
+    /// A file of procfs, sysfs or cgroupfs.
+    Pseudo { path: String },
+    /// A pipe, or with a path a fifo.
+    Pipe { fifo: Option<String> },
+    EventFd,
+    TimerFd,
+    SignalFd,
+    Epoll,
+    Inotify,
+    PidFd,
+    /// A memory object.
+    Memfd { object: u32 },
+    Socket,
+    /// It was refused.
+    Refused,
+}
+
+const CLOSE: &str = "have the program close it before the move";
+const O_PATH: u32 = 0o10_000_000;
+const S_IFMT: u32 = 0o170_000;
+
+impl MmReader<'_> {
+    /// Looks at one descriptor. `None`: it was closed meanwhile.
+    pub(crate) fn descriptor(
+        &mut self,
+        process: &Process,
+        fd: i32,
+        externals: &[External],
+    ) -> Result<Option<Descriptor>, InspectError> {
+        match self.try_descriptor(process, fd, externals) {
+            Ok(descriptor) => Ok(Some(descriptor)),
+            Err(InspectError::Proc(error)) if error.is_gone() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn try_descriptor(
+        &mut self,
+        process: &Process,
+        fd: i32,
+        externals: &[External],
+    ) -> Result<Descriptor, InspectError> {
+        let link = format!("fd/{fd}");
+        let target = links::read(process.pid, &link)?;
+        let metadata = links::metadata(process.pid, &link)?;
+        let info = fdinfo::read(process.pid, fd)?;
+        let key = links::identity(&metadata);
+        let external = externals
+            .iter()
+            .find(|external| (external.dev, external.ino) == key)
+            .map(|external| external.key.clone());
+        let class = match external {
+            Some(key) => Class::External(key),
+            None => self.class(process, fd, &target, &metadata, &info)?,
+        };
+        if !info.locks.is_empty() && !matches!(class, Class::Refused) {
+            let what = info.locks.join("; ");
+            self.findings.fd(
+                process.inner,
+                fd,
+                format!("file lock or lease ({what}): locks are not carried yet"),
+                "have the program release the lock before the move",
+            );
+        }
+        Ok(Descriptor {
+            fd,
+            info,
+            key,
+            class,
+        })
+    }
+
+    fn class(
+        &mut self,
+        process: &Process,
+        fd: i32,
+        target: &[u8],
+        metadata: &std::fs::Metadata,
+        info: &FdInfo,
+    ) -> Result<Class, InspectError> {
+        let pid = process.inner;
+        if let Some(kind) = target.strip_prefix(b"anon_inode:") {
+            return Ok(self.anon_inode(pid, fd, kind, info));
+        }
+        if target.starts_with(b"socket:[") {
+            return Ok(Class::Socket);
+        }
+        if target.starts_with(b"pipe:[") {
+            return Ok(Class::Pipe { fifo: None });
+        }
+        if target.starts_with(b"pidfd:[") {
+            return Ok(Class::PidFd);
+        }
+        if !target.starts_with(b"/") {
+            let shown = String::from_utf8_lossy(target);
+            return Ok(self.refuse(pid, fd, format!("{shown}: a kind of file that cannot move"), CLOSE));
+        }
+        if info.flags & O_PATH != 0 {
+            return Ok(self.refuse(pid, fd, "opened with O_PATH: not carried yet", CLOSE));
+        }
+        if metadata.st_dev() == self.view.shmem_dev {
+            return Ok(self.memory_object(process, fd, target, metadata));
+        }
+        let file = self.view.file(process.pid, &format!("fd/{fd}"))?;
+        self.named(process, fd, &file, info)
+    }
+
+    fn named(
+        &mut self,
+        process: &Process,
+        fd: i32,
+        file: &FileView,
+        info: &FdInfo,
+    ) -> Result<Class, InspectError> {
+        let pid = process.inner;
+        let shown = String::from_utf8_lossy(&file.path).into_owned();
+        let kind = file.metadata.st_mode() & S_IFMT;
+        let utf8 = String::from_utf8(file.path.clone());
+        Ok(match (kind, utf8) {
+            (_, Err(_)) => self.refuse(pid, fd, format!("the path of {shown} is not UTF-8"), "rename the file"),
+            (0o020_000, Ok(path)) => {
+                let rdev = file.metadata.st_rdev();
+                // null, zero, full, random, urandom
+                if [3, 5, 7, 8, 9].iter().any(|minor| rdev == makedev(1, *minor)) {
+                    Class::Device { path, rdev }
+                } else if matches!(rdev >> 8 & 0xfff, 4 | 5 | 136..=143) {
+                    self.refuse(
+                        pid,
+                        fd,
+                        format!("{shown}: terminals are not carried yet"),
+                        "start the program without a terminal",
+                    )
+                } else {
+                    self.refuse(pid, fd, format!("{shown}: a device of this host"), CLOSE)
+                }
+            }
+            (0o060_000, Ok(_)) => self.refuse(pid, fd, format!("{shown}: a block device of this host"), CLOSE),
+            (0o010_000, Ok(path)) if file.deleted => {
+                self.refuse(pid, fd, format!("{path}: a fifo without a name"), CLOSE)
+            }
+            (0o010_000, Ok(path)) => Class::Pipe { fifo: Some(path) },
+            (0o100_000 | 0o040_000, Ok(path)) => {
+                if let Some(class) = self.special_file(process, fd, path, info)? {
+                    return Ok(class);
+                }
+                let directory = kind == 0o040_000;
+                if directory && file.deleted {
+                    return Ok(self.refuse(pid, fd, format!("{shown}: a deleted directory"), CLOSE));
+                }
+                let handle = Handle {
+                    pid: process.pid,
+                    link: format!("fd/{fd}"),
+                };
+                match self.identity(pid, image::Subject::Fd(fd), file, handle) {
+                    Some(file) => Class::File { file, directory },
+                    None => Class::Refused,
+                }
+            }
+            (_, Ok(_)) => self.refuse(pid, fd, format!("{shown}: a kind of file that cannot move"), CLOSE),
+        })
+    }
+
+    /// Files of procfs, sysfs, cgroupfs, mqueue and the like.
+    fn special_file(
+        &mut self,
+        process: &Process,
+        fd: i32,
+        path: String,
+        info: &FdInfo,
+    ) -> Result<Option<Class>, InspectError> {
+        let fs_type = self.fs_type(process.pid, info.mount)?;
+        Ok(match fs_type.as_deref() {
+            Some("proc" | "sysfs" | "cgroup" | "cgroup2") => Some(Class::Pseudo { path }),
+            Some("mqueue") => Some(self.refuse(
+                process.inner,
+                fd,
+                format!("{path}: POSIX message queues are not carried yet"),
+                CLOSE,
+            )),
+            Some(kind @ ("hugetlbfs" | "debugfs" | "tracefs" | "bpf" | "securityfs" | "devpts" | "fuse")) => {
+                Some(self.refuse(
+                    process.inner,
+                    fd,
+                    format!("{path}: a file of {kind} cannot move"),
+                    CLOSE,
+                ))
+            }
+            _ => None,
+        })
+    }
+
+    fn fs_type(&mut self, pid: i32, mount: i32) -> Result<Option<String>, InspectError> {
+        if self.mounts.is_empty() {
+            *self.mounts = crate::proc::mountinfo::read(pid)?
+                .into_iter()
+                .map(|mount| (mount.id, mount.fs_type))
+                .collect();
+        }
+        Ok(self.mounts.get(&mount).cloned())
+    }
+
+    fn memory_object(
+        &mut self,
+        process: &Process,
+        fd: i32,
+        target: &[u8],
+        metadata: &std::fs::Metadata,
+    ) -> Class {
+        let pid = process.inner;
+        let Some(kind) = object_kind(target) else {
+            let shown = String::from_utf8_lossy(target);
+            return self.refuse(pid, fd, format!("{shown}: memory of a kind that is not known"), CLOSE);
+        };
+        let handle = Handle {
+            pid: process.pid,
+            link: format!("fd/{fd}"),
+        };
+        let object = self
+            .registry
+            .object(links::identity(metadata), metadata.st_size(), kind, handle);
+        self.registry.object_has_fd(object);
+        Class::Memfd { object }
+    }
+
+    fn anon_inode(&mut self, pid: i32, fd: i32, kind: &[u8], info: &FdInfo) -> Class {
+        match kind {
+            b"[eventfd]" if info.eventfd.is_some() => Class::EventFd,
+            b"[timerfd]" if info.timerfd.is_some() => Class::TimerFd,
+            b"[signalfd]" if info.signalfd.is_some() => Class::SignalFd,
+            b"[eventpoll]" => Class::Epoll,
+            b"inotify" | b"[inotify]" => Class::Inotify,
+            b"[pidfd]" => Class::PidFd,
+            _ => {
+                let (reason, way_out) = anon_inode_refusal(kind);
+                self.refuse(pid, fd, reason, way_out)
+            }
+        }
+    }
+
+    fn refuse(&mut self, pid: i32, fd: i32, reason: impl Into<String>, way_out: &str) -> Class {
+        self.findings.fd(pid, fd, reason, way_out);
+        Class::Refused
+    }
+}
+
+/// Why a file of the kernel's own cannot move, and what to do.
+fn anon_inode_refusal(kind: &[u8]) -> (String, &'static str) {
+    let shown = String::from_utf8_lossy(kind);
+    let name = shown.trim_matches(['[', ']']);
+    let reason = match name {
+        "io_uring" => "io_uring: its rings and requests live in the kernel",
+        "userfaultfd" => "userfaultfd: the program serves page faults itself",
+        "perf_event" => "perf_event: it belongs to this host's CPUs",
+        "fanotify" => "fanotify: its marks and queue cannot be made again yet",
+        "seccomp notify" | "seccomp-notify" => "seccomp user notification: its requests live in the kernel",
+        "landlock-ruleset" | "landlock_ruleset" => "Landlock rules cannot be read back",
+        name if name.starts_with("bpf") => "BPF object: it lives in the kernel",
+        name if name.starts_with("kvm") => "KVM: virtual machines move by their own means",
+        _ => return (format!("{name}: a kernel object that cannot move"), CLOSE),
+    };
+    (
+        reason.to_owned(),
+        match name {
+            "io_uring" => "start the program without io_uring",
+            _ => CLOSE,
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_objects_are_refused_by_name() {
+        assert!(anon_inode_refusal(b"[io_uring]").0.starts_with("io_uring"));
+        assert!(anon_inode_refusal(b"[userfaultfd]").0.contains("userfaultfd"));
+        assert!(anon_inode_refusal(b"bpf-map").0.contains("BPF"));
+        assert!(anon_inode_refusal(b"[new thing]").0.starts_with("new thing"));
+    }
+}

@@ -1,0 +1,128 @@
+//! Errors of the source side.
+
+use std::io;
+
+use image::Refusal;
+
+use crate::proc::ProcError;
+
+/// Why [`super::inspect`] failed. The tree was not touched.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The root process does not exist.
+    #[error("there is no process {pid}")]
+    NoSuchProcess {
+        /// The root's pid, as this process sees it.
+        pid: i32,
+    },
+    /// Something of /proc could not be read or understood.
+    #[error(transparent)]
+    Proc(#[from] ProcError),
+    /// A kernel interface that only looks failed.
+    #[error("{what} of pid {pid}")]
+    Kernel {
+        /// What was tried.
+        what: String,
+        /// The process, as this process sees it.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why an operation of [`super::Source`] failed.
+///
+/// Unless the variant says otherwise the tree can be given back with [`super::Source::abort`], and runs
+/// on as before.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// Something in the tree cannot be carried over.
+    #[error("{} thing(s) cannot be carried over, first: {}", .0.len(), first(.0))]
+    Refused(Vec<Refusal>),
+    /// Looking at the tree failed.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    /// A kernel interface failed on a process or thread.
+    #[error("{what} of pid {pid}")]
+    Kernel {
+        /// What was tried.
+        what: String,
+        /// The process or thread, as this process sees it.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The sink did not take pages.
+    #[error("cannot hand on page contents")]
+    Sink(#[source] io::Error),
+    /// A page that holds contents cannot be read although nothing runs (a hardware error, for one).
+    #[error("cannot read the page at {address:#x} of {owner:?}")]
+    UnreadablePage {
+        /// Whose.
+        owner: image::pages::Owner,
+        /// Where.
+        address: u64,
+    },
+    /// An operation was called in a state that does not allow it.
+    #[error("{operation} is not possible while the source is {state}")]
+    WrongState {
+        /// The operation.
+        operation: &'static str,
+        /// The state.
+        state: &'static str,
+    },
+    /// A thread ended while it was worked on; the tree goes on without it.
+    #[error("thread {tid} has ended")]
+    ThreadGone {
+        /// The thread, as this process sees it.
+        tid: i32,
+    },
+    /// The whole tree has exited.
+    #[error("the tree has exited")]
+    Gone,
+    /// Something took longer than its limit.
+    #[error("{what} took longer than {limit_ms} ms")]
+    Timeout {
+        /// What.
+        what: String,
+        /// The limit, milliseconds.
+        limit_ms: u64,
+    },
+    /// A failpoint of a test.
+    #[error("failpoint {0}")]
+    Failpoint(&'static str),
+}
+
+fn first(refusals: &[Refusal]) -> String {
+    refusals.first().map(ToString::to_string).unwrap_or_default()
+}
+
+impl From<ProcError> for SourceError {
+    fn from(error: ProcError) -> Self {
+        Self::Inspect(InspectError::Proc(error))
+    }
+}
+
+impl SourceError {
+    /// For a kernel interface that failed.
+    pub(crate) fn kernel(what: impl Into<String>, pid: i32, source: impl Into<io::Error>) -> Self {
+        Self::Kernel {
+            what: what.into(),
+            pid,
+            source: source.into(),
+        }
+    }
+}
+
+impl InspectError {
+    /// For a kernel interface that failed.
+    pub(crate) fn kernel(what: impl Into<String>, pid: i32, source: impl Into<io::Error>) -> Self {
+        Self::Kernel {
+            what: what.into(),
+            pid,
+            source: source.into(),
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Contents of memory objects, each sent once however many processes map it.
+//!
+//! Page tables do not tell everything here: a process that exits between two rounds, a mapping that comes
+//! and goes, write(2) on a memfd and holes punched by MADV_REMOVE leave no trace in a page table that is still there.
+//! So an object that may have been written behind the trackers is read as a whole and compared with
+//! what was sent, by a 64-bit hash of each page.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant, SystemTime};
+
+use image::PAGE_SIZE;
+use image::pages::Owner;
+use twox_hash::XxHash3_64;
+
+use super::batch::{Batcher, Contents, Outcome};
+use super::process::ObjectRanges;
+use super::sent::{PageSet, join};
+use crate::PageSink;
+use crate::source::SourceError;
+use crate::source::registry::{Object, Registry};
+
+/// What the target holds of every object.
+#[derive(Debug, Default)]
+pub(crate) struct ObjectMemory {
+    known: HashMap<u32, Known>,
+    chunk: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    sent: PageSet,
+    hashes: BTreeMap<u64, u64>,
+    /// Modification time at the last look; `None` when something may have changed within its resolution.
+    modified: Option<SystemTime>,
+}
+
+/// File times move in ticks: a change this close before a look may share its time with one after it.
+const TIME_RESOLUTION: Duration = Duration::from_millis(40);
+const CHUNK: usize = 1 << 20;
+
+impl ObjectMemory {
+    /// Sends what changed of all objects. `hidden_writers`: a process that is not tracked may have written
+    /// since the last round.
+    pub(crate) fn round(
+        &mut self,
+        registry: &Registry,
+        mut dirty: ObjectRanges,
+        hidden_writers: bool,
+        batcher: &mut Batcher,
+        sink: &mut dyn PageSink,
+    ) -> Result<(), SourceError> {
+        for object in registry.alive() {
+            let ranges = dirty.remove(&object.object.id).unwrap_or_default();
+            self.one(object, ranges, hidden_writers, batcher, sink)?;
+        }
+        Ok(())
+    }
+
+    fn one(
+        &mut self,
+        object: &Object,
+        mut dirty: Vec<Range<u64>>,
+        hidden_writers: bool,
+        batcher: &mut Batcher,
+        sink: &mut dyn PageSink,
+    ) -> Result<(), SourceError> {
+        let scan = Instant::now();
+        let fail = |error| SourceError::kernel("read a memory object", object.handle.pid, error);
+        let file = match File::open(object.handle.path()) {
+            Ok(file) => file,
+            // The mapping or descriptor that led to it is gone; the next look finds another one, or none.
+            Err(error) if crate::proc::is_gone(&error) && !batcher.strict => return Ok(()),
+            Err(error) => return Err(fail(error)),
+        };
+        let metadata = file.metadata().map_err(fail)?;
+        let now = SystemTime::now();
+        let modified = metadata.modified().map_err(fail)?;
+        let known = self.known.entry(object.object.id).or_default();
+        let suspect = hidden_writers || object.has_fd || known.modified != Some(modified);
+        let settled = now
+            .duration_since(modified)
+            .is_ok_and(|age| age > TIME_RESOLUTION);
+        known.modified = settled.then_some(modified);
+        let end = metadata.len().next_multiple_of(PAGE_SIZE);
+        if suspect {
+            self.chunk.resize(CHUNK, 0);
+            known
+                .changed(&file, end, &mut self.chunk, &mut dirty)
+                .map_err(fail)?;
+        }
+        clip(&mut dirty, end);
+        batcher.scanned(scan.elapsed());
+        let owner = Owner::Object(object.object.id);
+        let mut contents = ObjectPages { file: &file };
+        for range in &dirty {
+            batcher.push(owner, range, &mut contents, known, sink)?;
+        }
+        batcher.flush(owner, &mut contents, known, sink)
+    }
+}
+
+/// Sorts, joins and cuts at the end of the object.
+fn clip(ranges: &mut Vec<Range<u64>>, end: u64) {
+    for range in ranges.iter_mut() {
+        range.end = range.end.min(end);
+        range.start = range.start.min(range.end);
+    }
+    join(ranges);
+}
+
+impl Known {
+    /// Adds the pages whose contents are not those that were sent.
+    fn changed(&self, file: &File, end: u64, chunk: &mut [u8], out: &mut Vec<Range<u64>>) -> io::Result<()> {
+        let mut at = 0;
+        while at < end {
+            let data = next_data(file, at)?.unwrap_or(end).min(end) / PAGE_SIZE * PAGE_SIZE;
+            if data > at {
+                // A hole reads as zeros: what was sent there and is not zero must change.
+                let zero = XxHash3_64::oneshot(&[0; 4096]);
+                let stale = self.hashes.range(at..data).filter(|(_, hash)| **hash != zero);
+                out.extend(stale.map(|(page, _)| *page..*page + PAGE_SIZE));
+                at = data;
+                continue;
+            }
+            let want = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+            let part = &mut chunk[..want];
+            read_padded(file, at, part)?;
+            for (page, contents) in (at..).step_by(4096).zip(part.chunks_exact(4096)) {
+                let same = match self.hashes.get(&page) {
+                    Some(hash) => *hash == XxHash3_64::oneshot(contents),
+                    None => contents.iter().all(|byte| *byte == 0),
+                };
+                if !same {
+                    out.push(page..page + PAGE_SIZE);
+                }
+            }
+            at += want as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Outcome for Known {
+    fn sent(&mut self, page: u64, contents: &[u8]) {
+        self.sent.set(&(page..page + PAGE_SIZE), true);
+        self.hashes.insert(page, XxHash3_64::oneshot(contents));
+    }
+
+    fn must_tell_zero(&self, page: u64) -> bool {
+        self.sent.has(page)
+    }
+}
+
+struct ObjectPages<'a> {
+    file: &'a File,
+}
+
+impl Contents for ObjectPages<'_> {
+    fn read(&mut self, ranges: &[Range<u64>], buffer: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        for range in ranges {
+            let len = usize::try_from(range.end - range.start).unwrap_or(0);
+            read_padded(self.file, range.start, &mut buffer[done..done + len])?;
+            done += len;
+        }
+        Ok(done)
+    }
+}
+
+/// Where the next contents begin; `None` = only a hole follows.
+fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
+    let at = i64::try_from(at).map_err(io::Error::other)?;
+    match nix::unistd::lseek(file, at, nix::unistd::Whence::SeekData) {
+        Ok(data) => Ok(u64::try_from(data).ok()),
+        Err(nix::errno::Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Fills the buffer; beyond the end of the file with zeros.
+fn read_padded(file: &File, mut at: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match file.read_at(buffer, at) {
+            Ok(0) => {
+                buffer.fill(0);
+                return Ok(());
+            }
+            Ok(got) => {
+                at += got as u64;
+                buffer = &mut buffer[got..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! Private memory of one process.
+
+use std::io;
+use std::ops::Range;
+use std::time::Instant;
+
+use image::pages::Owner;
+use image::{PAGE_SIZE, Pid};
+use sys::Errno;
+use sys::mem::{ProcessMemory, Run};
+use sys::pagemap::{Categories, Pagemap, Region, ScanError};
+
+use super::batch::{Batcher, Contents, Outcome};
+use super::sent::{PageSet, join, subtract};
+use super::tracker::Tracker;
+use crate::PageSink;
+use crate::source::SourceError;
+use crate::source::mm::Mapping;
+
+/// The memory of a tracked process.
+#[derive(Debug)]
+pub(crate) struct TrackedMemory {
+    /// Its pid as this process sees it.
+    pub(crate) pid: i32,
+    /// Its pid in the container.
+    pub(crate) inner: Pid,
+    /// Stays bound to the address space of the moment in which it was opened.
+    mem: ProcessMemory,
+    pagemap: Pagemap,
+    /// Dropping it ends the tracking.
+    pub(crate) tracker: Box<dyn Tracker>,
+    /// Pages of which the target holds contents.
+    sent: PageSet,
+    /// Ranges whose contents the target may have lost: they count as written in the next round.
+    refresh: Vec<Range<u64>>,
+    /// Pages that MADV_GUARD_INSTALL made fault on purpose, as far as seen.
+    pub(crate) guards: Vec<u64>,
+    /// Nothing was looked at yet since the tracker was made: all of it counts as written.
+    first: bool,
+}
+
+/// Bit 58 of a pagemap entry: a guard page (Linux 6.15).
+const GUARD: u64 = 1 << 58;
+
+/// Written ranges of shared objects, by object: found through one process's mappings.
+pub(crate) type ObjectRanges = std::collections::BTreeMap<u32, Vec<Range<u64>>>;
+
+impl TrackedMemory {
+    /// Takes over a tracker that was just made in the process. `sent`: what the target already holds under
+    /// this pid.
+    pub(crate) fn new(
+        pid: i32,
+        inner: Pid,
+        tracker: Box<dyn Tracker>,
+        sent: PageSet,
+    ) -> Result<Self, SourceError> {
+        Ok(Self {
+            pid,
+            inner,
+            mem: ProcessMemory::open(pid).map_err(|error| SourceError::kernel("open mem", pid, error))?,
+            pagemap: Pagemap::open(pid).map_err(|error| SourceError::kernel("open pagemap", pid, error))?,
+            tracker,
+            sent,
+            refresh: Vec::new(),
+            guards: Vec::new(),
+            first: true,
+        })
+    }
+
+    /// Has these ranges sent again in the next round.
+    pub(crate) fn refresh(&mut self, ranges: Vec<Range<u64>>) {
+        self.refresh.extend(ranges);
+        join(&mut self.refresh);
+    }
+
+    /// What the target holds, to go on with when the process got another address space.
+    pub(crate) fn into_sent(self) -> PageSet {
+        self.sent
+    }
+
+    /// False after exec or exit: the address space that is tracked exists no more.
+    pub(crate) fn is_alive(&self, any_address: u64) -> bool {
+        let mut byte = [0];
+        // A dead address space ends at once; a live one gives bytes or EIO.
+        !matches!(self.mem.read(any_address, &mut byte), Err(error) if error.kind() == io::ErrorKind::UnexpectedEof)
+    }
+
+    /// Sends what was written since the last call; adds the written ranges of shared objects.
+    pub(crate) fn round(
+        &mut self,
+        mappings: &[Mapping],
+        again: bool,
+        objects: &mut ObjectRanges,
+        batcher: &mut Batcher,
+        sink: &mut dyn PageSink,
+    ) -> Result<(), SourceError> {
+        let owner = Owner::Process(self.inner);
+        let begin = Instant::now();
+        self.tracker
+            .begin(again)
+            .map_err(|errno| SourceError::kernel("start to look for written pages", self.pid, errno))?;
+        batcher.scanned(begin.elapsed());
+        for mapping in mappings {
+            let range = mapping.vma.start..mapping.vma.end;
+            let object = mapping.shared_object();
+            if object.is_none() && !mapping.has_private_pages() {
+                continue;
+            }
+            let scan = Instant::now();
+            let mut dirty = self
+                .tracker
+                .dirty(&self.pagemap, &range, again)
+                .map_err(|errno| SourceError::kernel("look for written pages", self.pid, errno))?;
+            if self.first {
+                dirty.ranges = vec![range.clone()];
+            } else {
+                for lost in &self.refresh {
+                    let start = lost.start.max(range.start);
+                    dirty.ranges.push(start..lost.end.min(range.end).max(start));
+                }
+                join(&mut dirty.ranges);
+            }
+            if let Some((id, offset)) = object {
+                let shifted = dirty
+                    .ranges
+                    .iter()
+                    .map(|dirty| dirty.start - range.start + offset..dirty.end - range.start + offset);
+                objects.entry(id).or_default().extend(shifted);
+                batcher.scanned(scan.elapsed());
+                continue;
+            }
+            let (data, drops) = self.classify(mapping, &dirty.ranges)?;
+            batcher.scanned(scan.elapsed());
+            for range in &drops {
+                self.sent.set(range, false);
+            }
+            batcher.drop_pages(owner, &drops, sink)?;
+            self.send(owner, mapping, &data, batcher, sink)?;
+        }
+        self.first = false;
+        self.refresh.clear();
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        owner: Owner,
+        mapping: &Mapping,
+        data: &[Range<u64>],
+        batcher: &mut Batcher,
+        sink: &mut dyn PageSink,
+    ) -> Result<(), SourceError> {
+        let mut contents = PrivatePages {
+            pid: self.pid,
+            mem: &self.mem,
+            readable: mapping.vma.prot & 1 != 0,
+        };
+        let mut outcome = SentPages {
+            sent: &mut self.sent,
+            over_file: mapping.is_over_file(),
+        };
+        for range in data {
+            batcher.push(owner, range, &mut contents, &mut outcome, sink)?;
+        }
+        batcher.flush(owner, &mut contents, &mut outcome, sink)
+    }
+
+    /// Splits written ranges into pages with contents of the process's own and pages that the target must
+    /// drop because it holds some and the process does not.
+    fn classify(
+        &mut self,
+        mapping: &Mapping,
+        written: &[Range<u64>],
+    ) -> Result<(Vec<Range<u64>>, Vec<Range<u64>>), SourceError> {
+        let bounds = mapping.vma.start..mapping.vma.end;
+        let mut data = Vec::new();
+        let mut drops = Vec::new();
+        for range in written {
+            let held = self.own_pages(range)?;
+            for gone in subtract(range, &held) {
+                drops.extend(self.sent.runs(&gone));
+            }
+            data.extend(held);
+        }
+        // A page of a private file mapping that was given back keeps its write protection and so does not
+        // count as written: what the target holds is compared with what is there.
+        if mapping.is_over_file() {
+            for range in self.sent.runs(&bounds) {
+                drops.extend(subtract(&range, &self.own_pages(&range)?));
+            }
+            join(&mut drops);
+        }
+        Ok((data, drops))
+    }
+
+    /// The pages of a range that belong to the process: present or swapped, and not a file's.
+    fn own_pages(&mut self, range: &Range<u64>) -> Result<Vec<Range<u64>>, SourceError> {
+        let mut regions: Vec<Region> = Vec::new();
+        self.pagemap
+            .classify(range.clone(), &mut regions)
+            .map_err(|error| match error {
+                ScanError::Kernel(errno) => SourceError::kernel("classify pages", self.pid, errno),
+                ScanError::Unregistered { .. } => SourceError::kernel("classify pages", self.pid, Errno::EPERM),
+            })?;
+        let mut own = Vec::new();
+        for region in regions {
+            if region.categories.has(Categories::FILE) {
+                continue;
+            }
+            if region.categories.has(Categories::PRESENT) {
+                own.push(region.range);
+            } else {
+                self.swapped_pages(&region.range, &mut own)?;
+            }
+        }
+        join(&mut own);
+        Ok(own)
+    }
+
+    /// Of pages that show as swapped: those that are, and not a mere marker.
+    fn swapped_pages(&mut self, range: &Range<u64>, own: &mut Vec<Range<u64>>) -> Result<(), SourceError> {
+        let mut entries = Vec::new();
+        self.pagemap
+            .entries(range.clone(), &mut entries)
+            .map_err(|errno| SourceError::kernel("read pagemap", self.pid, errno))?;
+        for (page, entry) in (0_u64..).zip(entries) {
+            let start = range.start + page * PAGE_SIZE;
+            if entry.0 & GUARD != 0 {
+                if self.guards.len() < 16 {
+                    self.guards.push(start);
+                }
+            } else if (entry.swapped() || entry.present()) && !entry.is_marker() {
+                own.push(start..start + PAGE_SIZE);
+            }
+        }
+        Ok(())
+    }
+}
+
+struct PrivatePages<'a> {
+    pid: i32,
+    mem: &'a ProcessMemory,
+    readable: bool,
+}
+
+impl Contents for PrivatePages<'_> {
+    fn read(&mut self, ranges: &[Range<u64>], buffer: &mut [u8]) -> io::Result<usize> {
+        if self.readable {
+            let runs: Vec<Run> = ranges
+                .iter()
+                .map(|range| Run {
+                    address: range.start,
+                    len: usize::try_from(range.end - range.start).unwrap_or(0),
+                })
+                .collect();
+            match sys::mem::read_runs(self.pid, &runs, buffer) {
+                Ok(got) if got > 0 => return Ok(got),
+                // Its protection may have changed meanwhile; below, protections do not count.
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(Errno::EFAULT as i32) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // Page by page: this is the way of few pages, and it ends exactly at the first that is not there.
+        let mut done = 0;
+        for page in ranges
+            .iter()
+            .flat_map(|range| (range.start..range.end).step_by(4096))
+        {
+            match self.mem.read(page, &mut buffer[done..done + 4096]) {
+                Ok(()) => done += 4096,
+                Err(error) if is_unmapped(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+}
+
+fn is_unmapped(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || [Errno::EIO, Errno::EFAULT]
+            .iter()
+            .any(|errno| error.raw_os_error() == Some(*errno as i32))
+}
+
+struct SentPages<'a> {
+    sent: &'a mut PageSet,
+    over_file: bool,
+}
+
+impl Outcome for SentPages<'_> {
+    fn sent(&mut self, page: u64, _contents: &[u8]) {
+        self.sent.set(&(page..page + PAGE_SIZE), true);
+    }
+
+    fn must_tell_zero(&self, page: u64) -> bool {
+        self.over_file || self.sent.has(page)
+    }
+}

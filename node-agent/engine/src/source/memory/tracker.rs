@@ -1,0 +1,230 @@
+//! Which pages of a process were written: one trait, two kernel mechanisms.
+
+use std::ops::Range;
+
+use sys::pagemap::{Categories, Pagemap, ScanError};
+use sys::uffd::Uffd;
+use sys::{Errno, pagemap};
+
+use super::sent::{EXTENT, PageSet, join, subtract};
+
+/// What a tracker says about one mapping.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Dirty {
+    /// Ranges that may have changed since the last look, ascending and disjoint.
+    pub(crate) ranges: Vec<Range<u64>>,
+    /// The mapping is not the one that was tracked before: everything that the target holds of it and
+    /// that is not in memory here must be dropped there.
+    pub(crate) fresh: bool,
+}
+
+/// Finds written pages of one address space.
+pub(crate) trait Tracker: std::fmt::Debug {
+    /// What of a mapping was written since the last call for it. With `again` the pages are watched for
+    /// the next call; without, they are only looked at (nothing runs any more).
+    ///
+    /// # Errors
+    /// `ESRCH` the address space is gone (exec or exit); others as the kernel gave them.
+    fn dirty(&mut self, pagemap: &Pagemap, mapping: &Range<u64>, again: bool) -> Result<Dirty, Errno>;
+
+    /// Called once before the mappings of a round are looked at; `again` as for [`Tracker::dirty`].
+    ///
+    /// # Errors
+    /// As the kernel gave them.
+    fn begin(&mut self, _again: bool) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+/// `PAGEMAP_SCAN` with asynchronous write protection by userfaultfd.
+///
+/// Only extents that hold pages are armed: arming a hole makes the kernel allocate page tables.
+#[derive(Debug)]
+pub(crate) struct PagemapScan {
+    uffd: Uffd,
+    /// Extents (by their number) that are armed, as page sets of whole extents clipped to mappings.
+    armed: PageSet,
+}
+
+impl PagemapScan {
+    /// Tracks the address space that made the userfaultfd. UFFDIO_API is called here.
+    ///
+    /// # Errors
+    /// `EINVAL` the kernel lacks a feature.
+    pub(crate) fn new(uffd: Uffd) -> Result<Self, Errno> {
+        uffd.api(sys::uffd::TRACKING)?;
+        Ok(Self {
+            uffd,
+            armed: PageSet::default(),
+        })
+    }
+
+    /// Protects again and reports what was written; registers the mapping if need be.
+    fn scan(
+        &self,
+        pagemap: &Pagemap,
+        mapping: &Range<u64>,
+        part: &Range<u64>,
+        again: bool,
+        dirty: &mut Dirty,
+    ) -> Result<(), Errno> {
+        let mut tried = false;
+        let mut from = part.start;
+        loop {
+            match pagemap.scan_written(from..part.end, again, &mut dirty.ranges) {
+                Ok(()) => return Ok(()),
+                Err(ScanError::Kernel(errno)) => return Err(errno),
+                Err(ScanError::Unregistered { range }) => {
+                    dirty.fresh = true;
+                    if !again || tried {
+                        dirty.ranges.push(range);
+                        return Ok(());
+                    }
+                    tried = true;
+                    from = part.start;
+                    match self.uffd.register_wp(mapping) {
+                        Ok(()) => {}
+                        // It changed under our hands. All of it counts as written, and the next look finds
+                        // the new state.
+                        Err(Errno::EINVAL | Errno::ENOMEM | Errno::EAGAIN | Errno::ENOENT) => {
+                            dirty.ranges.push(part.clone());
+                            return Ok(());
+                        }
+                        Err(errno) => return Err(errno),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Tracker for PagemapScan {
+    fn dirty(&mut self, pagemap: &Pagemap, mapping: &Range<u64>, again: bool) -> Result<Dirty, Errno> {
+        let mut dirty = Dirty::default();
+        let armed = self.armed.runs(mapping);
+        for part in &armed {
+            self.scan(pagemap, mapping, part, again, &mut dirty)?;
+            if dirty.fresh {
+                break;
+            }
+        }
+        let unarmed = if dirty.fresh {
+            // Another mapping than before. What the scans said is void: all of it counts as written.
+            self.armed.set(mapping, false);
+            dirty.ranges.clear();
+            vec![mapping.clone()]
+        } else {
+            subtract(mapping, &armed)
+        };
+        let populated = populated(pagemap, mapping, &unarmed)?;
+        for part in &populated {
+            if again {
+                // The answer is everything in it, because nothing of it was protected; what counts is the arming.
+                self.scan(pagemap, mapping, part, true, &mut Dirty::default())?;
+                self.armed.set(part, true);
+            }
+            dirty.ranges.push(part.clone());
+        }
+        if !armed.is_empty() && dirty.fresh {
+            dirty.ranges.push(mapping.clone());
+        }
+        join(&mut dirty.ranges);
+        Ok(dirty)
+    }
+}
+
+/// The extents of `ranges`, clipped to the mapping, that hold any page or swap entry.
+fn populated(
+    pagemap: &Pagemap,
+    mapping: &Range<u64>,
+    ranges: &[Range<u64>],
+) -> Result<Vec<Range<u64>>, Errno> {
+    let held = Categories::PRESENT.or(Categories::SWAPPED);
+    let query = pagemap::Query {
+        any: held,
+        report: held,
+        ..pagemap::Query::default()
+    };
+    let mut regions = Vec::new();
+    for range in ranges {
+        pagemap
+            .query(range.clone(), &query, &mut regions)
+            .map_err(|error| match error {
+                ScanError::Kernel(errno) => errno,
+                ScanError::Unregistered { .. } => Errno::EPERM,
+            })?;
+    }
+    let mut extents: Vec<Range<u64>> = regions
+        .into_iter()
+        .map(|region| {
+            let start = region.range.start / EXTENT * EXTENT;
+            let end = region.range.end.next_multiple_of(EXTENT);
+            start.max(mapping.start)..end.min(mapping.end)
+        })
+        .collect();
+    join(&mut extents);
+    Ok(extents)
+}
+
+/// Soft-dirty bits. Read and clear are two steps, so nothing of the tree may run between them: the
+/// caller stops it before [`Tracker::begin`] and lets it run after the last [`Tracker::dirty`].
+#[derive(Debug)]
+pub(crate) struct SoftDirty {
+    pid: i32,
+    /// Mappings seen before, by their bounds: what is new is wholly new.
+    known: Vec<Range<u64>>,
+    current: Vec<Range<u64>>,
+}
+
+impl SoftDirty {
+    /// Tracks the address space that the process has now.
+    pub(crate) fn new(pid: i32) -> Self {
+        Self {
+            pid,
+            known: Vec::new(),
+            current: Vec::new(),
+        }
+    }
+
+    /// Called after the last mapping of a round: from here on writes are recorded again.
+    pub(crate) fn rearm(&mut self) -> Result<(), Errno> {
+        self.known = std::mem::take(&mut self.current);
+        pagemap::clear_soft_dirty(self.pid)
+    }
+}
+
+impl Tracker for SoftDirty {
+    fn dirty(&mut self, pagemap: &Pagemap, mapping: &Range<u64>, _again: bool) -> Result<Dirty, Errno> {
+        self.current.push(mapping.clone());
+        if !self.known.contains(mapping) {
+            return Ok(Dirty {
+                ranges: vec![mapping.clone()],
+                fresh: true,
+            });
+        }
+        let mut dirty = Dirty::default();
+        let mut entries = Vec::new();
+        let mut at = mapping.start;
+        while at < mapping.end {
+            let end = (at + EXTENT * 16).min(mapping.end);
+            entries.clear();
+            pagemap.entries(at..end, &mut entries)?;
+            for (page, entry) in (0_u64..).zip(&entries) {
+                // A page that was given back has no bit any more: what is absent may have been dropped.
+                let absent = !entry.present() && !entry.swapped();
+                if entry.soft_dirty() || absent {
+                    let start = at + page * image::PAGE_SIZE;
+                    dirty.ranges.push(start..start + image::PAGE_SIZE);
+                }
+            }
+            join(&mut dirty.ranges);
+            at = end;
+        }
+        Ok(dirty)
+    }
+
+    fn begin(&mut self, _again: bool) -> Result<(), Errno> {
+        self.current.clear();
+        Ok(())
+    }
+}

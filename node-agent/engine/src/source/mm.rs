@@ -1,0 +1,353 @@
+//! Address spaces: from lines of /proc to [`Mm`].
+
+use std::os::linux::fs::MetadataExt;
+
+use image::Pid;
+use image::shape::{Backing, Mm, ObjectKind, Vma};
+
+use super::error::InspectError;
+use super::findings::Findings;
+use super::registry::{Handle, Registry};
+use super::tree::Process;
+use super::view::{FileView, View};
+use crate::proc::maps::Entry;
+
+/// A mapping with what the engine needs to read it, beside what goes into the image.
+#[derive(Clone, Debug)]
+pub(crate) struct Mapping {
+    /// For the image.
+    pub(crate) vma: Vma,
+    /// The kernel may throw its pages away at any time (MAP_DROPPABLE): nobody may rely on the contents.
+    pub(crate) droppable: bool,
+}
+
+impl Mapping {
+    /// Its pages belong to the process: they travel under [`image::pages::Owner::Process`].
+    pub(crate) fn has_private_pages(&self) -> bool {
+        match &self.vma.backing {
+            Backing::Anonymous => !self.droppable,
+            Backing::File { shared, .. } | Backing::Object { shared, .. } => !shared,
+            Backing::Vdso | Backing::Vvar(_) => false,
+        }
+    }
+
+    /// Pages that were never written show a file, not zeros.
+    pub(crate) fn is_over_file(&self) -> bool {
+        !matches!(self.vma.backing, Backing::Anonymous)
+    }
+
+    /// The memory object that a shared mapping writes to, with the offset of its start.
+    pub(crate) fn shared_object(&self) -> Option<(u32, u64)> {
+        match self.vma.backing {
+            Backing::Object {
+                id,
+                offset,
+                shared: true,
+                ..
+            } => Some((id, offset)),
+            _ => None,
+        }
+    }
+}
+
+/// Everything that turning lines of /proc into parts of an image needs.
+#[derive(Debug)]
+pub(crate) struct MmReader<'a> {
+    /// How paths look in the container.
+    pub(crate) view: &'a View,
+    /// Ids of shared things.
+    pub(crate) registry: &'a mut Registry,
+    /// Where refusals go.
+    pub(crate) findings: &'a mut Findings,
+    /// File system types by mount id; filled at the first use.
+    pub(crate) mounts: &'a mut std::collections::HashMap<i32, String>,
+    /// Our own trackers are in place: userfaultfd flags say nothing about the program.
+    pub(crate) tracked: bool,
+}
+
+const RESTART: &str = "end the program, or have it give this memory back, before the move";
+
+impl MmReader<'_> {
+    /// The mappings of a process. `entries` should carry flags (smaps); those of this engine's own tape
+    /// must have been taken out.
+    pub(crate) fn mappings(&mut self, process: &Process, entries: &[Entry]) -> Result<Vec<Mapping>, InspectError> {
+        let mut mappings = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match self.mapping(process, entry) {
+                Ok(Some(mapping)) => mappings.push(mapping),
+                Ok(None) => {}
+                // It was unmapped, or the process ended, between the two reads.
+                Err(InspectError::Proc(error)) if error.is_gone() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(mappings)
+    }
+
+    fn mapping(&mut self, process: &Process, entry: &Entry) -> Result<Option<Mapping>, InspectError> {
+        let pid = process.inner;
+        let backing = if entry.is_file() {
+            self.file_backing(process, entry)?
+        } else {
+            self.kernel_name(pid, entry)
+        };
+        let Some(backing) = backing else {
+            return Ok(None);
+        };
+        self.refuse_flags(pid, entry);
+        Ok(Some(Mapping {
+            vma: Vma {
+                start: entry.start,
+                end: entry.end,
+                prot: entry.prot,
+                anon_name: anon_name(&entry.name),
+                backing,
+                flags: entry.flags.to_image(),
+            },
+            droppable: entry.flags.has("dp"),
+        }))
+    }
+
+    /// A mapping without a file: anonymous memory, or one of the kernel's own.
+    fn kernel_name(&mut self, pid: Pid, entry: &Entry) -> Option<Backing> {
+        match entry.name.as_slice() {
+            b"[vdso]" => Some(Backing::Vdso),
+            b"[vvar]" | b"[vvar_vclock]" => {
+                Some(Backing::Vvar(String::from_utf8_lossy(&entry.name).into_owned()))
+            }
+            b"[vsyscall]" => None,
+            b"" | b"[heap]" | b"[stack]" => Some(Backing::Anonymous),
+            name if name.starts_with(b"[anon:") || name.starts_with(b"[stack:") => Some(Backing::Anonymous),
+            name => {
+                let name = String::from_utf8_lossy(name);
+                self.findings.address(
+                    pid,
+                    entry.start,
+                    format!("{name} is a mapping of the kernel's own that cannot be made again"),
+                    "remove the probe or tracer that made it",
+                );
+                None
+            }
+        }
+    }
+
+    fn file_backing(&mut self, process: &Process, entry: &Entry) -> Result<Option<Backing>, InspectError> {
+        let pid = process.inner;
+        let link = format!("map_files/{}", entry.link_name());
+        if let Some(reason) = unmovable_name(&entry.name) {
+            self.findings.address(pid, entry.start, reason, RESTART);
+            return Ok(None);
+        }
+        let file = self.view.file(process.pid, &link)?;
+        let mode = file.metadata.st_mode() & S_IFMT;
+        if mode == S_IFCHR {
+            return Ok(self.device(pid, entry, &file));
+        }
+        let handle = Handle {
+            pid: process.pid,
+            link,
+        };
+        let may_write = entry.shared && (entry.flags.has("mw") || entry.prot & 2 != 0);
+        if file.metadata.st_dev() == self.view.shmem_dev {
+            let Some(kind) = object_kind(&entry.name) else {
+                let name = String::from_utf8_lossy(&entry.name).into_owned();
+                let (reason, way_out) = if name.starts_with("/SYSV") {
+                    (
+                        "System V shared memory: its segment and key cannot be made again yet".to_owned(),
+                        "use POSIX shared memory (shm_open, memfd_create) instead",
+                    )
+                } else {
+                    (format!("{name}: shared memory of a kind that is not known"), RESTART)
+                };
+                self.findings.address(pid, entry.start, reason, way_out);
+                return Ok(None);
+            };
+            let id = self
+                .registry
+                .object(file.key(), file.metadata.st_size(), kind, handle);
+            return Ok(Some(Backing::Object {
+                id,
+                offset: entry.offset,
+                shared: entry.shared,
+                may_write,
+            }));
+        }
+        if mode != S_IFREG {
+            self.findings.address(
+                pid,
+                entry.start,
+                "it maps something that is neither a file nor memory",
+                RESTART,
+            );
+            return Ok(None);
+        }
+        let Some(file) = self.identity(pid, image::Subject::Address(entry.start), &file, handle) else {
+            return Ok(None);
+        };
+        Ok(Some(Backing::File {
+            file,
+            offset: entry.offset,
+            shared: entry.shared,
+            may_write,
+        }))
+    }
+
+    /// The identity of a file; files without a name become ghosts. `None` after a refusal.
+    pub(crate) fn identity(
+        &mut self,
+        pid: Pid,
+        subject: image::Subject,
+        file: &FileView,
+        handle: Handle,
+    ) -> Option<image::shape::FileIdentity> {
+        let shown = String::from_utf8_lossy(&file.path).into_owned();
+        let Some(mut identity) = file.identity(None) else {
+            self.findings.add(
+                pid,
+                subject,
+                format!("the path of {shown} is not UTF-8"),
+                "rename the file",
+            );
+            return None;
+        };
+        if file.deleted {
+            if file.metadata.st_nlink() > 0 {
+                self.findings.add(
+                    pid,
+                    subject,
+                    format!("{shown} was deleted under this name but has another one that is not known"),
+                    "close the file, or remove its other names",
+                );
+                return None;
+            }
+            identity.ghost = Some(self.registry.ghost(file.key(), &identity.path, handle));
+        } else if !self.view.leads_to(&file.path, &file.metadata) {
+            self.findings.add(
+                pid,
+                subject,
+                format!("{shown} does not lead to this file in the container: it comes from outside"),
+                "give it to the container as an external file, or close it before the move",
+            );
+            return None;
+        }
+        Some(identity)
+    }
+
+    fn device(&mut self, pid: Pid, entry: &Entry, file: &FileView) -> Option<Backing> {
+        // A private mapping of /dev/zero (1, 5) is anonymous memory. Shared ones show as memory objects.
+        if file.metadata.st_rdev() == makedev(1, 5) && !entry.shared {
+            return Some(Backing::Anonymous);
+        }
+        let name = String::from_utf8_lossy(&file.path);
+        self.findings.address(
+            pid,
+            entry.start,
+            format!("{name}: memory of a device cannot move"),
+            "stop using the device before the move",
+        );
+        None
+    }
+
+    fn refuse_flags(&mut self, pid: Pid, entry: &Entry) {
+        let rules = [
+            ("ht", "huge pages from hugetlbfs are not carried yet", "use transparent huge pages instead"),
+            ("um", "the program itself watches it with userfaultfd", RESTART),
+            ("uw", "the program itself watches it with userfaultfd", RESTART),
+            ("ui", "the program itself watches it with userfaultfd", RESTART),
+            ("ss", "shadow stack (CET): it cannot be made again yet", "start the program without shadow stacks"),
+            ("sl", "it is sealed (mseal): the seal would be lost", "start the program without mseal"),
+        ];
+        for (flag, reason, way_out) in rules {
+            let ours = self.tracked && matches!(flag, "um" | "uw" | "ui");
+            if entry.flags.has(flag) && !ours {
+                self.findings.address(pid, entry.start, reason, way_out);
+            }
+        }
+        let special = matches!(entry.name.as_slice(), b"[vvar]" | b"[vvar_vclock]" | b"[vdso]");
+        if !special && (entry.flags.has("pf") || entry.flags.has("io")) {
+            self.findings.address(
+                pid,
+                entry.start,
+                "memory of a device cannot move",
+                "stop using the device before the move",
+            );
+        }
+    }
+}
+
+/// Builds the image's form.
+pub(crate) fn to_image(
+    process: &Process,
+    mappings: &[Mapping],
+    exe: image::shape::FileIdentity,
+) -> Result<Mm, InspectError> {
+    Ok(Mm {
+        vmas: mappings.iter().map(|mapping| mapping.vma.clone()).collect(),
+        fields: process.stat.mm,
+        auxv: crate::proc::read(process.pid, "auxv")?,
+        exe,
+    })
+}
+
+/// Files of the kernel's own that mappings can show, and why they cannot move.
+fn unmovable_name(name: &[u8]) -> Option<&'static str> {
+    let rules: [(&[u8], &str); 6] = [
+        (b"/[aio]", "asynchronous I/O context (io_setup): its ring and requests live in the kernel"),
+        (b"anon_inode:[io_uring]", "io_uring: its rings live in the kernel"),
+        (b"anon_inode:[perf_event]", "perf_event ring: it belongs to this host's CPUs"),
+        (b"anon_inode:bpf", "BPF map: it lives in the kernel"),
+        (b"anon_inode:", "memory of the kernel's own cannot move"),
+        (b"socket:[", "packet socket ring: it lives in the kernel"),
+    ];
+    rules
+        .iter()
+        .find(|(prefix, _)| name.starts_with(prefix))
+        .map(|(_, reason)| *reason)
+}
+
+/// What made an object of the kernel's own tmpfs, by the name in its maps line or link.
+pub(crate) fn object_kind(name: &[u8]) -> Option<ObjectKind> {
+    if name == b"/dev/zero (deleted)" || name.starts_with(b"[anon_shmem:") {
+        return Some(ObjectKind::SharedAnonymous);
+    }
+    let name = name.strip_prefix(b"/memfd:")?;
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    Some(ObjectKind::Memfd {
+        name: String::from_utf8_lossy(name).into_owned(),
+        seals: 0,
+    })
+}
+
+fn anon_name(name: &[u8]) -> Option<String> {
+    let inner = name
+        .strip_prefix(b"[anon:")
+        .or_else(|| name.strip_prefix(b"[anon_shmem:"))?
+        .strip_suffix(b"]")?;
+    Some(String::from_utf8_lossy(inner).into_owned())
+}
+
+const S_IFMT: u32 = 0o170_000;
+const S_IFCHR: u32 = 0o020_000;
+const S_IFREG: u32 = 0o100_000;
+
+/// `st_dev` of stat(2) from major and minor number.
+pub(crate) fn makedev(major: u64, minor: u64) -> u64 {
+    (major & 0xfff) << 8 | (major & !0xfff) << 32 | minor & 0xff | (minor & !0xff) << 12
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn object_kinds_by_name() {
+        assert_eq!(object_kind(b"/dev/zero (deleted)"), Some(ObjectKind::SharedAnonymous));
+        assert_eq!(
+            object_kind(b"/memfd:a (deleted) (deleted)"),
+            Some(ObjectKind::Memfd { name: "a (deleted)".into(), seals: 0 })
+        );
+        assert_eq!(object_kind(b"/SYSV00000000 (deleted)"), None);
+        assert_eq!(anon_name(b"[anon:x y]").as_deref(), Some("x y"));
+        assert_eq!(makedev(254, 1), 0xfe01);
+    }
+}

@@ -1,0 +1,123 @@
+//! Ids of what several processes can share: memory objects and files without a name.
+
+use std::collections::HashMap;
+
+use image::shape::{MemoryObject, ObjectKind};
+
+/// `st_dev` and `st_ino`.
+pub(crate) type Key = (u64, u64);
+
+/// How to reach a memory object or a ghost file: a link below /proc.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Handle {
+    /// Process, as this process sees it.
+    pub(crate) pid: i32,
+    /// `map_files/A-B` or `fd/N`.
+    pub(crate) link: String,
+}
+
+impl Handle {
+    /// The path to open.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/{}", self.pid, self.link)
+    }
+}
+
+/// A memory object of the tree.
+#[derive(Clone, Debug)]
+pub(crate) struct Object {
+    /// What goes into the image.
+    pub(crate) object: MemoryObject,
+    /// A way to its contents, as of the last look.
+    pub(crate) handle: Handle,
+    /// It was there at the last look.
+    pub(crate) alive: bool,
+    /// A descriptor of it is open in the tree: it may be written without a mapping that is tracked.
+    pub(crate) has_fd: bool,
+}
+
+/// A file that is open or mapped and has no name.
+#[derive(Clone, Debug)]
+pub(crate) struct GhostFile {
+    /// Its id in the image.
+    pub(crate) id: u32,
+    /// The name it had, in the container.
+    pub(crate) path: String,
+    /// A way to its contents.
+    pub(crate) handle: Handle,
+}
+
+/// All ids given so far. An id never changes its meaning during one migration.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    objects: HashMap<Key, u32>,
+    by_id: Vec<Object>,
+    ghosts: HashMap<Key, GhostFile>,
+}
+
+impl Registry {
+    /// To be called before each look at the tree.
+    pub(crate) fn begin(&mut self) {
+        for object in &mut self.by_id {
+            object.alive = false;
+            object.has_fd = false;
+        }
+    }
+
+    /// The id of a memory object.
+    pub(crate) fn object(&mut self, key: Key, size: u64, kind: ObjectKind, handle: Handle) -> u32 {
+        if let Some(&id) = self.objects.get(&key)
+            && let Some(object) = self.get_mut(id)
+        {
+            object.object.size = size;
+            object.object.kind = kind;
+            object.handle = handle;
+            object.alive = true;
+            return id;
+        }
+        let id = u32::try_from(self.by_id.len()).unwrap_or(u32::MAX);
+        self.objects.insert(key, id);
+        self.by_id.push(Object {
+            object: MemoryObject { id, size, kind },
+            handle,
+            alive: true,
+            has_fd: false,
+        });
+        id
+    }
+
+    /// Notes that a descriptor of the object is open.
+    pub(crate) fn object_has_fd(&mut self, id: u32) {
+        if let Some(object) = self.get_mut(id) {
+            object.has_fd = true;
+        }
+    }
+
+    fn get_mut(&mut self, id: u32) -> Option<&mut Object> {
+        self.by_id.get_mut(usize::try_from(id).ok()?)
+    }
+
+    /// Objects that were there at the last look.
+    pub(crate) fn alive(&self) -> impl Iterator<Item = &Object> {
+        self.by_id.iter().filter(|object| object.alive)
+    }
+
+    /// The id of a file without a name.
+    pub(crate) fn ghost(&mut self, key: Key, path: &str, handle: Handle) -> u32 {
+        let next = u32::try_from(self.ghosts.len()).unwrap_or(u32::MAX);
+        let ghost = self.ghosts.entry(key).or_insert_with(|| GhostFile {
+            id: next,
+            path: path.to_owned(),
+            handle: handle.clone(),
+        });
+        ghost.handle = handle;
+        ghost.id
+    }
+
+    /// Files without a name, by id.
+    pub(crate) fn ghosts(&self) -> Vec<&GhostFile> {
+        let mut ghosts: Vec<_> = self.ghosts.values().collect();
+        ghosts.sort_by_key(|ghost| ghost.id);
+        ghosts
+    }
+}

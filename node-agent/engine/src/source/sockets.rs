@@ -1,0 +1,155 @@
+//! What can be told about a socket without touching it.
+
+use std::os::fd::BorrowedFd;
+
+use libc::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, SOCK_DGRAM, SOCK_STREAM};
+use sys::{Errno, sock};
+
+/// Kernel numbers of TCP states.
+pub(crate) mod tcp_state {
+    pub(crate) const ESTABLISHED: u8 = 1;
+    pub(crate) const SYN_SENT: u8 = 2;
+    pub(crate) const SYN_RECV: u8 = 3;
+    pub(crate) const CLOSE: u8 = 7;
+    pub(crate) const LISTEN: u8 = 10;
+}
+
+const TCP_INFO: i32 = 11;
+const TCP_ULP: i32 = 31;
+const SO_GET_FILTER: i32 = 26;
+const IPPROTO_MPTCP: i32 = 262;
+
+/// A socket by what the engine does with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// AF_UNIX of this type.
+    Unix(i32),
+    /// TCP in this kernel state.
+    Tcp { family: i32, state: u8 },
+    /// UDP or UDP-Lite.
+    Udp { family: i32, protocol: i32 },
+}
+
+/// Why a socket cannot move, and what to do.
+pub(crate) type Reason = (String, &'static str);
+
+const CLOSE: &str = "have the program close it before the move";
+
+/// What a socket is; `Ok(Err(..))` when it cannot move.
+pub(crate) fn kind(fd: BorrowedFd<'_>) -> Result<Result<Kind, Reason>, Errno> {
+    let family = sock::domain(fd)?;
+    let socket_type = sock::kind(fd)?;
+    let protocol = sock::protocol(fd)?;
+    if has_filter(fd)? {
+        return Ok(Err((
+            "socket with a packet filter (SO_ATTACH_FILTER): filters are not carried yet".to_owned(),
+            CLOSE,
+        )));
+    }
+    match (family, socket_type, protocol) {
+        (AF_UNIX, _, _) => Ok(Ok(Kind::Unix(socket_type))),
+        (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_TCP) => tcp(fd, family),
+        (AF_INET | AF_INET6, SOCK_DGRAM, IPPROTO_UDP | IPPROTO_UDPLITE) => {
+            Ok(Ok(Kind::Udp { family, protocol }))
+        }
+        (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_MPTCP) => Ok(Err((
+            "MPTCP socket: its subflows cannot be made again".to_owned(),
+            "start the program with plain TCP",
+        ))),
+        _ => Ok(Err((
+            format!("{}: not carried", describe(family, socket_type, protocol)),
+            CLOSE,
+        ))),
+    }
+}
+
+fn tcp(fd: BorrowedFd<'_>, family: i32) -> Result<Result<Kind, Reason>, Errno> {
+    let info = sock::get_raw(fd, IPPROTO_TCP, TCP_INFO)?;
+    let state = info.first().copied().unwrap_or(0);
+    if let Ok(ulp) = sock::get_raw(fd, IPPROTO_TCP, TCP_ULP)
+        && ulp.first().is_some_and(|byte| *byte != 0)
+    {
+        let name = String::from_utf8_lossy(&ulp).trim_end_matches('\0').to_owned();
+        return Ok(Err((
+            format!("TCP socket with {name} in the kernel: its keys cannot be read"),
+            "start the program without kernel TLS",
+        )));
+    }
+    Ok(match state {
+        tcp_state::SYN_SENT | tcp_state::SYN_RECV => Err((
+            "TCP connection that is just being made".to_owned(),
+            "try again in a moment",
+        )),
+        // For a listening socket: connections that wait for accept(2).
+        tcp_state::LISTEN if word(&info, 24) > 0 => Err((
+            format!("{} TCP connection(s) wait to be accepted", word(&info, 24)),
+            "try again in a moment; a program that never accepts must be ended",
+        )),
+        _ => Ok(Kind::Tcp { family, state }),
+    })
+}
+
+/// A 32-bit field of `struct tcp_info`.
+pub(crate) fn word(info: &[u8], at: usize) -> u32 {
+    info.get(at..at + 4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u32::from_ne_bytes)
+}
+
+fn has_filter(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    // With no room given the kernel only says how many instructions there are.
+    match sock::get_into(fd, libc::SOL_SOCKET, SO_GET_FILTER, &mut []) {
+        Ok(length) => Ok(length > 0),
+        // It has a filter that does not fit, or an eBPF program.
+        Err(Errno::EINVAL | Errno::EACCES) => Ok(true),
+        Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn describe(family: i32, socket_type: i32, protocol: i32) -> String {
+    let name = match family {
+        libc::AF_NETLINK => "netlink socket",
+        libc::AF_PACKET => "packet socket",
+        libc::AF_VSOCK => "vsock socket",
+        libc::AF_ALG => "AF_ALG (kernel cryptography) socket",
+        libc::AF_XDP => "AF_XDP socket",
+        libc::AF_CAN => "CAN socket",
+        AF_INET | AF_INET6 if socket_type == libc::SOCK_RAW => "raw socket",
+        AF_INET | AF_INET6 if protocol == libc::IPPROTO_SCTP => "SCTP socket",
+        AF_INET | AF_INET6 if matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => "ping socket",
+        _ => return format!("socket of family {family}, type {socket_type}, protocol {protocol}"),
+    };
+    name.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn sockets_by_kind() {
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(
+            kind(udp.as_fd()).unwrap(),
+            Ok(Kind::Udp { family: AF_INET, protocol: IPPROTO_UDP })
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listening = Kind::Tcp { family: AF_INET, state: tcp_state::LISTEN };
+        assert_eq!(kind(listener.as_fd()).unwrap(), Ok(listening));
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(kind(listener.as_fd()).unwrap().unwrap_err().0.contains("wait to be accepted"));
+        let (server, _) = listener.accept().unwrap();
+        let connected = Kind::Tcp { family: AF_INET, state: tcp_state::ESTABLISHED };
+        assert_eq!(kind(server.as_fd()).unwrap(), Ok(connected));
+        assert_eq!(kind(listener.as_fd()).unwrap(), Ok(listening));
+        drop(client);
+        let netlink = sock::socket(libc::AF_NETLINK, libc::SOCK_RAW, 0).unwrap();
+        assert!(kind(netlink.as_fd()).unwrap().unwrap_err().0.starts_with("netlink"));
+        let raw = sock::socket(AF_INET, libc::SOCK_RAW, 1).unwrap();
+        assert!(kind(raw.as_fd()).unwrap().unwrap_err().0.starts_with("raw"));
+    }
+}

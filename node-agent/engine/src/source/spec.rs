@@ -1,0 +1,37 @@
+//! Which tree of processes an operation is about.
+
+use std::path::PathBuf;
+
+/// A tree of processes: a root and all its descendants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeSpec {
+    /// Pid of the tree's root, as this process sees it.
+    pub root: i32,
+    /// The container's cgroup v2 directory, which holds all of the tree and nothing else. `None`: the
+    /// tree is held frozen by ptrace(2) alone, and so only as long as this process lives.
+    pub cgroup: Option<PathBuf>,
+    /// Files that the runtime gave the container and supplies again at the target.
+    pub externals: Vec<External>,
+    /// Whose namespaces the tree lives in.
+    pub namespaces: Namespaces,
+}
+
+/// A file that comes from outside of the container, recognised by its identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct External {
+    /// The runtime's name for it, for example `stdout`.
+    pub key: String,
+    /// `st_dev`.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+}
+
+/// Whose namespaces the tree lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// The root's own: it was started as a container. Paths and pids are read as the root sees them.
+    Own,
+    /// This process's: a tree of the host.
+    Host,
+}

@@ -1,0 +1,325 @@
+//! One process under observation: its tape, its tracker, and its threads while they are parked.
+
+use std::time::Duration;
+
+use sys::mem::ProcessMemory;
+use sys::ptrace::{Stop, Stopped};
+use sys::restart::{self, Interruption};
+use sys::tape::source::{Config, Context, Parked, SourceTape, choose_park_signal};
+use sys::tape::{Program, Size};
+use sys::uffd::Uffd;
+
+use super::error::SourceError;
+use super::stopping::{Held, Nap, let_go, let_running_go};
+use super::tree::Process;
+
+/// Longest time that a tape may take.
+pub(crate) const TAPE_LIMIT: Duration = Duration::from_secs(10);
+
+/// O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY.
+const UFFD_FLAGS: u64 = 0o2_000_000 | 0o4_000 | 1;
+
+/// A tape error as ours.
+pub(crate) fn tape_error(what: &str, pid: i32, error: sys::tape::source::SourceError) -> SourceError {
+    match error {
+        sys::tape::source::SourceError::Trace(error) => super::stopping::trace_error(what, error),
+        other => SourceError::kernel(what, pid, std::io::Error::other(other)),
+    }
+}
+
+/// The tapes of one process. One is enough, unless threads were made after it.
+#[derive(Debug)]
+pub(crate) struct Tapes {
+    pub(crate) pid: i32,
+    tapes: Vec<SourceTape>,
+    pub(crate) park_signal: i32,
+}
+
+/// A thread that stands at the end of a tape, with what was known when it was stopped.
+#[derive(Debug)]
+pub(crate) struct ParkedThread {
+    pub(crate) tid: i32,
+    pub(crate) parked: Parked,
+    /// Which of the process's tapes it is on.
+    tape: usize,
+    pub(crate) stop: Stop,
+    pub(crate) resume: restart::Resume,
+    /// Index of each program that was run on it with its outcome.
+    pub(crate) outcomes: Vec<sys::tape::Outcome>,
+}
+
+impl Tapes {
+    /// Puts a tape into a process; the thread is parked on it afterwards.
+    pub(crate) fn install(
+        process: &Process,
+        thread: Stopped,
+        nap: &Nap,
+    ) -> Result<(Self, ParkedThread), SourceError> {
+        let pid = process.pid;
+        let Some(park_signal) = choose_park_signal(process.status.sig_caught) else {
+            let_go(thread, nap)?;
+            return Err(SourceError::Refused(vec![image::Refusal {
+                pid: process.inner,
+                subject: image::Subject::Process,
+                reason: "it handles SIGWINCH, SIGURG and SIGCHLD: none is left to stop its threads by".to_owned(),
+                way_out: "have the program leave one of them to its default".to_owned(),
+            }]));
+        };
+        let mut tapes = Self {
+            pid,
+            tapes: Vec::new(),
+            park_signal,
+        };
+        let parked = tapes.add(process, thread, nap)?;
+        Ok((tapes, parked))
+    }
+
+    /// Puts one more tape in.
+    fn add(
+        &mut self,
+        process: &Process,
+        thread: Stopped,
+        nap: &Nap,
+    ) -> Result<ParkedThread, SourceError> {
+        let config = Config {
+            size: Size {
+                slots: (process.tids.len() * 4).max(64),
+                ..Size::default()
+            },
+            park_signal: self.park_signal,
+            suspend_seccomp: process.status.seccomp != 0,
+        };
+        let stop = thread.stop();
+        let tid = thread.tid();
+        let (context, resume) = match read_context(self.pid, &thread, nap) {
+            Ok(known) => known,
+            Err(error) => {
+                let_go(thread, nap)?;
+                return Err(error);
+            }
+        };
+        let (tape, parked) = SourceTape::install(self.pid, thread, context, config)
+            .map_err(|error| tape_error("put a tape in", self.pid, error))?;
+        self.tapes.push(tape);
+        Ok(ParkedThread {
+            tid,
+            parked,
+            tape: self.tapes.len() - 1,
+            stop,
+            resume,
+            outcomes: Vec::new(),
+        })
+    }
+
+    /// Runs a program on each thread; all run at once. Every thread is parked afterwards.
+    pub(crate) fn run(
+        &mut self,
+        process: &Process,
+        held: &mut Held,
+        threads: Vec<Stopped>,
+        program: impl Fn(usize) -> Program,
+    ) -> Result<Vec<ParkedThread>, SourceError> {
+        let mut flights = Vec::with_capacity(threads.len());
+        let mut done = Vec::with_capacity(threads.len());
+        let mut failed = None;
+        for (index, thread) in threads.into_iter().enumerate() {
+            let nap = held.nap(thread.tid());
+            if failed.is_some() {
+                held.stopped.push(thread);
+                continue;
+            }
+            match self.start(process, thread, &nap, program(index)) {
+                Ok(Started::Flying(flight)) => flights.push(*flight),
+                Ok(Started::Parked(parked)) => done.push(*parked),
+                // It was killed meanwhile; the process is ending.
+                Err(SourceError::ThreadGone { .. }) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        for flight in flights {
+            match self.tapes[flight.tape].wait(flight.flight, TAPE_LIMIT) {
+                Ok(parked) => done.push(ParkedThread {
+                    tid: flight.tid,
+                    outcomes: vec![parked.outcome().clone()],
+                    parked,
+                    tape: flight.tape,
+                    stop: flight.stop,
+                    resume: flight.resume,
+                }),
+                Err(sys::tape::source::SourceError::Trace(error)) if error.is_gone() => {}
+                Err(error) => {
+                    failed.get_or_insert(tape_error("run a tape", self.pid, error));
+                }
+            }
+        }
+        done.sort_by_key(|thread| process.tids.iter().position(|tid| *tid == thread.tid));
+        match failed {
+            None => Ok(done),
+            Some(error) => {
+                for thread in done {
+                    self.detach(thread)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn start(
+        &mut self,
+        process: &Process,
+        thread: Stopped,
+        nap: &Nap,
+        program: Program,
+    ) -> Result<Started, SourceError> {
+        let Some(tape) = self.tapes.iter().position(|tape| tape.free_slots() > 0) else {
+            let parked = self.add(process, thread, nap)?;
+            return Ok(Started::Parked(Box::new(self.again(parked, program)?)));
+        };
+        let (context, resume) = match read_context(self.pid, &thread, nap) {
+            Ok(known) => known,
+            Err(error) => {
+                let_go(thread, nap)?;
+                return Err(error);
+            }
+        };
+        let (stop, tid) = (thread.stop(), thread.tid());
+        let flight = self.tapes[tape]
+            .start(thread, context, program)
+            .map_err(|error| tape_error("start a tape", self.pid, error))?;
+        Ok(Started::Flying(Box::new(Flying {
+            tid,
+            flight,
+            tape,
+            stop,
+            resume,
+        })))
+    }
+
+    /// Runs one more program on a parked thread.
+    pub(crate) fn again(&self, thread: ParkedThread, program: Program) -> Result<ParkedThread, SourceError> {
+        let tape = &self.tapes[thread.tape];
+        let fail = |error| tape_error("run a tape", self.pid, error);
+        let parked = thread.parked.start(tape, program).map_err(fail)?;
+        let parked = tape.wait(parked, TAPE_LIMIT).map_err(fail)?;
+        let mut outcomes = thread.outcomes;
+        outcomes.push(parked.outcome().clone());
+        Ok(ParkedThread {
+            parked,
+            outcomes,
+            ..thread
+        })
+    }
+
+    /// Makes a userfaultfd inside the process with the help of a parked thread and takes it out.
+    pub(crate) fn make_uffd(&self, thread: ParkedThread) -> Result<(Uffd, ParkedThread), SourceError> {
+        let mut program = Program::new();
+        let call = program.call(libc::SYS_userfaultfd, &[UFFD_FLAGS.into()]);
+        program.after(libc::SYS_close, &[call.into()]);
+        let mut thread = self.again(thread, program)?;
+        let outcome = thread.outcomes.pop().unwrap_or_default();
+        let tape = &self.tapes[thread.tape];
+        let made = match outcome.failed() {
+            Some(failed) => Err(SourceError::kernel("userfaultfd inside the process", self.pid, failed.errno)),
+            None => i32::try_from(outcome.result(call))
+                .map_err(|_| SourceError::kernel("userfaultfd inside the process", self.pid, sys::Errno::EBADF))
+                .and_then(|fd| {
+                    thread
+                        .parked
+                        .take_fd(tape, fd)
+                        .map_err(|error| tape_error("take the userfaultfd out", self.pid, error))
+                }),
+        };
+        // The descriptor in the process is closed whatever came of it.
+        let parked = thread
+            .parked
+            .run_after(tape, TAPE_LIMIT)
+            .map_err(|error| tape_error("close the userfaultfd inside the process", self.pid, error))?;
+        thread.parked = parked;
+        match made {
+            Ok(fd) => Ok((Uffd::from(fd), thread)),
+            Err(error) => {
+                self.detach(thread)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets a parked thread run on untraced, as it was.
+    pub(crate) fn detach(&self, thread: ParkedThread) -> Result<(), SourceError> {
+        match thread.parked.detach(&self.tapes[thread.tape]) {
+            Err(sys::tape::source::SourceError::Trace(error)) if error.is_gone() => Ok(()),
+            other => other.map_err(|error| tape_error("let a thread go", self.pid, error)),
+        }
+    }
+
+    /// Lets all parked threads run on and takes the tapes out of the process.
+    pub(crate) fn remove(mut self, mut threads: Vec<ParkedThread>) -> Result<(), SourceError> {
+        let mut result = Ok(());
+        // One thread of each tape stays to unmap it.
+        let mut last: Vec<Option<ParkedThread>> = self.tapes.iter().map(|_| None).collect();
+        for thread in threads.drain(..) {
+            let place = &mut last[thread.tape];
+            if place.is_none() {
+                *place = Some(thread);
+            } else {
+                result = result.and(self.detach(thread));
+            }
+        }
+        for (tape, thread) in self.tapes.drain(..).zip(last) {
+            let Some(thread) = thread else {
+                tracing::warn!(pid = self.pid, "a tape is left in the process: no thread of it is parked there");
+                continue;
+            };
+            let removed = match tape.remove(thread.parked) {
+                Ok(running) => let_running_go(running),
+                Err(sys::tape::source::SourceError::Trace(error)) if error.is_gone() => Ok(()),
+                Err(error) => Err(tape_error("take a tape out", self.pid, error)),
+            };
+            result = result.and(removed);
+        }
+        result
+    }
+}
+
+enum Started {
+    Flying(Box<Flying>),
+    Parked(Box<ParkedThread>),
+}
+
+struct Flying {
+    tid: i32,
+    flight: sys::tape::source::InFlight,
+    tape: usize,
+    stop: Stop,
+    resume: restart::Resume,
+}
+
+/// What the thread must get back, and how its system call goes on elsewhere.
+fn read_context(pid: i32, thread: &Stopped, nap: &Nap) -> Result<(Context, restart::Resume), SourceError> {
+    let memory = super::stopping::memory(pid)?;
+    let context =
+        Context::read(thread, &memory, nap.slept).map_err(|error| tape_error("read a thread", pid, error))?;
+    let resume = decide(&memory, thread, &context, nap);
+    Ok((context, resume))
+}
+
+fn decide(memory: &ProcessMemory, thread: &Stopped, context: &Context, nap: &Nap) -> restart::Resume {
+    let regs = context.regs();
+    // A thread that an earlier stop interrupted sleeps in restart_syscall(2). Which call it was shows in what it
+    // slept on.
+    let origin = (regs.syscall() == Some(restart::NR_RESTART_SYSCALL))
+        .then(|| restart::origin_from_wchan(&nap.place, regs))
+        .flatten();
+    let timeout_ns = restart::timeout_address(regs, origin).and_then(|address| {
+        let seconds = memory.read_u64(address).ok()?;
+        let nanos = memory.read_u64(address + 8).ok()?;
+        seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
+    });
+    restart::decide(&Interruption {
+        regs,
+        slept_ns: nap.slept_ns(),
+        timeout_ns,
+        origin,
+        handled_signal_pending: super::stopping::handled_signal_pending(thread.tid()),
+    })
+}

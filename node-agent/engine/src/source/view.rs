@@ -1,0 +1,155 @@
+//! Paths as the container sees them, and what a file is.
+
+use std::fs::Metadata;
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use image::shape::FileIdentity;
+
+use super::error::InspectError;
+use crate::proc::links;
+
+/// Translates what the kernel says about paths into the container's own view.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    /// Pid of the tree's root.
+    root: i32,
+    /// The tree's root directory as this process sees it; empty for `/`.
+    prefix: Vec<u8>,
+    /// Device of the kernel's own tmpfs, in which memory objects live.
+    pub(crate) shmem_dev: u64,
+}
+
+/// A file behind a descriptor or a mapping.
+#[derive(Clone, Debug)]
+pub(crate) struct FileView {
+    /// Path in the container, without ` (deleted)`.
+    pub(crate) path: Vec<u8>,
+    /// What stat(2) says about it.
+    pub(crate) metadata: Metadata,
+    /// Its name is gone.
+    pub(crate) deleted: bool,
+}
+
+const DELETED: &[u8] = b" (deleted)";
+
+impl View {
+    /// The view of a tree.
+    pub(crate) fn new(root: i32) -> Result<Self, InspectError> {
+        let mut prefix = links::read(root, "root")?;
+        if prefix == b"/" {
+            prefix.clear();
+        }
+        Ok(Self {
+            root,
+            prefix,
+            shmem_dev: shmem_device(root)?,
+        })
+    }
+
+    /// A path that the kernel gave, as the container sees it.
+    pub(crate) fn inside(&self, path: &[u8]) -> Vec<u8> {
+        match path.strip_prefix(self.prefix.as_slice()) {
+            Some(b"") => b"/".to_vec(),
+            Some(rest) if rest.starts_with(b"/") => rest.to_vec(),
+            _ => path.to_vec(),
+        }
+    }
+
+    /// What a link of /proc/PID (`fd/3`, `exe`, `map_files/...`) leads to.
+    pub(crate) fn file(&self, pid: i32, link: &str) -> Result<FileView, InspectError> {
+        let target = links::read(pid, link)?;
+        let metadata = links::metadata(pid, link)?;
+        let mut path = self.inside(&target);
+        let mut deleted = false;
+        // " (deleted)" may be the end of a true name: then the name leads to this very file.
+        if let Some(name) = path.strip_suffix(DELETED)
+            && !self.leads_to(&path, &metadata)
+        {
+            path = name.to_vec();
+            deleted = true;
+        }
+        Ok(FileView {
+            path,
+            metadata,
+            deleted,
+        })
+    }
+
+    /// Whether a path of the container is this file.
+    pub(crate) fn leads_to(&self, path: &[u8], metadata: &Metadata) -> bool {
+        self.symlink_metadata(path)
+            .is_some_and(|found| links::identity(&found) == links::identity(metadata))
+    }
+
+    /// lstat(2) of a path of the container.
+    pub(crate) fn symlink_metadata(&self, path: &[u8]) -> Option<Metadata> {
+        let mut host = format!("/proc/{}/root", self.root).into_bytes();
+        host.extend_from_slice(path);
+        std::fs::symlink_metadata(Path::new(std::ffi::OsStr::from_bytes(&host))).ok()
+    }
+}
+
+impl FileView {
+    /// Its identity for the image; `None` when its path is not UTF-8.
+    pub(crate) fn identity(&self, ghost: Option<u32>) -> Option<FileIdentity> {
+        Some(FileIdentity {
+            path: String::from_utf8(self.path.clone()).ok()?,
+            size: self.metadata.st_size(),
+            mtime_ns: links::mtime_ns(&self.metadata),
+            ghost,
+        })
+    }
+
+    /// `st_dev` and `st_ino`.
+    pub(crate) fn key(&self) -> (u64, u64) {
+        links::identity(&self.metadata)
+    }
+}
+
+/// The device of the kernel's internal tmpfs mount, from a memfd of our own.
+fn shmem_device(pid: i32) -> Result<u64, InspectError> {
+    let fail = |source: std::io::Error| InspectError::kernel("memfd_create for comparison", pid, source);
+    let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+    let memfd = nix::sys::memfd::memfd_create("gantry-probe", flags).map_err(|errno| fail(errno.into()))?;
+    let metadata = std::fs::File::from(memfd).metadata().map_err(fail)?;
+    Ok(metadata.st_dev())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view() -> View {
+        View::new(i32::try_from(std::process::id()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn paths_are_cut_at_the_root() {
+        let view = View {
+            prefix: b"/var/c".to_vec(),
+            ..view()
+        };
+        assert_eq!(view.inside(b"/var/c/etc/x"), b"/etc/x");
+        assert_eq!(view.inside(b"/var/c"), b"/");
+        assert_eq!(view.inside(b"/var/cc/x"), b"/var/cc/x");
+    }
+
+    #[test]
+    fn deleted_is_told_from_a_name_that_says_so() {
+        let dir = std::env::temp_dir().join(format!("gantry-view-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("a (deleted)");
+        let file = std::fs::File::create(&path).unwrap();
+        let link = format!("fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let before = view().file(pid, &link).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let after = view().file(pid, &link).unwrap();
+        std::fs::remove_dir(&dir).unwrap();
+        assert!(!before.deleted && before.path.ends_with(b"/a (deleted)"));
+        assert!(after.deleted && after.path.ends_with(b"/a (deleted)"));
+        assert_eq!(after.metadata.st_nlink(), 0);
+    }
+}

@@ -1,0 +1,155 @@
+//! TCP and UDP sockets, made in the container's network namespace.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use image::files::{FileKind, Files, OpenFile};
+use image::sockets::{SockOpt, Tcp, TcpConnection, TcpState, Udp};
+use sys::sock;
+use sys::tcp::{self, Buffers, RepairWindow, TcpDump};
+
+use super::{Descriptions, InRepair, fail_errno, refuse};
+use crate::target::error::TargetError;
+
+const SO_SNDBUF: i32 = 7;
+const SO_RCVBUF: i32 = 8;
+const SO_SNDBUFFORCE: i32 = 32;
+const SO_RCVBUFFORCE: i32 = 33;
+
+/// Listening sockets come first: a connection in repair mode may share their port, not the other way round.
+pub(super) fn make(files: &Files, all: &mut Descriptions) -> Result<(), TargetError> {
+    for file in &files.open {
+        match &file.kind {
+            FileKind::Tcp(socket) => match &socket.state {
+                TcpState::Listen { local, backlog } => listen(file, socket, *local, *backlog, all)?,
+                TcpState::Closed { local } => closed(file, socket, *local, all)?,
+                TcpState::Connected(_) => {}
+            },
+            FileKind::Udp(socket) => udp(file, socket, all)?,
+            _ => {}
+        }
+    }
+    for file in &files.open {
+        if let FileKind::Tcp(socket) = &file.kind
+            && let TcpState::Connected(connection) = &socket.state
+        {
+            connected(file, socket, connection, all)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets options as they were read.
+pub(super) fn set_options(file: &OpenFile, fd: BorrowedFd<'_>, options: &[SockOpt]) -> Result<(), TargetError> {
+    for option in options {
+        let what = || format!("set socket option {} of level {}", option.name, option.level);
+        // The kernel shows twice what was set, and lets the privileged exceed its limits.
+        let force = match (option.level, option.name) {
+            (libc::SOL_SOCKET, SO_SNDBUF) => Some(SO_SNDBUFFORCE),
+            (libc::SOL_SOCKET, SO_RCVBUF) => Some(SO_RCVBUFFORCE),
+            _ => None,
+        };
+        match (force, option.value.first_chunk::<4>()) {
+            (Some(name), Some(value)) => {
+                let size = i32::from_ne_bytes(*value) / 2;
+                sock::set_int(fd, libc::SOL_SOCKET, name, size).map_err(fail_errno(file, what()))?;
+            }
+            _ => sock::set_raw(fd, option.level, option.name, &option.value).map_err(fail_errno(file, what()))?,
+        }
+    }
+    Ok(())
+}
+
+fn listen(
+    file: &OpenFile,
+    socket: &Tcp,
+    local: SocketAddr,
+    backlog: u32,
+    all: &mut Descriptions,
+) -> Result<(), TargetError> {
+    let fd = sock::socket(socket.family, libc::SOCK_STREAM, libc::IPPROTO_TCP).map_err(fail_errno(file, "socket"))?;
+    set_options(file, fd.as_fd(), &socket.options)?;
+    sock::bind(fd.as_fd(), &local.into()).map_err(fail_errno(file, format!("bind to {local}")))?;
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    sock::listen(fd.as_fd(), backlog).map_err(fail_errno(file, format!("listen on {local}")))?;
+    all.put(file.id, fd);
+    Ok(())
+}
+
+fn closed(
+    file: &OpenFile,
+    socket: &Tcp,
+    local: Option<SocketAddr>,
+    all: &mut Descriptions,
+) -> Result<(), TargetError> {
+    let fd = sock::socket(socket.family, libc::SOCK_STREAM, libc::IPPROTO_TCP).map_err(fail_errno(file, "socket"))?;
+    set_options(file, fd.as_fd(), &socket.options)?;
+    if let Some(local) = local {
+        sock::bind(fd.as_fd(), &local.into()).map_err(fail_errno(file, format!("bind to {local}")))?;
+    }
+    all.put(file.id, fd);
+    Ok(())
+}
+
+fn connected(
+    file: &OpenFile,
+    socket: &Tcp,
+    connection: &TcpConnection,
+    all: &mut Descriptions,
+) -> Result<(), TargetError> {
+    if let Some(listener) = connection.pending_on {
+        return Err(refuse(
+            file,
+            format!("the connection from {} waits to be accepted from open file {listener}", connection.peer),
+            "try again when the program has accepted it",
+        ));
+    }
+    let [snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup] = connection.window;
+    let [send, receive, locks] = connection.buffers;
+    let dump = TcpDump {
+        family: socket.family,
+        local: connection.local,
+        peer: connection.peer,
+        state: connection.kernel_state,
+        recv_seq: connection.recv_seq,
+        recv_queue: connection.recv_queue.clone(),
+        send_seq: connection.send_seq,
+        send_queue: connection.send_queue.clone(),
+        unsent: connection.unsent,
+        fin_unsent: connection.fin_unsent,
+        mss: connection.mss,
+        window_scale: connection.window_scale,
+        sack: connection.sack,
+        timestamp: connection.timestamp,
+        window: RepairWindow { snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup },
+        buffers: Buffers { send, receive, locks },
+        reuse_address: connection.reuse_address,
+    };
+    let what = || format!("{} to {}", connection.local, connection.peer);
+    let fd = tcp::restore(&dump).map_err(|source| TargetError::Connection {
+        id: file.id,
+        addresses: what(),
+        source,
+    })?;
+    set_options(file, fd.as_fd(), &socket.options)?;
+    all.put(file.id, fd);
+    all.in_repair.push(InRepair { id: file.id, reuse_address: connection.reuse_address });
+    Ok(())
+}
+
+/// Datagrams that nobody has read are lost, which UDP allows; it is logged.
+fn udp(file: &OpenFile, socket: &Udp, all: &mut Descriptions) -> Result<(), TargetError> {
+    let fd = sock::socket(socket.family, libc::SOCK_DGRAM, socket.protocol).map_err(fail_errno(file, "socket"))?;
+    set_options(file, fd.as_fd(), &socket.options)?;
+    if let Some(local) = socket.local {
+        sock::bind(fd.as_fd(), &local.into()).map_err(fail_errno(file, format!("bind to {local}")))?;
+    }
+    if let Some(peer) = socket.peer {
+        sock::connect(fd.as_fd(), &peer.into()).map_err(fail_errno(file, format!("connect to {peer}")))?;
+    }
+    if !socket.queue.is_empty() {
+        tracing::warn!(file = file.id, datagrams = socket.queue.len(), "unread UDP datagrams are dropped");
+    }
+    all.put(file.id, fd);
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! The target side: skeleton processes, their filling while the source runs, and the restore.
+//!
+//! The life of a migration on the target:
+//!
+//! 1. [`Target::build`] takes a paused process that already sits in the container's namespaces.
+//! 2. [`Target::reconcile`] makes the skeleton processes of a [`Shape`] and maps their address spaces at
+//!    the final addresses; it is called again whenever the source sends a newer shape.
+//! 3. [`Target::writer`] gives a handle with which other threads fill memory.
+//! 4. [`Target::restore`] takes the final [`Image`] and rebuilds everything but the running.
+//! 5. [`Target::ready`] leaves a copy that is held by nothing but its frozen cgroup; [`Ready::resume`] lets
+//!    it run.
+//!
+//! Until `ready`, every skeleton dies with the thread that made it (PTRACE_O_EXITKILL), so that a crash of
+//! the agent never leaves a second copy. `Target` is bound to its thread: ptrace(2) requests work from the
+//! tracer's thread alone.
+
+mod attributes;
+mod error;
+mod files;
+mod mapping;
+mod objects;
+pub mod plan;
+mod plant;
+mod ranges;
+mod rootfs;
+mod script;
+mod skeleton;
+mod tree;
+mod writer;
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use image::shape::Shape;
+use image::state::Image;
+
+pub use error::TargetError;
+use mapping::Surroundings;
+use objects::Objects;
+use plant::Channel;
+use rootfs::RootFs;
+use skeleton::Skeleton;
+use sys::tape::target::TargetTape;
+use tree::Tree;
+pub use writer::PageWriter;
+
+/// The first process of the container on the target: paused, in all its namespaces, with its root
+/// directory set.
+#[derive(Debug)]
+pub struct SkeletonRoot {
+    /// Its pid, as this process sees it.
+    pub pid: i32,
+    /// The agent's end of a unix SOCK_SEQPACKET socket pair.
+    pub channel: OwnedFd,
+    /// The number of the other end in the root process.
+    pub channel_fd: i32,
+}
+
+/// What a [`Target`] is built on.
+#[derive(Debug)]
+pub struct TargetOptions {
+    /// The first process.
+    pub root: SkeletonRoot,
+    /// The container's network namespace; `None` when it is the root process's own one anyway and the
+    /// target should open it there.
+    pub netns: Option<OwnedFd>,
+    /// Directory of the container's cgroup in a cgroup v2 hierarchy, for its freezer. Every skeleton must
+    /// already be in it (children inherit it from the root process).
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Descriptors that the runtime supplies, such as standard input and output.
+pub trait Externals {
+    /// Opens (or duplicates) the descriptor of this key.
+    ///
+    /// # Errors
+    /// When the runtime has none; the restore fails with [`TargetError::External`].
+    fn open(&mut self, key: &str) -> io::Result<OwnedFd>;
+}
+
+/// How long each step of [`Target::restore`] took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoreTimes {
+    /// The last change of processes and mappings, with pages dropped.
+    pub reconcile: Duration,
+    /// Open file descriptions made by the agent.
+    pub files: Duration,
+    /// Descriptors planted at their numbers, epoll sets filled.
+    pub descriptors: Duration,
+    /// Signal handlers, interval timers, fields of the address space, zombies.
+    pub process: Duration,
+    /// Threads made.
+    pub threads: Duration,
+    /// Attributes of threads, credentials, filters.
+    pub attributes: Duration,
+    /// Interrupted system calls entered again.
+    pub calls: Duration,
+    /// Registers set and the tape's own memory removed.
+    pub registers: Duration,
+}
+
+impl RestoreTimes {
+    /// The sum of all steps.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.reconcile
+            + self.files
+            + self.descriptors
+            + self.process
+            + self.threads
+            + self.attributes
+            + self.calls
+            + self.registers
+    }
+}
+
+/// A container in the making. See the module.
+#[derive(Debug)]
+pub struct Target {
+    tree: Tree,
+    tape: TargetTape,
+    channel: Channel,
+    root_fs: RootFs,
+    objects: Objects,
+    writer: PageWriter,
+    #[expect(dead_code, reason = "restore")]
+    netns: Option<OwnedFd>,
+    #[expect(dead_code, reason = "restore")]
+    cgroup: Option<PathBuf>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Target {
+    /// Seizes the root process (with PTRACE_O_EXITKILL) and installs a tape in it.
+    ///
+    /// # Errors
+    /// When the process is not there, is traced, or the kernel lacks an interface. The root process is
+    /// killed then.
+    pub fn build(options: TargetOptions) -> Result<Self, TargetError> {
+        let TargetOptions { root, netns, cgroup } = options;
+        let channel = Channel { agent: root.channel, number: root.channel_fd };
+        let (skeleton, tape) = Skeleton::adopt(root.pid, &channel)?;
+        let mut target = Self {
+            tree: Tree::new(skeleton),
+            tape,
+            channel,
+            root_fs: RootFs::of(root.pid)?,
+            objects: Objects::default(),
+            writer: PageWriter::default(),
+            netns,
+            cgroup,
+            not_send: PhantomData,
+        };
+        let Self { tree, tape, channel, root_fs, objects, .. } = &mut target;
+        let around = Surroundings { tape, channel, root: root_fs, objects };
+        let root = tree.root;
+        mapping::clear(tree.get(root)?, &around)?;
+        Ok(target)
+    }
+
+    /// Makes the skeletons be what the shape says: processes made and killed, memory mapped, unmapped,
+    /// protected. Contents of mappings that stay are kept.
+    ///
+    /// # Errors
+    /// A [`TargetError`]; the target is to be discarded.
+    pub fn reconcile(&mut self, shape: &Shape) -> Result<(), TargetError> {
+        let Self { tree, tape, channel, root_fs, objects, writer, .. } = self;
+        let root = tree.root;
+        fail::fail_point!("target-reconcile");
+        tree.make_way(shape, tape)?;
+        let around = Surroundings { tape, channel, root: root_fs, objects };
+        for pid in tree.reconcile(shape, &around)? {
+            writer.remove_process(pid);
+        }
+        fail::fail_point!("target-reconcile-tree");
+        objects.reconcile(&shape.objects, tree.get(root)?, tape, writer)?;
+        let around = Surroundings { tape, channel, root: root_fs, objects };
+        for process in &shape.processes {
+            let skeleton = tree.get(process.pid)?;
+            let dropped = mapping::drop_pages(&writer.take_dropped(process.pid));
+            skeleton.run(tape, &dropped)?;
+            for (start, end) in mapping::reconcile(skeleton, &process.mm, &around)? {
+                writer.unmapped(process.pid, start, end);
+            }
+            writer.set_process(process.pid, skeleton.host, &skeleton.memory, &process.mm.vmas);
+        }
+        fail::fail_point!("target-reconcile-memory");
+        Ok(())
+    }
+
+    /// A handle that fills memory, for this or any other thread. It follows later calls of
+    /// [`Target::reconcile`]; it must not be used while one runs, nor after [`Target::restore`] began.
+    #[must_use]
+    pub fn writer(&self) -> PageWriter {
+        self.writer.clone()
+    }
+
+    /// Rebuilds everything but the running. All pages must have been applied.
+    ///
+    /// # Errors
+    /// A [`TargetError`]; the target is to be discarded.
+    pub fn restore(
+        &mut self,
+        image: &Image,
+        externals: &mut dyn Externals,
+    ) -> Result<RestoreTimes, TargetError> {
+        let _ = (image, externals);
+        Err(TargetError::Image("not built yet".to_owned()))
+    }
+
+    /// Takes sockets out of repair mode, freezes the cgroup and detaches. What holds after Ok: the copy is
+    /// complete, outlives this process, and runs with one write ([`Ready::resume`]). Without a cgroup the
+    /// threads stay stopped by ptrace, and die with this thread.
+    ///
+    /// # Errors
+    /// A [`TargetError`]; every skeleton was killed.
+    pub fn ready(self) -> Result<Ready, TargetError> {
+        Err(TargetError::Image("not built yet".to_owned()))
+    }
+
+    /// Kills every skeleton and waits until it is gone.
+    pub fn discard(self) {
+        drop(self);
+    }
+}
+
+/// A complete copy that waits. It has no time limit.
+#[derive(Debug)]
+pub struct Ready {
+    not_send: PhantomData<*const ()>,
+}
+
+impl Ready {
+    /// The root process's pid, as this process sees it.
+    #[must_use]
+    pub fn root_pid(&self) -> i32 {
+        0
+    }
+
+    /// Lets the container run.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be thawed; the copy still waits.
+    pub fn resume(self) -> Result<(), TargetError> {
+        Ok(())
+    }
+
+    /// Kills the copy and waits until it is gone.
+    pub fn discard(self) {}
+}

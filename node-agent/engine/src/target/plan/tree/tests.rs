@@ -1,0 +1,236 @@
+//! The plan, carried out on a model of the kernel's rules, gives the tree that a random history made.
+
+use super::*;
+use proptest::prelude::*;
+
+const ROOT: Pid = 1;
+
+/// The kernel's rules for pids, sessions and groups.
+#[derive(Clone, Debug)]
+struct Kernel {
+    nodes: BTreeMap<Pid, Node>,
+}
+
+impl Kernel {
+    fn new(root: Node) -> Self {
+        Self { nodes: BTreeMap::from([(root.pid, root)]) }
+    }
+
+    fn in_use(&self, pid: Pid) -> bool {
+        self.nodes.values().any(|n| n.pid == pid || n.sid == pid || n.pgid == pid)
+    }
+
+    fn clone3(&mut self, maker: Pid, pid: Pid, sibling: bool, exit_signal: i32) {
+        let m = self.nodes[&maker];
+        // A number that is only a session's or group's can be given to no process: EEXIST.
+        assert!(!self.in_use(pid), "clone3 set_tid {pid}: EEXIST");
+        if sibling {
+            assert_ne!(maker, ROOT, "CLONE_PARENT by the init of a pid namespace: EINVAL");
+            self.nodes.insert(pid, Node { pid, ..m });
+        } else {
+            self.nodes.insert(pid, Node { pid, ppid: maker, exit_signal, ..m });
+        }
+    }
+
+    fn setsid(&mut self, pid: Pid) -> bool {
+        if self.nodes.values().any(|n| n.pgid == pid) {
+            return false;
+        }
+        let n = self.nodes.get_mut(&pid).unwrap();
+        n.sid = pid;
+        n.pgid = pid;
+        true
+    }
+
+    fn setpgid(&mut self, pid: Pid, pgid: Pid) -> bool {
+        let n = self.nodes[&pid];
+        if n.sid == pid || pgid == 0 {
+            return false;
+        }
+        if pgid != pid && !self.nodes.values().any(|o| o.pgid == pgid && o.sid == n.sid) {
+            return false;
+        }
+        self.nodes.get_mut(&pid).unwrap().pgid = pgid;
+        true
+    }
+
+    fn exit(&mut self, pid: Pid) {
+        self.nodes.remove(&pid);
+        for c in self.nodes.values_mut().filter(|c| c.ppid == pid) {
+            c.ppid = ROOT;
+            c.exit_signal = SIGCHLD;
+        }
+    }
+
+    fn execute(&mut self, steps: &[TreeStep]) {
+        for step in steps {
+            match *step {
+                TreeStep::Clone { maker, pid, sibling, exit_signal } => self.clone3(maker, pid, sibling, exit_signal),
+                TreeStep::SetSid(pid) => assert!(self.setsid(pid), "setsid by {pid}: EPERM"),
+                TreeStep::SetPgid { pid, pgid } => assert!(self.setpgid(pid, pgid), "setpgid({pid}, {pgid})"),
+                TreeStep::End { pid, parent } => {
+                    assert_eq!(self.nodes[&pid].ppid, parent, "the parent of {pid} waits for it");
+                    self.exit(pid);
+                }
+            }
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        let mut processes = Vec::new();
+        let mut todo = vec![ROOT];
+        while let Some(pid) = todo.pop() {
+            let n = self.nodes[&pid];
+            processes.push(ProcessShape {
+                pid,
+                ppid: n.ppid,
+                pgid: n.pgid,
+                sid: n.sid,
+                exit_signal: n.exit_signal,
+                zombie: None,
+                mm: image::shape::Mm::default(),
+            });
+            todo.extend(self.nodes.values().filter(|c| c.ppid == pid).map(|c| c.pid));
+        }
+        Shape { processes, objects: Vec::new() }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Fork(usize),
+    SetSid(usize),
+    SetPgid(usize, usize),
+    Exit(usize),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        5 => any::<usize>().prop_map(Event::Fork),
+        2 => any::<usize>().prop_map(Event::SetSid),
+        2 => (any::<usize>(), any::<usize>()).prop_map(|(a, b)| Event::SetPgid(a, b)),
+        2 => any::<usize>().prop_map(Event::Exit),
+    ]
+}
+
+fn live(kernel: &mut Kernel, events: &[Event], next: &mut Pid) {
+    for event in events {
+        let pids: Vec<Pid> = kernel.nodes.keys().copied().collect();
+        let pick = |i: &usize| pids[i % pids.len()];
+        match event {
+            Event::Fork(i) => {
+                *next += 1;
+                kernel.clone3(pick(i), *next, false, SIGCHLD);
+            }
+            Event::SetSid(i) => {
+                kernel.setsid(pick(i));
+            }
+            Event::SetPgid(i, j) => {
+                let (pid, other) = (pick(i), kernel.nodes[&pick(j)].pgid);
+                let pgid = if i % 2 == 0 { pid } else { other };
+                kernel.setpgid(pid, pgid);
+            }
+            Event::Exit(i) => {
+                if pick(i) != ROOT {
+                    kernel.exit(pick(i));
+                }
+            }
+        }
+    }
+}
+
+fn root(own_session: bool) -> Node {
+    let id = if own_session { ROOT } else { 0 };
+    Node { pid: ROOT, ppid: 0, pgid: id, sid: id, exit_signal: SIGCHLD }
+}
+
+/// Histories whose result needs a maker that no order gives are rare; they are refused by name.
+fn check(existing: &Kernel, wanted: &Kernel) -> Result<bool, TestCaseError> {
+    let mut have: Vec<Node> = vec![existing.nodes[&ROOT]];
+    have.extend(existing.nodes.values().filter(|n| n.pid != ROOT));
+    match plan(&have, &wanted.shape()) {
+        Err(refusal) => {
+            prop_assert!(refusal.pid != 0, "refuses {refusal} without a pid");
+            Ok(false)
+        }
+        Ok(steps) => {
+            let mut kernel = existing.clone();
+            kernel.execute(&steps);
+            prop_assert_eq!(&kernel.nodes, &wanted.nodes);
+            prop_assert_eq!(outcome(&have, &steps), kernel.nodes.into_values().collect::<Vec<_>>());
+            Ok(true)
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn a_planned_tree_is_the_wanted_one(own in any::<bool>(), events in prop::collection::vec(event(), 0..30)) {
+        let mut wanted = Kernel::new(root(own));
+        live(&mut wanted, &events, &mut 1);
+        check(&Kernel::new(root(own)), &wanted)?;
+    }
+
+    #[test]
+    fn a_changed_tree_is_followed(
+        events in prop::collection::vec(event(), 0..20),
+        later in prop::collection::vec(event(), 0..12),
+    ) {
+        let mut next = 1;
+        let mut before = Kernel::new(root(true));
+        live(&mut before, &events, &mut next);
+        let mut wanted = before.clone();
+        live(&mut wanted, &later, &mut next);
+        check(&before, &wanted)?;
+    }
+}
+
+/// Most histories must be planned, or the property above says nothing.
+#[test]
+fn few_histories_are_refused() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+    let mut runner = TestRunner::deterministic();
+    let strategy = prop::collection::vec(event(), 0..30);
+    let (mut planned, total) = (0, 1000);
+    for _ in 0..total {
+        let events = strategy.new_tree(&mut runner).unwrap().current();
+        let mut wanted = Kernel::new(root(true));
+        live(&mut wanted, &events, &mut 1);
+        planned += usize::from(check(&Kernel::new(root(true)), &wanted).unwrap());
+    }
+    assert!(planned * 100 >= total * 90, "only {planned} of {total} histories were planned");
+}
+
+fn process(pid: Pid, ppid: Pid, pgid: Pid, sid: Pid) -> ProcessShape {
+    ProcessShape { pid, ppid, pgid, sid, exit_signal: SIGCHLD, zombie: None, mm: image::shape::Mm::default() }
+}
+
+fn planned(processes: Vec<ProcessShape>) -> Vec<TreeStep> {
+    plan(&[root(true)], &Shape { processes, objects: Vec::new() }).unwrap()
+}
+
+#[test]
+fn a_daemon_that_forked_twice_is_made_through_its_dead_leader() {
+    let steps = planned(vec![process(1, 0, 1, 1), process(7, 1, 6, 6)]);
+    let mut kernel = Kernel::new(root(true));
+    kernel.execute(&steps);
+    assert_eq!(kernel.nodes.len(), 2, "the helper is gone: {steps:?}");
+    assert_eq!((kernel.nodes[&7].sid, kernel.nodes[&7].pgid), (6, 6));
+}
+
+#[test]
+fn a_shell_pipeline_whose_first_process_ended_keeps_its_group() {
+    let steps = planned(vec![process(1, 0, 1, 1), process(5, 1, 4, 1), process(6, 1, 4, 1)]);
+    let mut kernel = Kernel::new(root(true));
+    kernel.execute(&steps);
+    assert_eq!((kernel.nodes[&5].pgid, kernel.nodes[&6].pgid), (4, 4));
+}
+
+#[test]
+fn a_wrong_root_is_refused_by_its_pid() {
+    let shape = Shape { processes: vec![process(9, 0, 9, 9)], objects: Vec::new() };
+    assert_eq!(plan(&[root(true)], &shape).unwrap_err().pid, 9);
+}

@@ -1,0 +1,57 @@
+//! Files of the container, opened by the agent.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use image::Pid;
+use image::shape::FileIdentity;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+use super::error::TargetError;
+
+/// The container's root directory, as its root process sees it.
+#[derive(Debug)]
+pub(crate) struct RootFs {
+    root: OwnedFd,
+}
+
+impl RootFs {
+    /// The root directory of a process.
+    pub(crate) fn of(host: i32) -> Result<Self, TargetError> {
+        let path = format!("/proc/{host}/root");
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty());
+        Ok(Self { root: root.map_err(TargetError::errno(format!("open {path}")))? })
+    }
+
+    /// Opens a path without ever leaving the container's root directory.
+    pub(crate) fn open(&self, pid: Pid, path: &str, flags: OFlag) -> Result<File, TargetError> {
+        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        match openat2(self.root.as_fd(), path, how) {
+            Ok(fd) => Ok(File::from(fd)),
+            Err(errno) => Err(TargetError::Open { pid, path: path.to_owned(), source: errno.into() }),
+        }
+    }
+
+    /// Opens a file that must be the one that the source had.
+    pub(crate) fn open_same(&self, pid: Pid, file: &FileIdentity, flags: OFlag) -> Result<File, TargetError> {
+        let opened = self.open(pid, &file.path, flags)?;
+        verify(pid, file, &opened)?;
+        Ok(opened)
+    }
+}
+
+/// Compares a file with what the source had under its name.
+pub(crate) fn verify(pid: Pid, file: &FileIdentity, opened: &File) -> Result<(), TargetError> {
+    let meta = opened.metadata().map_err(|source| TargetError::Open { pid, path: file.path.clone(), source })?;
+    let mtime_ns = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
+    let difference = if meta.size() != file.size {
+        format!("{} bytes here, {} there", meta.size(), file.size)
+    } else if mtime_ns != file.mtime_ns {
+        format!("modified at {mtime_ns} ns here, {} ns there", file.mtime_ns)
+    } else {
+        return Ok(());
+    };
+    Err(TargetError::OtherFile { pid, path: file.path.clone(), difference })
+}

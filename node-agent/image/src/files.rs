@@ -1,0 +1,192 @@
+//! Open file descriptions. Two descriptors that share one (dup(2), fork(2), SCM_RIGHTS) name the same
+//! [`OpenFile::id`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::Pid;
+use crate::shape::FileIdentity;
+use crate::sockets::{Tcp, Udp, Unix};
+
+/// Everything that hangs on descriptors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Files {
+    /// Every open file description of the tree, also those that are only in flight in a unix socket.
+    pub open: Vec<OpenFile>,
+    /// Contents of deleted files that are still open or mapped.
+    pub ghosts: Vec<Ghost>,
+    /// Pipes and fifos' buffers; both ends name one.
+    pub pipes: Vec<Pipe>,
+}
+
+/// One descriptor of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdEntry {
+    /// Its number.
+    pub fd: i32,
+    /// The open file description.
+    pub file: u32,
+    /// FD_CLOEXEC.
+    pub cloexec: bool,
+}
+
+/// One open file description.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpenFile {
+    /// Unique in the image.
+    pub id: u32,
+    /// F_GETFL: access mode and status flags.
+    pub flags: u32,
+    /// F_GETOWN_EX: 0 = none, else the type (F_OWNER_TID/PID/PGRP + 1) and the id in the container's numbering.
+    pub owner: Option<(i32, Pid)>,
+    /// F_GETSIG.
+    pub owner_signal: i32,
+    /// What it is.
+    pub kind: FileKind,
+}
+
+/// What an open file description is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FileKind {
+    /// A regular file, with its position; directories too (position as lseek(2) tells it).
+    Regular {
+        /// Which.
+        file: FileIdentity,
+        /// File position, bytes.
+        pos: i64,
+        /// It is a directory.
+        directory: bool,
+    },
+    /// A character or block device node that holds no state: null, zero, full, random, urandom.
+    Device {
+        /// Its path in the container.
+        path: String,
+        /// Device number (`st_rdev`).
+        rdev: u64,
+    },
+    /// A file of procfs, sysfs or cgroupfs that is opened again by its path.
+    Pseudo {
+        /// Its path in the container.
+        path: String,
+        /// File position.
+        pos: i64,
+    },
+    /// What the runtime gave the container: the target's runtime supplies its own (`stdio`).
+    External {
+        /// The runtime's key, for example `stdout`.
+        key: String,
+    },
+    /// One end of a pipe(2) or an opened fifo(7).
+    Pipe {
+        /// Index into [`Files::pipes`].
+        pipe: u32,
+        /// It is the writing end (a fifo opened O_RDWR is both and has `flags` O_RDWR).
+        write: bool,
+    },
+    /// eventfd(2).
+    EventFd {
+        /// Counter.
+        count: u64,
+        /// EFD_SEMAPHORE.
+        semaphore: bool,
+    },
+    /// timerfd_create(2).
+    TimerFd {
+        /// Clock id.
+        clock: i32,
+        /// Expirations not yet read.
+        ticks: u64,
+        /// Flags of timerfd_settime(2) (TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET).
+        settime_flags: i32,
+        /// Time to the next expiry, nanoseconds, 0 = disarmed.
+        remaining_ns: u64,
+        /// Period, nanoseconds.
+        interval_ns: u64,
+    },
+    /// signalfd(2).
+    SignalFd {
+        /// Its mask.
+        mask: u64,
+    },
+    /// epoll(7).
+    Epoll {
+        /// What it watches.
+        targets: Vec<EpollTarget>,
+    },
+    /// memfd_create(2): the descriptor of a [`crate::shape::MemoryObject`].
+    Memfd {
+        /// Its id.
+        object: u32,
+        /// File position.
+        pos: i64,
+    },
+    /// pidfd_open(2).
+    PidFd {
+        /// The process, in the container's numbering.
+        pid: Pid,
+    },
+    /// inotify(7) with nothing queued.
+    Inotify {
+        /// Watches.
+        watches: Vec<InotifyWatch>,
+    },
+    /// AF_UNIX.
+    Unix(Box<Unix>),
+    /// TCP over IPv4 or IPv6.
+    Tcp(Box<Tcp>),
+    /// UDP over IPv4 or IPv6.
+    Udp(Box<Udp>),
+}
+
+/// One entry of an epoll instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpollTarget {
+    /// The descriptor number it was added under.
+    pub fd: i32,
+    /// The open file description behind it.
+    pub file: u32,
+    /// Events and trigger flags, as epoll_ctl(2) takes them.
+    pub events: u32,
+    /// epoll_data.
+    pub data: u64,
+    /// EPOLLONESHOT has fired: it is disarmed.
+    pub fired: bool,
+}
+
+/// One inotify watch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InotifyWatch {
+    /// Watch descriptor.
+    pub wd: i32,
+    /// Path in the container.
+    pub path: String,
+    /// Mask.
+    pub mask: u32,
+}
+
+/// A file without a name. Its bytes travel as page frames of owner `Ghost(id)` or, when small, here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ghost {
+    /// Unique in the image.
+    pub id: u32,
+    /// The name it had; a temporary one is made beside it at the target and unlinked again.
+    pub path: String,
+    /// st_mode, st_uid, st_gid.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Content.
+    pub content: Vec<u8>,
+}
+
+/// The buffer of a pipe or fifo.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pipe {
+    /// F_GETPIPE_SZ, bytes.
+    pub capacity: u32,
+    /// Unread bytes.
+    pub content: Vec<u8>,
+    /// The path of a fifo; `None` for pipe(2).
+    pub fifo: Option<String>,
+}

@@ -1,0 +1,134 @@
+//! A container's network at the target of a migration: ready before the pause, attached at commit.
+
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+
+use serde::{Deserialize, Serialize};
+use sys::net::link::master_message;
+use sys::net::neigh::{self, Neighbour};
+use sys::net::packet::{PacketSocket, announcement};
+use sys::net::{Message, Netlink};
+use sys::ns::{self, Kind};
+
+use super::veth::host_end;
+use super::{Addressing, Context as _, INSIDE, Mac, NetworkError};
+use crate::runtime::ContainerName;
+
+/// A neighbour that a container knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its MAC address.
+    pub mac: Mac,
+}
+
+/// The neighbours that the container with root process `pid` knows on its link.
+///
+/// # Errors
+/// When its network cannot be read.
+pub fn peers(pid: i32) -> Result<Vec<Peer>, NetworkError> {
+    let read = || {
+        let netns = ns::open(pid, Kind::Net)?;
+        ns::in_netns(netns.as_fd(), || {
+            let mut netlink = Netlink::open()?;
+            let Ok(link) = netlink.link(INSIDE) else { return Ok::<_, sys::Errno>(Vec::new()) };
+            let known = netlink.neighbours()?.into_iter().filter(|entry| entry.index == link.index);
+            Ok(known.filter_map(peer).collect())
+        })?
+    };
+    read().during(|| format!("read the neighbours of process {pid}"))
+}
+
+fn peer(entry: Neighbour) -> Option<Peer> {
+    let mac: [u8; 6] = entry.mac?.try_into().ok()?;
+    let group = mac[0] & 1 == 1 || mac == [0; 6] || entry.ip.is_multicast();
+    (!group && entry.state & (neigh::NOARP | neigh::PERMANENT) == 0).then_some(Peer { ip: entry.ip, mac: Mac(mac) })
+}
+
+/// The prepared end of a link.
+#[derive(Debug)]
+pub struct Port {
+    link: String,
+    netlink: Netlink,
+    attach: Option<Message>,
+    deliver: PacketSocket,
+    announce: PacketSocket,
+    announcement: Vec<u8>,
+}
+
+impl Port {
+    /// Prepares a link that [`super::create`] made for process `pid`, and tells the container its neighbours.
+    /// `None` for a container without a link.
+    ///
+    /// # Errors
+    /// When a part of it is not there.
+    pub fn prepare(
+        name: &ContainerName,
+        network: &Addressing,
+        bridge: Option<&str>,
+        pid: i32,
+        peers: &[Peer],
+    ) -> Result<Option<Self>, NetworkError> {
+        let Some(ip) = network.ip else { return Ok(None) };
+        let link = host_end(name);
+        let what = || format!("prepare the link {link}");
+        let mut netlink = Netlink::open().during(what)?;
+        let index = netlink.link(&link).during(what)?.index;
+        let attach = match bridge {
+            Some(bridge) => {
+                let master = netlink.link(bridge).during(|| format!("find the bridge {bridge}"))?.index;
+                Some(master_message(index, Some(master)))
+            }
+            None => None,
+        };
+        let netns = ns::open(pid, Kind::Net).during(what)?;
+        let announce = ns::in_netns(netns.as_fd(), || inside(peers)).and_then(|done| done).during(what)?;
+        Ok(Some(Self {
+            deliver: PacketSocket::open(index).during(what)?,
+            link,
+            netlink,
+            attach,
+            announce,
+            announcement: announcement(network.mac.0, ip.address),
+        }))
+    }
+
+    /// Attaches the host end to the bridge. May be called again.
+    ///
+    /// # Errors
+    /// When the bridge does not take it.
+    pub fn attach(&mut self) -> Result<(), NetworkError> {
+        let Some(message) = &self.attach else { return Ok(()) };
+        self.netlink.execute(message).during(|| format!("attach {} to its bridge", self.link))
+    }
+
+    /// Tells the network where the container is, from inside of its namespace.
+    ///
+    /// # Errors
+    /// When the frame cannot be sent.
+    pub fn announce(&self) -> Result<(), NetworkError> {
+        self.announce.send(&self.announcement).during(|| format!("announce the address behind {}", self.link))
+    }
+
+    /// Delivers frames to the container, in order.
+    ///
+    /// # Errors
+    /// When the link does not take one.
+    pub fn deliver(&self, frames: &[Vec<u8>]) -> Result<(), NetworkError> {
+        for frame in frames {
+            self.deliver.send(frame).during(|| format!("deliver frames through {}", self.link))?;
+        }
+        Ok(())
+    }
+}
+
+fn inside(peers: &[Peer]) -> sys::Result<PacketSocket> {
+    let mut netlink = Netlink::open()?;
+    let index = netlink.link(INSIDE)?.index;
+    for peer in peers {
+        let entry = Neighbour { index, ip: peer.ip, mac: Some(peer.mac.0.to_vec()), state: neigh::STALE, flags: 0 };
+        netlink.set_neighbour(&entry)?;
+    }
+    PacketSocket::open(index)
+}

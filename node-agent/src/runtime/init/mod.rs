@@ -1,0 +1,169 @@
+//! The first process of a container: it builds the sandbox around itself.
+//!
+//! The same steps for both purposes. For a start it ends in execve(2) of the bundle's program. For a
+//! restore it waits, as process 1 of the new pid namespace, for the engine to take it over; nothing of
+//! user, capabilities, seccomp and limits is applied then, because the engine restores them.
+
+mod devices;
+mod mounts;
+mod options;
+mod path;
+mod process;
+mod root;
+pub(super) mod seccomp;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{pause, setsid};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::channel;
+use super::sandbox::{CONTROL_FD, Event, Order, Purpose, Sandbox};
+
+pub(super) use process::{Credentials, search_path};
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what}: {source}")]
+pub(super) struct InitError {
+    what: String,
+    source: io::Error,
+}
+
+/// Names the step that failed.
+pub(super) trait Context<T> {
+    /// `what` completes the sentence "cannot ...".
+    fn step(self, what: impl FnOnce() -> String) -> Result<T, InitError>;
+}
+
+impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
+    fn step(self, what: impl FnOnce() -> String) -> Result<T, InitError> {
+        self.map_err(|source| InitError { what: what(), source: source.into() })
+    }
+}
+
+/// A refusal of our own, without an errno.
+fn refuse<T>(what: String, why: impl Into<String>) -> Result<T, InitError> {
+    Err(InitError { what, source: io::Error::new(io::ErrorKind::Unsupported, why.into()) })
+}
+
+/// Builds the sandbox that the JSON file `path` describes. Returns only when that failed.
+#[must_use]
+pub fn main(path: &Path) -> ExitCode {
+    let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
+    if let Err(error) = build(path, &control) {
+        let _ = channel::tell(&control, &Event::Failed(error.to_string()));
+    }
+    ExitCode::FAILURE
+}
+
+fn build(path: &Path, control: &OwnedFd) -> Result<(), InitError> {
+    let sandbox: Sandbox = fs::read(path)
+        .and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from))
+        .step(|| format!("read {}", path.display()))?;
+    let spec = &sandbox.spec;
+    // Programs of the container must not reach into this process before it has become one of them.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .step(|| "become undumpable".to_owned())?;
+    setsid().step(|| "make a session".to_owned())?;
+    unshare(
+        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC,
+    )
+    .step(|| "make namespaces".to_owned())?;
+    say(control, &Event::Unshared)?;
+    wait_for(control, Order::Build)?;
+    if has(spec, LinuxNamespaceType::Cgroup) {
+        unshare(CloneFlags::CLONE_NEWCGROUP).step(|| "make a cgroup namespace".to_owned())?;
+    }
+    names(&sandbox)?;
+    // Writable pages of /proc/sys are still reachable here.
+    sysctls(spec)?;
+    let new_root = root::prepare(&sandbox)?;
+    mounts::all(&sandbox, &new_root)?;
+    devices::all(spec, &new_root)?;
+    root::enter(&sandbox, new_root)?;
+    root::protect(spec)?;
+    match sandbox.purpose {
+        Purpose::Start => start(spec, control),
+        Purpose::Restore => restore(control),
+    }
+}
+
+fn start(spec: &Spec, control: &OwnedFd) -> Result<(), InitError> {
+    let Some(process) = spec.process() else { return refuse("start".to_owned(), "the bundle has no process") };
+    let plan = process::Plan::new(process, spec)?;
+    null_stdin()?;
+    plan.limits()?;
+    say(control, &Event::Built)?;
+    wait_for(control, Order::Run)?;
+    plan.execute()
+}
+
+fn restore(control: &OwnedFd) -> Result<(), InitError> {
+    null_stdin()?;
+    let end = rustix::io::fcntl_dupfd_cloexec(control, CONTROL_FD).step(|| "place the socket".to_owned())?;
+    let number = rustix::fd::AsRawFd::as_raw_fd(&end);
+    if number != CONTROL_FD {
+        return refuse("place the socket".to_owned(), format!("descriptor {CONTROL_FD} is taken"));
+    }
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)
+        .step(|| "become dumpable".to_owned())?;
+    say(control, &Event::Built)?;
+    loop {
+        pause();
+    }
+}
+
+/// Standard input is the container's own /dev/null.
+fn null_stdin() -> Result<(), InitError> {
+    let null = File::open("/dev/null").step(|| "open /dev/null in the container".to_owned())?;
+    rustix::stdio::dup2_stdin(&null).step(|| "set standard input".to_owned())
+}
+
+fn names(sandbox: &Sandbox) -> Result<(), InitError> {
+    let name = sandbox.spec.hostname().as_deref().unwrap_or(&sandbox.name);
+    rustix::system::sethostname(name.as_bytes()).step(|| format!("set the host name {name}"))?;
+    if let Some(domain) = sandbox.spec.domainname() {
+        rustix::system::setdomainname(domain.as_bytes()).step(|| format!("set the domain name {domain}"))?;
+    }
+    Ok(())
+}
+
+/// Only what belongs to the container's own namespaces can be set; the rest would change the host.
+fn sysctls(spec: &Spec) -> Result<(), InitError> {
+    const OWN: [&str; 8] = ["net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm", "kernel.shmmni",
+        "kernel.domainname", "kernel.hostname"];
+    let Some(map) = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) else { return Ok(()) };
+    for (name, value) in map {
+        if !OWN.iter().any(|own| name.starts_with(own)) || name.contains("..") {
+            return refuse(format!("set sysctl {name}"), "it is not a part of the container's namespaces");
+        }
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        fs::write(&path, value).step(|| format!("set sysctl {name}"))?;
+    }
+    Ok(())
+}
+
+fn has(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    spec.linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref())
+        .is_some_and(|list| list.iter().any(|namespace| namespace.typ() == kind))
+}
+
+fn say(control: &OwnedFd, event: &Event) -> Result<(), InitError> {
+    channel::tell(control, event).step(|| "answer the agent".to_owned())
+}
+
+fn wait_for(control: &OwnedFd, order: Order) -> Result<(), InitError> {
+    match channel::hear::<Order>(control, None).step(|| "hear the agent".to_owned())? {
+        Some(heard) if heard == order => Ok(()),
+        Some(other) => refuse(format!("wait for {order:?}"), format!("the agent said {other:?}")),
+        None => refuse(format!("wait for {order:?}"), "the agent is gone"),
+    }
+}

@@ -1,0 +1,106 @@
+//! The root directory: made a mount of its own, entered, and protected.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
+    mount_remount, unmount,
+};
+use rustix::process::{fchdir, pivot_root};
+
+use super::{Context as _, InitError, path, refuse};
+use crate::runtime::sandbox::Sandbox;
+
+/// Cuts the propagation of mounts to the host and makes the root directory a mount; opens it.
+pub(super) fn prepare(sandbox: &Sandbox) -> Result<OwnedFd, InitError> {
+    let rootfs = &sandbox.rootfs;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).step(|| "make mounts private".to_owned())?;
+    mount_bind_recursive(rootfs, rootfs).step(|| format!("bind {}", rootfs.display()))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, rootfs, flags, Mode::empty()).step(|| format!("open {}", rootfs.display()))
+}
+
+/// Makes it the root and lets go of the host's.
+pub(super) fn enter(sandbox: &Sandbox, root: OwnedFd) -> Result<(), InitError> {
+    fchdir(&root).step(|| "enter the root".to_owned())?;
+    // Both on the same directory: the old root is then mounted over the new one and goes by unmounting `.`.
+    pivot_root(".", ".").step(|| "pivot the root".to_owned())?;
+    unmount(".", UnmountFlags::DETACH).step(|| "detach the host's root".to_owned())?;
+    std::env::set_current_dir("/").step(|| "enter /".to_owned())?;
+    drop(root);
+    let spec = &sandbox.spec;
+    if let Some(mode) = spec.linux().as_ref().and_then(|linux| linux.rootfs_propagation().as_deref()) {
+        let flags = match mode {
+            "private" | "rprivate" => return read_only(spec),
+            "slave" | "rslave" => MountPropagationFlags::DOWNSTREAM,
+            "unbindable" => MountPropagationFlags::UNBINDABLE,
+            other => return refuse(format!("set rootfsPropagation {other}"), "use private or slave"),
+        };
+        mount_change("/", flags).step(|| format!("set rootfsPropagation {mode}"))?;
+    }
+    read_only(spec)
+}
+
+fn read_only(spec: &Spec) -> Result<(), InitError> {
+    if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
+        mount_remount("/", MountFlags::BIND | MountFlags::RDONLY, "")
+            .step(|| "make the root read-only".to_owned())?;
+    }
+    Ok(())
+}
+
+/// Hides masked paths and makes read-only ones so. Both may be missing.
+pub(super) fn protect(spec: &Spec) -> Result<(), InitError> {
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    for item in linux.readonly_paths().iter().flatten() {
+        let what = || format!("make {item} read-only");
+        match mount_bind_recursive(item.as_str(), item.as_str()) {
+            Err(error) if missing(error) => continue,
+            result => result.step(what)?,
+        }
+        let flags = MountFlags::BIND | MountFlags::RDONLY | kept(Path::new(item)).step(what)?;
+        mount_remount(item.as_str(), flags, "").step(what)?;
+    }
+    for item in linux.masked_paths().iter().flatten() {
+        let what = || format!("mask {item}");
+        let file = match path::open(CWD, Path::new(item)) {
+            Err(error) if missing(error) => continue,
+            result => result.step(what)?,
+        };
+        if path::is_directory(&file).step(what)? {
+            mount("tmpfs", item.as_str(), "tmpfs", MountFlags::RDONLY, Some(c"size=0k")).step(what)?;
+        } else {
+            mount_bind("/dev/null", item.as_str()).step(what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Flags that a remount must not lose (and, in a user namespace, may not).
+pub(super) fn kept(path: &Path) -> io::Result<MountFlags> {
+    use rustix::fs::StatVfsMountFlags as Vfs;
+    let now = rustix::fs::statvfs(path)?.f_flag;
+    let pairs = [
+        (Vfs::NOSUID, MountFlags::NOSUID),
+        (Vfs::NODEV, MountFlags::NODEV),
+        (Vfs::NOEXEC, MountFlags::NOEXEC),
+        (Vfs::NOATIME, MountFlags::NOATIME),
+        (Vfs::NODIRATIME, MountFlags::NODIRATIME),
+        (Vfs::RELATIME, MountFlags::RELATIME),
+    ];
+    Ok(pairs.into_iter().filter(|(seen, _)| now.contains(*seen)).map(|(_, flag)| flag).collect())
+}
+
+fn missing(error: rustix::io::Errno) -> bool {
+    matches!(error, rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR)
+}
+
+/// Where a bind mount's source is: relative ones belong to the bundle.
+pub(super) fn source(sandbox: &Sandbox, source: &Path) -> PathBuf {
+    sandbox.bundle.join(source)
+}

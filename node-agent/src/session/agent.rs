@@ -1,0 +1,297 @@
+//! What all sessions of an agent share, and what it knows about a container at one moment.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::mpsc::{Sender, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use image::frame::FrameReader;
+use proto::identity::{Identity, Role as PeerRole};
+use proto::tls::Tls;
+use tokio::sync::watch;
+
+use super::orders::DecisionSource;
+use super::ports::Node;
+use super::status::{Phase, Role, Status};
+use crate::commit::{Committed, Copy, Epoch, Owner, SourceView, TargetView};
+use crate::journal::Journal;
+use crate::transfer::message::PeerMessage;
+use crate::transfer::stream::TlsStream;
+
+/// How many ended migrations are remembered.
+const HISTORY: usize = 256;
+
+/// What every session of this agent shares.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    /// Credentials, for peers.
+    pub(crate) tls: Tls,
+    /// Where this agent listens for peers: host:port, as others dial it.
+    pub(crate) peer_address: String,
+    /// A number of this run of the agent.
+    pub(crate) incarnation: u64,
+    /// This boot of the host.
+    pub(crate) boot: String,
+    /// Where the journal and the failpoints are.
+    pub(crate) state_dir: PathBuf,
+    pub(crate) journal: Journal,
+    pub(crate) node: Arc<dyn Node>,
+    pub(crate) decisions: Arc<dyn DecisionSource>,
+    table: Mutex<Table>,
+    changes: watch::Sender<u64>,
+}
+
+/// Open sessions, and ended ones.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    /// By container.
+    pub(crate) sources: BTreeMap<String, SourceHandle>,
+    /// By container.
+    pub(crate) targets: BTreeMap<String, TargetHandle>,
+    /// Published states, newest last.
+    statuses: VecDeque<watch::Receiver<Status>>,
+}
+
+/// A source session as others see it.
+#[derive(Clone, Debug)]
+pub(crate) struct SourceHandle {
+    pub(crate) migration: String,
+    pub(crate) epoch: Epoch,
+    pub(crate) cancel: Arc<Cancel>,
+    /// COMMITTED of this epoch was synced by this run of the agent.
+    pub(crate) synced: bool,
+    /// Killed and ended; late frames are still relayed, until `stop_relay`.
+    pub(crate) relaying: bool,
+    pub(crate) stop_relay: Arc<AtomicBool>,
+}
+
+/// An expected, open or waiting target session as others see it.
+#[derive(Debug)]
+pub(crate) struct TargetHandle {
+    pub(crate) migration: String,
+    pub(crate) epoch: Epoch,
+    pub(crate) source_node: String,
+    /// Set once a session (or a recovery) serves it.
+    pub(crate) serving: Option<Serving>,
+}
+
+/// How to reach the thread of a target session.
+#[derive(Clone, Debug)]
+pub(crate) struct Serving {
+    /// Give way to a newer attempt, if not Ready.
+    pub(crate) cancel: Arc<Cancel>,
+    /// Bulk streams for it; closed once it takes no more.
+    pub(crate) bulk: Option<Sender<(u32, FrameReader<TlsStream>)>>,
+    /// Messages that came on question connections.
+    pub(crate) inbox: Sender<Mail>,
+}
+
+/// A message from a question connection.
+#[derive(Debug)]
+pub(crate) struct Mail {
+    pub(crate) message: PeerMessage,
+    pub(crate) reply: SyncSender<PeerMessage>,
+}
+
+const OPEN: u8 = 0;
+const CANCELLED: u8 = 1;
+const COMMITTING: u8 = 2;
+
+/// A cancel flag that loses to the commit point, whichever comes first.
+#[derive(Debug, Default)]
+pub(crate) struct Cancel {
+    state: AtomicU8,
+    reason: Mutex<String>,
+}
+
+impl Cancel {
+    /// Cancels; false when the commit point came first.
+    pub(crate) fn cancel(&self, why: &str) -> bool {
+        why.clone_into(&mut self.reason.lock().unwrap_or_else(PoisonError::into_inner));
+        self.state.compare_exchange(OPEN, CANCELLED, Ordering::SeqCst, Ordering::SeqCst) != Err(COMMITTING)
+    }
+
+    /// Passes the commit point; false when it was cancelled before.
+    pub(crate) fn commit(&self) -> bool {
+        self.state.compare_exchange(OPEN, COMMITTING, Ordering::SeqCst, Ordering::SeqCst) != Err(CANCELLED)
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == CANCELLED
+    }
+
+    pub(crate) fn reason(&self) -> String {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Publishes the state of one side of a migration.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    status: watch::Sender<Status>,
+    agent: Arc<Agent>,
+    began: Instant,
+}
+
+impl Publisher {
+    /// Changes the published state.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_modify(|status| {
+            if !status.phase.is_terminal() {
+                status.total = self.began.elapsed();
+            }
+            change(status);
+        });
+        self.agent.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Adds a line to the decision log.
+    pub(crate) fn event(&self, text: impl Into<String>) {
+        let text = text.into();
+        tracing::info!(event = %text);
+        self.update(|status| status.events.push(text));
+    }
+
+    /// The end, or the lack of one.
+    pub(crate) fn end(&self, phase: Phase, reason: &str, message: impl Into<String>) {
+        let message = message.into();
+        self.update(|status| {
+            status.phase = phase;
+            reason.clone_into(&mut status.reason);
+            status.message = message;
+        });
+    }
+}
+
+impl Agent {
+    pub(crate) fn new(
+        options: super::Options,
+        journal: Journal,
+        boot: String,
+        node: Arc<dyn Node>,
+        decisions: Arc<dyn DecisionSource>,
+    ) -> Self {
+        Self {
+            tls: options.tls,
+            peer_address: options.peer_address,
+            incarnation: options.incarnation,
+            boot,
+            state_dir: options.state_dir,
+            journal,
+            node,
+            decisions,
+            table: Mutex::default(),
+            changes: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The published states, oldest first.
+    pub(crate) fn statuses(&self) -> Vec<watch::Receiver<Status>> {
+        self.table().statuses.iter().cloned().collect()
+    }
+
+    /// Begins to publish one side of a migration.
+    pub(crate) fn publish(self: &Arc<Self>, role: Role, migration: &str, epoch: Epoch, container: &str) -> Publisher {
+        let status = Status {
+            migration: migration.to_owned(),
+            epoch,
+            container: container.to_owned(),
+            role,
+            ..Status::default()
+        };
+        let (sender, receiver) = watch::channel(status);
+        let mut table = self.table();
+        table.statuses.push_back(receiver);
+        while table.statuses.len() > HISTORY {
+            let ended = table.statuses.iter().position(|status| status.borrow().phase.is_terminal());
+            let Some(ended) = ended else { break };
+            table.statuses.remove(ended);
+        }
+        drop(table);
+        Publisher { status: sender, agent: Arc::clone(self), began: Instant::now() }
+    }
+
+    /// The identity of a node's agent.
+    pub(crate) fn identity(name: &str) -> Result<Identity, proto::identity::IdentityError> {
+        Identity::new(PeerRole::Node, name)
+    }
+
+    /// The copy of the container that runs or stands frozen here, not counting incoming ones.
+    fn own_copy(&self, container: &str) -> Copy {
+        match self.node.source(container) {
+            Ok(source) if is_frozen(&source.cgroup()) => Copy::Frozen,
+            Ok(_) => Copy::Running,
+            Err(_) => Copy::None,
+        }
+    }
+
+    /// What is known about a container as a source.
+    pub(crate) fn source_view(&self, container: &str) -> SourceView {
+        let copy = self.own_copy(container);
+        let table = self.table();
+        let entry = self.journal.entry(container);
+        let handle = table.sources.get(container);
+        let open = entry.open.as_ref().filter(|open| open.begin.role == Role::Source);
+        SourceView {
+            highest: entry.highest,
+            open: open.map(|open| open.begin.epoch),
+            committed: open.filter(|open| open.committed).map(|open| Committed {
+                epoch: open.begin.epoch,
+                synced: handle.is_some_and(|handle| handle.epoch == open.begin.epoch && handle.synced),
+            }),
+            relaying: handle.is_some_and(|handle| handle.relaying),
+            incoming: table.targets.contains_key(container)
+                || entry.open.is_some_and(|open| open.begin.role == Role::Target),
+            copy,
+        }
+    }
+
+    /// What is known about a container as a target. A copy that a session or a recovery serves counts as frozen.
+    pub(crate) fn target_view(&self, container: &str) -> TargetView {
+        let own = self.own_copy(container);
+        let table = self.table();
+        let entry = self.journal.entry(container);
+        let handle = table.targets.get(container);
+        let open = entry.open.as_ref().filter(|open| open.begin.role == Role::Target);
+        let ready = open.filter(|open| open.ready.as_ref() == Some(&self.boot));
+        TargetView {
+            highest: entry.highest,
+            expected: handle.map(|handle| handle.epoch).or_else(|| open.map(|open| open.begin.epoch)),
+            ready: ready.map(|open| open.begin.epoch),
+            seen: open.filter(|open| open.seen).map(|open| open.begin.epoch),
+            owned: entry.owned,
+            leaving: entry.open.as_ref().is_some_and(|open| open.begin.role == Role::Source)
+                || table.sources.contains_key(container),
+            copy: match handle.and_then(|handle| handle.serving.as_ref()) {
+                Some(_) => Copy::Frozen,
+                None => own,
+            },
+        }
+    }
+
+    /// The last resolution of a container that is newer than `epoch`.
+    pub(crate) fn resolution(&self, container: &str, epoch: Epoch) -> Option<Owner> {
+        self.journal.entry(container).resolved.filter(|(at, _)| *at > epoch).map(|(_, owner)| owner)
+    }
+}
+
+/// Whether a cgroup v2 directory is frozen (cgroup.events).
+pub(crate) fn is_frozen(cgroup: &Path) -> bool {
+    std::fs::read_to_string(cgroup.join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
+}
+
+/// Stops or resumes a cgroup v2 directory (cgroup.freeze).
+pub(crate) fn set_frozen(cgroup: &Path, frozen: bool) -> std::io::Result<()> {
+    std::fs::write(cgroup.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+}

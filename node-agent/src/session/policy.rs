@@ -1,0 +1,179 @@
+//! When to stop copying and freeze: a pure function of the rounds so far.
+//!
+//! Theory: with dirty rate D and link rate B, a round that took T leaves D x T dirty, and sending that takes
+//! D x T / B. Rounds shrink while D < B, down to what the fixed cost of a round lets get dirty. More rounds do
+//! not lower that floor, so the best moment to freeze is when the predicted pause no longer falls.
+
+use std::time::Duration;
+
+use super::orders::{Limits, OnTimeout};
+
+/// What one round did, as measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Bytes of dirty pages that it found and sent (pages with contents).
+    pub dirty: u64,
+    /// From its begin until the target had everything in place.
+    pub took: Duration,
+    /// The part of `took` that does not grow with `dirty`: the scan of clean memory, the round trip.
+    pub fixed: Duration,
+}
+
+/// What to do after a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another round.
+    Round,
+    /// Freeze now.
+    Cut,
+    /// Abort: it does not converge within the limits.
+    GiveUp,
+}
+
+impl Next {
+    /// Its name in records.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Round => "NextRound",
+            Self::Cut => "Cut",
+            Self::GiveUp => "GiveUp",
+        }
+    }
+}
+
+/// A decision with what it rests on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// What to do.
+    pub next: Next,
+    /// Why, as a sentence.
+    pub reason: String,
+    /// How fast the container dirtied memory while the last round ran, bytes a second.
+    pub dirty_rate: f64,
+    /// How fast the link took it, bytes a second.
+    pub transfer_rate: f64,
+    /// The pause to expect from a switchover now; zero when it is not known yet.
+    pub predicted: Duration,
+    /// Bytes that are dirty now, as predicted.
+    pub remaining: u64,
+}
+
+/// Cost of a switchover besides pages: freeze, state, restore, round trips. A first guess; the real one is in
+/// the report of each migration.
+pub const METADATA: Duration = Duration::from_millis(5);
+/// The pause must fall by this factor for another round to be worth it.
+const WORTH: f64 = 0.8;
+/// Rounds that send no less than this say how fast the link is.
+const TELLING: u64 = 4 << 20;
+
+/// Decides after the last of `rounds`. `elapsed` is the time since Preparing began.
+///
+/// Always ends: at `max_rounds` or `timeout` the answer is Cut or `GiveUp`.
+#[must_use]
+pub fn decide(limits: &Limits, rounds: &[Measured], elapsed: Duration) -> Decision {
+    let forecasts: Vec<Forecast> = (1..=rounds.len()).map(|n| forecast(&rounds[..n])).collect();
+    let Some(now) = forecasts.last().copied() else {
+        return Decision {
+            next: Next::Round,
+            reason: "nothing has been sent yet".to_owned(),
+            dirty_rate: 0.0,
+            transfer_rate: 0.0,
+            predicted: Duration::ZERO,
+            remaining: 0,
+        };
+    };
+    let before = forecasts.iter().rev().nth(1).filter(|forecast| forecast.known);
+    let fits = now.known && now.pause <= limits.max_downtime;
+    let falls = before.is_none_or(|before| now.pause.as_secs_f64() < WORTH * before.pause.as_secs_f64());
+    let ms = |pause: Duration| pause.as_secs_f64() * 1e3;
+    let limit = ms(limits.max_downtime);
+
+    let out_of = if u32::try_from(rounds.len()).unwrap_or(u32::MAX) >= limits.max_rounds {
+        Some(format!("{} rounds are the limit", limits.max_rounds))
+    } else if elapsed >= limits.timeout {
+        Some(format!("{:?} have passed", limits.timeout))
+    } else {
+        None
+    };
+    let (next, reason) = if fits && now.remaining == 0 {
+        (Next::Cut, format!("nothing is being dirtied; predicted pause {:.1} ms", ms(now.pause)))
+    } else if fits && !falls {
+        (Next::Cut, format!("predicted pause {:.1} ms no longer falls and is below {limit:.1} ms", ms(now.pause)))
+    } else if fits && now.pause <= METADATA + METADATA / 5 {
+        (Next::Cut, format!("predicted pause {:.1} ms is nearly all fixed cost", ms(now.pause)))
+    } else if let Some(out_of) = out_of {
+        match (fits, limits.on_timeout) {
+            (true, _) => (Next::Cut, format!("{out_of}; predicted pause {:.1} ms fits", ms(now.pause))),
+            (false, OnTimeout::Force) => {
+                (Next::Cut, format!("{out_of}; forced, predicted pause {:.1} ms", ms(now.pause)))
+            }
+            (false, OnTimeout::Abort) => (
+                Next::GiveUp,
+                format!("{out_of} and the predicted pause is {:.1} ms, above {limit:.1} ms", ms(now.pause)),
+            ),
+        }
+    } else if fits {
+        (Next::Round, format!("predicted pause {:.1} ms would fit and still falls", ms(now.pause)))
+    } else if !now.known {
+        (Next::Round, "the dirty rate is not known yet".to_owned())
+    } else if !falls && limits.on_timeout == OnTimeout::Force && rounds.len() >= 4 {
+        (Next::Cut, format!("predicted pause {:.1} ms no longer falls; forced", ms(now.pause)))
+    } else {
+        (Next::Round, format!("predicted pause {:.1} ms is above {limit:.1} ms", ms(now.pause)))
+    };
+    Decision {
+        next,
+        reason,
+        dirty_rate: now.dirty_rate,
+        transfer_rate: now.transfer_rate,
+        predicted: if now.known { now.pause } else { Duration::ZERO },
+        remaining: now.remaining,
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Forecast {
+    /// Two rounds are needed to know a dirty rate.
+    known: bool,
+    dirty_rate: f64,
+    transfer_rate: f64,
+    remaining: u64,
+    pause: Duration,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, and the value is not negative")]
+fn forecast(rounds: &[Measured]) -> Forecast {
+    let transfer_rate = transfer_rate(rounds);
+    let last = rounds.last().copied().unwrap_or_default();
+    let Some(before) = rounds.len().checked_sub(2).and_then(|n| rounds.get(n)) else {
+        return Forecast { known: false, dirty_rate: 0.0, transfer_rate, remaining: last.dirty, pause: Duration::MAX };
+    };
+    // What this round found was dirtied while the one before it ran.
+    let dirty_rate = last.dirty as f64 / before.took.as_secs_f64().max(1e-6);
+    // Never more than the last round found in a longer time: a rate of a short round is noise.
+    let remaining = (dirty_rate * last.took.as_secs_f64()) as u64;
+    let send = Duration::try_from_secs_f64(remaining as f64 / transfer_rate.max(1.0)).unwrap_or(Duration::MAX);
+    let pause = METADATA.saturating_add(last.fixed).saturating_add(send);
+    Forecast { known: true, dirty_rate, transfer_rate, remaining, pause }
+}
+
+/// Bytes a second that the link takes. Small rounds are all latency and say nothing, so the best of the
+/// telling ones counts. Under a bandwidth limit this is the limit, though none holds in the freeze: the
+/// prediction is then too high, never too low.
+#[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
+fn transfer_rate(rounds: &[Measured]) -> f64 {
+    let rate = |round: &Measured| {
+        round.dirty as f64 / round.took.saturating_sub(round.fixed).as_secs_f64().max(1e-6)
+    };
+    let telling = rounds.iter().filter(|round| round.dirty >= TELLING).map(rate).fold(0.0, f64::max);
+    if telling > 0.0 { telling } else { DEFAULT_RATE }
+}
+
+/// Assumed when no round was large enough to tell: 100 MB/s, a poor link.
+const DEFAULT_RATE: f64 = 1e8;
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

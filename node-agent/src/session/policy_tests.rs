@@ -1,0 +1,122 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// What a migration would do: a container of `size` bytes that dirties `dirty` bytes a second, over a link of
+/// `link` bytes a second with `fixed` cost a round. Gives the rounds and the last decision.
+fn simulate(limits: &Limits, size: f64, dirty: f64, link: f64, fixed: Duration) -> (usize, Decision) {
+    let mut rounds = Vec::new();
+    let mut elapsed = Duration::ZERO;
+    let mut left = size;
+    loop {
+        let took = fixed + Duration::from_secs_f64(left / link);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a test's sizes fit")]
+        rounds.push(Measured { dirty: left as u64, took, fixed });
+        elapsed += took;
+        left = (dirty * took.as_secs_f64()).min(size);
+        let decision = decide(limits, &rounds, elapsed);
+        if decision.next != Next::Round {
+            return (rounds.len(), decision);
+        }
+        assert!(rounds.len() < 1000, "never ends");
+    }
+}
+
+const GIB: f64 = 1_073_741_824.0;
+
+#[test]
+fn an_idle_container_is_cut_after_two_rounds() {
+    let (rounds, decision) = simulate(&Limits::default(), GIB, 0.0, 2e9, ms(1));
+    assert_eq!((rounds, decision.next), (2, Next::Cut));
+}
+
+#[test]
+fn a_modest_writer_is_cut_near_the_floor() {
+    let (rounds, decision) = simulate(&Limits::default(), GIB, 1e8, 2e9, ms(1));
+    assert_eq!(decision.next, Next::Cut);
+    assert!((2..=6).contains(&rounds), "{rounds} rounds: {}", decision.reason);
+    assert!(decision.predicted < ms(10), "{:?}", decision.predicted);
+}
+
+#[test]
+fn one_that_dirties_faster_than_the_link_is_given_up_or_forced() {
+    let limits = Limits { max_rounds: 8, ..Limits::default() };
+    let (rounds, decision) = simulate(&limits, GIB, 3e9, 1e9, ms(1));
+    assert_eq!((rounds, decision.next), (8, Next::GiveUp));
+    let force = Limits { on_timeout: OnTimeout::Force, ..limits };
+    let (rounds, decision) = simulate(&force, GIB, 3e9, 1e9, ms(1));
+    assert_eq!(decision.next, Next::Cut);
+    assert!(rounds <= 8 && decision.reason.contains("forced"), "{}", decision.reason);
+}
+
+#[test]
+fn the_time_limit_holds() {
+    let limits = Limits { timeout: Duration::from_secs(3), max_rounds: u32::MAX, ..Limits::default() };
+    let (_, decision) = simulate(&limits, GIB, 2e9, 1e9, ms(1));
+    assert_eq!(decision.next, Next::GiveUp);
+    assert!(decision.reason.contains("3s"), "{}", decision.reason);
+}
+
+#[test]
+fn one_round_says_nothing_about_the_dirty_rate() {
+    let round = Measured { dirty: 1 << 30, took: ms(500), fixed: ms(1) };
+    assert_eq!(decide(&Limits::default(), &[round], ms(500)).next, Next::Round);
+    assert_eq!(decide(&Limits::default(), &[], ms(0)).next, Next::Round);
+    let once = Limits { max_rounds: 1, ..Limits::default() };
+    assert_eq!(decide(&once, &[round], ms(500)).next, Next::GiveUp);
+}
+
+fn measured() -> impl Strategy<Value = Measured> {
+    (0u64..1 << 40, 0u64..10_000_000, 0u64..1_000_000).prop_map(|(dirty, took, fixed)| Measured {
+        dirty,
+        took: Duration::from_micros(took),
+        fixed: Duration::from_micros(fixed.min(took)),
+    })
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (1u64..1000, 1u64..600, 0u64..1 << 33, 1u32..40, any::<bool>()).prop_map(
+        |(downtime, timeout, bandwidth, max_rounds, force)| Limits {
+            max_downtime: ms(downtime),
+            timeout: Duration::from_secs(timeout),
+            bandwidth,
+            max_rounds,
+            on_timeout: if force { OnTimeout::Force } else { OnTimeout::Abort },
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn the_limit_of_the_pause_is_exceeded_only_when_forced(
+        limits in limits(), rounds in prop::collection::vec(measured(), 1..40), elapsed in 0u64..1000
+    ) {
+        let decision = decide(&limits, &rounds, Duration::from_secs(elapsed));
+        if decision.next == Next::Cut && limits.on_timeout == OnTimeout::Abort {
+            prop_assert!(decision.predicted <= limits.max_downtime, "{decision:?}");
+        }
+        if decision.next == Next::GiveUp {
+            prop_assert_eq!(limits.on_timeout, OnTimeout::Abort);
+        }
+        prop_assert!(!decision.reason.is_empty());
+        prop_assert!(decision.dirty_rate.is_finite() && decision.transfer_rate.is_finite());
+    }
+
+    #[test]
+    fn it_always_ends_at_the_limits(limits in limits(), rounds in prop::collection::vec(measured(), 40..50)) {
+        prop_assert_ne!(decide(&limits, &rounds, Duration::ZERO).next, Next::Round);
+        prop_assert_ne!(decide(&limits, &rounds[..1], limits.timeout).next, Next::Round);
+    }
+
+    #[test]
+    fn whatever_converges_below_the_limit_is_moved(dirty in 0.0f64..0.6, size in 0.01f64..8.0, link in 0.2f64..3.0) {
+        let link = link * 1e9;
+        let (_, decision) = simulate(&Limits::default(), size * GIB, dirty * link, link, ms(2));
+        prop_assert_eq!(decision.next, Next::Cut, "{}", decision.reason);
+        prop_assert!(decision.predicted <= ms(50));
+    }
+}

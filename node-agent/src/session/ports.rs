@@ -1,0 +1,293 @@
+//! What a migration needs from the rest of the node: its runtime, its network and its files.
+//!
+//! The sessions know containers only through these narrow traits. The runtime implements them for the
+//! real thing. Everything here is synchronous and is called from a session's own thread; the objects
+//! move to that thread once and stay there.
+//!
+//! Order of calls, source: [`Node::source`] -> `tree`, `spec` -> `files` rounds -> `lock().engage()` ->
+//! freeze -> last files -> `held` -> (COMMITTED) -> kill -> `remove` -> `late` for some seconds ->
+//! `NetLock::release`. On abort: `NetLock::lift`, then the thaw, then `settle(Settled::Running)`.
+//!
+//! Order of calls, target: [`Node::incoming`] -> `files` -> `options` -> restore -> `ready` ->
+//! (Commit) -> `attach` -> `announce` -> `deliver` -> thaw -> `adopt`; or `discard` at any time before Commit.
+
+use std::fmt::Debug;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use engine::source::TreeSpec;
+use engine::target::{Externals, TargetOptions};
+use image::Refusal;
+
+/// One Ethernet frame without its check sequence.
+pub type EthernetFrame = Vec<u8>;
+
+/// Why a port could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// The container is not on this node, or is not running.
+    #[error("no running container {0} on this node")]
+    NoContainer(String),
+    /// It cannot move; nothing was touched.
+    #[error("{} part(s) of the container cannot move", .0.len())]
+    Refused(Vec<Refusal>),
+    /// An operation failed; `what` says which, in words of the field.
+    #[error("{what}")]
+    Failed {
+        /// What was tried, for example `attach veth7 to br0`.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl PortError {
+    /// An operation that failed.
+    pub fn failed(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Failed { what: what.into(), source: source.into() }
+    }
+}
+
+/// The node as migrations see it.
+pub trait Node: Debug + Send + Sync {
+    /// A container of this node, to be moved away. It may be running, or frozen when an agent restarts.
+    ///
+    /// # Errors
+    /// [`PortError::NoContainer`] when it is not here; nothing was touched.
+    fn source(&self, container: &str) -> Result<Box<dyn ContainerSource>, PortError>;
+
+    /// Makes the sandbox of a container that is to arrive: namespaces, cgroup, root directory, network
+    /// (container's side up, host end not yet attached). It is recorded on disk before anything is made, so
+    /// that [`Node::reopen`] and [`Node::kill_incoming`] find it after a restart.
+    ///
+    /// # Errors
+    /// What could not be made; all of it has been removed again.
+    fn incoming(&self, request: &Incoming) -> Result<Box<dyn ContainerTarget>, PortError>;
+
+    /// A copy that was being received when the agent stopped, if its processes live. It is still frozen (or
+    /// runs already, when the agent died while it took ownership).
+    ///
+    /// # Errors
+    /// When it cannot be told; the caller tries again.
+    fn reopen(&self, container: &str, migration: &str) -> Result<Option<Box<dyn ContainerTarget>>, PortError>;
+
+    /// Kills and removes a copy that was being received when the agent stopped. Ok when there is none.
+    ///
+    /// # Errors
+    /// When something of it is left; the caller tries again.
+    fn kill_incoming(&self, container: &str, migration: &str) -> Result<(), PortError>;
+
+    /// What an incoming container must match: kernel, vDSO, CPU features. Its clocks are not looked at.
+    fn facts(&self) -> image::state::HostFacts;
+
+    /// Bytes of memory that a new container could use now.
+    fn memory_free(&self) -> u64;
+}
+
+/// A container that is to arrive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incoming {
+    /// Its name.
+    pub container: String,
+    /// The migration that brings it.
+    pub migration: String,
+    /// That migration's epoch.
+    pub epoch: u64,
+    /// What [`ContainerSource::spec`] said on the source node.
+    pub spec: Vec<u8>,
+}
+
+/// What became of a container at its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It is being moved and still runs here.
+    Migrating,
+    /// It stands frozen: committed away and not yet acknowledged, or nobody can tell.
+    Frozen,
+    /// It runs here as before; `epoch` stays known.
+    Running,
+}
+
+/// A container on the node that it leaves.
+pub trait ContainerSource: Send {
+    /// How the engine finds its processes.
+    fn tree(&self) -> TreeSpec;
+
+    /// Everything [`Node::incoming`] needs to build the same sandbox elsewhere: OCI configuration, name,
+    /// addresses, labels. Opaque to the session.
+    ///
+    /// # Errors
+    /// When the container's record cannot be read.
+    fn spec(&self) -> Result<Vec<u8>, PortError>;
+
+    /// Its directory in the cgroup v2 freezer.
+    fn cgroup(&self) -> PathBuf;
+
+    /// Its network, not yet locked. After a restart of the agent: with whatever filters were left behind.
+    ///
+    /// # Errors
+    /// When the network cannot be found.
+    fn lock(&self) -> Result<Box<dyn NetLock>, PortError>;
+
+    /// Its files.
+    ///
+    /// # Errors
+    /// When changes cannot be tracked.
+    fn files(&self) -> Result<Box<dyn FileSource>, PortError>;
+
+    /// Publishes (and records) how it stands.
+    fn settle(&self, how: Settled, epoch: u64);
+
+    /// Kills every process of the container, frozen ones too, and waits until none is left. Called after the
+    /// acknowledged commit when no engine object holds it (the agent was restarted meanwhile).
+    ///
+    /// # Errors
+    /// When a process is left; may be called again.
+    fn kill(&self) -> Result<(), PortError>;
+
+    /// Removes what is left of it after its processes are gone: network namespace, cgroups, root
+    /// directory, record. Not the network lock, which outlives the namespace. May be called again.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    fn remove(&self) -> Result<(), PortError>;
+}
+
+/// The lock on a container's network at the source. It fails closed: when the agent dies the frames are
+/// dropped, never answered.
+pub trait NetLock: Send {
+    /// From Ok on no frame reaches the container and none leaves it; what arrives is kept.
+    ///
+    /// # Errors
+    /// When it cannot be engaged; it is then open as before.
+    fn engage(&mut self) -> Result<(), PortError>;
+
+    /// The frames that arrived since the last call (or since the lock). The lock keeps a copy of each until
+    /// [`NetLock::lift`] or [`NetLock::release`]. Waits up to `wait` for the first one; zero does not wait.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn held(&mut self, wait: Duration) -> Result<Vec<EthernetFrame>, PortError>;
+
+    /// Abort: opens the lock and delivers every kept frame to the container. Removes filters that an earlier
+    /// agent left, too. Ok when there is nothing to lift. The container is still frozen.
+    ///
+    /// # Errors
+    /// When a filter is left; may be called again.
+    fn lift(&mut self) -> Result<(), PortError>;
+
+    /// After the container is gone from this node: removes the lock and forgets the frames. May be called again.
+    ///
+    /// # Errors
+    /// When a filter is left.
+    fn release(&mut self) -> Result<(), PortError>;
+}
+
+/// Where batches of file changes go.
+pub trait FileSink {
+    /// Takes one batch of at most [`MAX_FILE_BATCH`] bytes. Opaque to the session; applied in order.
+    ///
+    /// # Errors
+    /// When it cannot be sent.
+    fn batch(&mut self, batch: &[u8]) -> io::Result<()>;
+}
+
+/// Largest batch that a [`FileSink`] takes, bytes.
+pub const MAX_FILE_BATCH: usize = 4 * 1024 * 1024 - 64;
+
+/// What one round of file synchronisation did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileRound {
+    /// Files, directories and links sent or removed.
+    pub entries: u64,
+    /// Bytes of content sent.
+    pub bytes: u64,
+}
+
+/// The files of a container that travel with it.
+pub trait FileSource: Send {
+    /// Sends what changed since the last round; everything in the first one. The container runs.
+    ///
+    /// # Errors
+    /// When it cannot be read or sent; the container is as before.
+    fn round(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError>;
+
+    /// As [`FileSource::round`], after the freeze: the target's files are equal afterwards.
+    ///
+    /// # Errors
+    /// As above.
+    fn last(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError>;
+}
+
+/// A container on the node that it comes to.
+pub trait ContainerTarget: Send {
+    /// What the engine needs to build skeleton processes in the sandbox. Called once.
+    ///
+    /// # Errors
+    /// When a part of the sandbox cannot be opened.
+    fn options(&mut self) -> Result<TargetOptions, PortError>;
+
+    /// Its directory in the cgroup v2 freezer; writing 0 to `cgroup.freeze` there resumes a Ready copy.
+    fn cgroup(&self) -> PathBuf;
+
+    /// What the runtime gives to the container in place of the source's: the log behind `stdout` and so on.
+    fn externals(&mut self) -> &mut dyn Externals;
+
+    /// Takes batches of [`FileSource`]s.
+    ///
+    /// # Errors
+    /// When the root directory cannot be opened.
+    fn files(&mut self) -> Result<Box<dyn FileTarget>, PortError>;
+
+    /// The copy is complete and frozen; `root_pid` is its root process as this agent sees it. Recorded
+    /// without fsync: from now on [`Node::reopen`] must find it.
+    ///
+    /// # Errors
+    /// When it cannot be recorded.
+    fn ready(&mut self, root_pid: i32) -> Result<(), PortError>;
+
+    /// Attaches its network to the node's. May be called again.
+    ///
+    /// # Errors
+    /// When it cannot be attached; may be called again.
+    fn attach(&mut self) -> Result<(), PortError>;
+
+    /// Tells the network where its addresses are now: gratuitous ARP, unsolicited neighbour advertisement.
+    ///
+    /// # Errors
+    /// When the frames cannot be sent.
+    fn announce(&mut self) -> Result<(), PortError>;
+
+    /// Delivers frames that were meant for the container, in order.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    fn deliver(&mut self, frames: &[EthernetFrame]) -> Result<(), PortError>;
+
+    /// The container is this node's now and runs: the runtime supervises it from here on, and remembers
+    /// `epoch`. Durable on Ok. May be called again.
+    ///
+    /// # Errors
+    /// When it cannot be recorded.
+    fn adopt(&mut self, epoch: u64) -> Result<(), PortError>;
+
+    /// Kills whatever is in the sandbox and removes it. May be called again.
+    ///
+    /// # Errors
+    /// When something is left.
+    fn discard(&mut self) -> Result<(), PortError>;
+}
+
+/// Applies file changes at the target.
+pub trait FileTarget: Send {
+    /// Applies one batch. Whatever the batch says, nothing outside the container's root is touched.
+    ///
+    /// # Errors
+    /// When it is malformed or cannot be applied.
+    fn apply(&mut self, batch: &[u8]) -> Result<(), PortError>;
+}

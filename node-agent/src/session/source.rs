@@ -1,0 +1,444 @@
+//! The source's side of a migration, up to the freeze. What follows is in [`super::switchover`].
+//!
+//! A session is a list of phases. Until the commit point every failure, of whatever kind, ends in
+//! [`Session::undo`], which gives the container back as it was.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::source::{Source, TreeSpec};
+use image::shape::Shape;
+use image::{Refusal, Subject};
+
+use super::agent::{Agent, Cancel, Publisher, is_frozen};
+use super::failure::{Failure, failpoint};
+use super::orders::{Limits, Start};
+use super::policy::{self, Measured, Next};
+use super::ports::{ContainerSource, EthernetFrame, FileRound, FileSink, FileSource, NetLock, Settled};
+use super::status::{Phase, Round};
+use crate::journal::{Begin, End, Record};
+use crate::peer;
+use crate::transfer::bulk::BulkSender;
+use crate::transfer::link::{Link, LinkError};
+use crate::transfer::message::{PeerMessage, Purpose};
+
+/// How long the target may take to build the sandbox.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the target may take to put a round in its place after it has been sent.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A source session, on its own thread.
+pub(super) struct Session {
+    pub(super) agent: Arc<Agent>,
+    pub(super) begin: Begin,
+    pub(super) limits: Limits,
+    target_incarnation: u64,
+    pub(super) cancel: Arc<Cancel>,
+    pub(super) publish: Publisher,
+    pub(super) container: Box<dyn ContainerSource>,
+    tree: TreeSpec,
+    pub(super) engine: Option<Source>,
+    files: Option<Box<dyn FileSource>>,
+    pub(super) lock: Option<Box<dyn NetLock>>,
+    pub(super) link: Option<Link>,
+    pub(super) bulk: Option<BulkSender>,
+    /// The shape that the target has.
+    shape: Option<Shape>,
+    generation: u32,
+    /// The next round of the bulk stream.
+    pub(super) round: u32,
+    measured: Vec<Measured>,
+    prepared_at: Instant,
+}
+
+impl Session {
+    /// A session whose BEGIN is in the journal.
+    pub(super) fn new(
+        agent: Arc<Agent>,
+        begin: Begin,
+        order: &Start,
+        cancel: Arc<Cancel>,
+        publish: Publisher,
+        container: Box<dyn ContainerSource>,
+    ) -> Self {
+        let tree = container.tree();
+        Self {
+            agent,
+            begin,
+            limits: order.policy,
+            target_incarnation: order.target_incarnation,
+            cancel,
+            publish,
+            container,
+            tree,
+            engine: None,
+            files: None,
+            lock: None,
+            link: None,
+            bulk: None,
+            shape: None,
+            generation: 0,
+            round: 0,
+            measured: Vec::new(),
+            prepared_at: Instant::now(),
+        }
+    }
+
+    /// Runs it to its end.
+    pub(super) fn run(mut self) {
+        let span = tracing::info_span!("migration", id = %self.begin.migration, role = "source", epoch = self.begin.epoch);
+        let _entered = span.enter();
+        match self.until_ready() {
+            Ok(frozen) => match self.commit_point() {
+                Ok(()) => self.complete(&frozen),
+                Err(failure) => self.undo(&failure),
+            },
+            Err(failure) => self.undo(&failure),
+        }
+    }
+
+    fn until_ready(&mut self) -> Result<super::switchover::Frozen, Failure> {
+        self.phase(Phase::Checking, Self::check)?;
+        self.phase(Phase::Preparing, Self::prepare)?;
+        self.phase(Phase::PreCopy, Self::pre_copy)?;
+        self.phase(Phase::Switchover, Self::switchover)
+    }
+
+    /// The one wrapper around every phase: span, published state, failpoint, cancel, time.
+    fn phase<T>(&mut self, phase: Phase, run: fn(&mut Self) -> Result<T, Failure>) -> Result<T, Failure> {
+        let span = tracing::info_span!("phase", phase = phase.name());
+        let _entered = span.enter();
+        let began = Instant::now();
+        self.publish.update(|status| status.phase = phase);
+        self.step(phase, "begin")?;
+        let result = run(self);
+        tracing::debug!(took = ?began.elapsed(), ok = result.is_ok(), "phase ended");
+        result
+    }
+
+    /// Between two steps: a failpoint, and the cancel flag.
+    pub(super) fn step(&self, phase: Phase, step: &str) -> Result<(), Failure> {
+        failpoint(&format!("session-source-{}-{step}", phase.name()))?;
+        self.check_cancel()
+    }
+
+    fn check_cancel(&self) -> Result<(), Failure> {
+        if self.cancel.is_cancelled() { Err(Failure::Cancelled(self.cancel.reason())) } else { Ok(()) }
+    }
+
+    fn check(&mut self) -> Result<(), Failure> {
+        if self.begin.frozen_before || is_frozen(&self.begin.cgroup) {
+            return Err(Failure::Refused(vec![Refusal {
+                pid: 0,
+                subject: Subject::Container,
+                reason: "it is frozen: a stopped program cannot be asked for what only it can read".to_owned(),
+                way_out: "resume it first".to_owned(),
+            }]));
+        }
+        let inventory =
+            engine::source::inspect(&self.tree).map_err(|error| Failure::Source(error.into()))?;
+        if !inventory.refusals.is_empty() {
+            return Err(Failure::Refused(inventory.refusals));
+        }
+        self.publish.event(format!(
+            "{} processes, {} threads, {} descriptors, {} connections, {} bytes resident",
+            inventory.processes,
+            inventory.threads,
+            inventory.descriptors,
+            inventory.connections,
+            inventory.resident_bytes
+        ));
+        self.step(Phase::Checking, "dial")?;
+        let mut link = self.dial(Purpose::Session)?;
+        link.send(&PeerMessage::Check {
+            facts: self.agent.node.facts(),
+            memory_bytes: inventory.resident_bytes,
+        })?;
+        self.link = Some(link);
+        match self.answer(peer::ANSWER_TIMEOUT)? {
+            PeerMessage::Checked(lacks) if lacks.is_empty() => Ok(()),
+            PeerMessage::Checked(lacks) => Err(Failure::Refused(lacks)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn prepare(&mut self) -> Result<(), Failure> {
+        self.prepared_at = Instant::now();
+        self.container.settle(Settled::Migrating, self.begin.epoch);
+        let spec = self.container.spec()?;
+        self.send(&PeerMessage::Spec(spec))?;
+        match self.answer(PREPARE_TIMEOUT)? {
+            PeerMessage::Prepared => {}
+            other => return Err(unexpected(&other)),
+        }
+        self.step(Phase::Preparing, "bulk")?;
+        let (reader, sequence) = self.dial(Purpose::Bulk(0))?.into_parts();
+        let stream = reader.into_inner();
+        stream.set_bulk().map_err(Failure::Bulk)?;
+        let cancel = Arc::clone(&self.cancel);
+        self.bulk =
+            Some(BulkSender::new(stream, sequence, self.limits.bandwidth, move || cancel.is_cancelled()));
+
+        self.step(Phase::Preparing, "files")?;
+        let began = Instant::now();
+        self.files = Some(self.container.files()?);
+        let sent = self.file_round(false)?;
+        let index = self.end_round_zero()?;
+        self.await_round(index)?;
+        self.publish.event(format!(
+            "files: {} entries, {} bytes in {:.0} ms",
+            sent.entries,
+            sent.bytes,
+            began.elapsed().as_secs_f64() * 1e3
+        ));
+
+        self.step(Phase::Preparing, "attach")?;
+        self.engine = Some(Source::attach(&self.tree)?);
+        self.step(Phase::Preparing, "lock")?;
+        self.lock = Some(self.container.lock()?);
+        Ok(())
+    }
+
+    /// Round 0 is the first copy of the files, even when there is none to send.
+    fn end_round_zero(&mut self) -> Result<u32, Failure> {
+        if self.round == 0 {
+            let bulk = self.bulk.as_mut().ok_or_else(no_link)?;
+            bulk.begin(0, 0).and_then(|()| bulk.end(0)).map_err(Failure::Bulk)?;
+            self.send(&PeerMessage::RoundEnd { index: 0 })?;
+            self.round = 1;
+        }
+        Ok(self.round - 1)
+    }
+
+    fn pre_copy(&mut self) -> Result<(), Failure> {
+        loop {
+            self.step(Phase::PreCopy, "round")?;
+            let began = Instant::now();
+            let sent_before = self.bulk.as_ref().map_or(0, BulkSender::sent);
+            self.file_round(false)?;
+            self.send_shape()?;
+            let index = self.round;
+            let bulk = self.bulk.as_mut().ok_or_else(no_link)?;
+            bulk.begin(index, self.generation).map_err(Failure::Bulk)?;
+            let engine = self.engine.as_mut().ok_or_else(no_engine)?;
+            let stats = engine.round(bulk);
+            // A broken stream is the target's way to say that it gave up: its message says why.
+            let stats = match stats {
+                Ok(stats) => stats,
+                Err(error) => return Err(self.why(error.into())),
+            };
+            bulk_end(&mut self.bulk, index).map_err(|error| self.why(error))?;
+            self.send(&PeerMessage::RoundEnd { index })?;
+            self.round += 1;
+            let sent = Instant::now();
+            self.await_round(index)?;
+            let took = began.elapsed();
+
+            self.measured.push(Measured {
+                dirty: stats.bytes,
+                took,
+                fixed: stats.scan + sent.elapsed().min(took / 2),
+            });
+            let decision = policy::decide(&self.limits, &self.measured, self.prepared_at.elapsed());
+            let bytes = self.bulk.as_ref().map_or(0, BulkSender::sent);
+            let number = u32::try_from(self.measured.len()).unwrap_or(u32::MAX);
+            let round = Round {
+                index: number,
+                pages: stats.pages,
+                zero_pages: stats.zero_pages,
+                bytes: bytes - sent_before,
+                took,
+                dirty_rate: decision.dirty_rate,
+                transfer_rate: decision.transfer_rate,
+                predicted_pause: decision.predicted,
+                decision: decision.next.name(),
+                reason: decision.reason.clone(),
+            };
+            tracing::info!(
+                round = number,
+                pages = stats.pages,
+                zero = stats.zero_pages,
+                took_ms = took.as_secs_f64() * 1e3,
+                decision = round.decision,
+                reason = round.reason,
+                "pre-copy round"
+            );
+            self.publish.update(|status| {
+                status.bytes = bytes;
+                status.remaining = decision.remaining;
+                status.events.push(format!("round {number}: {}: {}", round.decision, round.reason));
+                status.rounds.push(round);
+            });
+            match decision.next {
+                Next::Round => {}
+                Next::Cut => return Ok(()),
+                Next::GiveUp => return Err(Failure::NotConverged(decision.reason)),
+            }
+        }
+    }
+
+    /// Sends what changed in the files, as a round of its own if anything did. The target applies it before
+    /// it looks at any later shape.
+    pub(super) fn file_round(&mut self, last: bool) -> Result<FileRound, Failure> {
+        let (Some(files), Some(bulk)) = (self.files.as_mut(), self.bulk.as_mut()) else { return Err(no_link()) };
+        let index = self.round;
+        let mut sink = LazyRound { bulk, index, begun: false };
+        let sent = if last { files.last(&mut sink) } else { files.round(&mut sink) };
+        let begun = sink.begun;
+        let sent = match sent {
+            Ok(sent) => sent,
+            Err(error) => return Err(self.why(error.into())),
+        };
+        if begun {
+            bulk_end(&mut self.bulk, index)?;
+            self.send(&PeerMessage::RoundEnd { index })?;
+            self.round += 1;
+        }
+        Ok(sent)
+    }
+
+    /// Sends the shape if it is not the one that the target has.
+    pub(super) fn send_shape(&mut self) -> Result<(), Failure> {
+        let engine = self.engine.as_mut().ok_or_else(no_engine)?;
+        let shape = engine.shape()?;
+        if self.shape.as_ref() == Some(&shape) {
+            return Ok(());
+        }
+        self.generation += 1;
+        let generation = self.generation;
+        self.send(&PeerMessage::Shape { generation, shape: shape.clone() })?;
+        self.shape = Some(shape);
+        Ok(())
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    fn await_round(&mut self, index: u32) -> Result<(), Failure> {
+        loop {
+            match self.answer(ROUND_TIMEOUT)? {
+                PeerMessage::RoundDone { index: done } if done == index => return Ok(()),
+                PeerMessage::RoundDone { index: done } if done < index => {}
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    fn dial(&self, purpose: Purpose) -> Result<Link, Failure> {
+        let hello = peer::hello(&self.agent, &self.begin, self.target_incarnation, purpose);
+        Ok(peer::dial(&self.agent, &self.begin.peer, &self.begin.peer_address, hello)?)
+    }
+
+    /// Sends a control message.
+    pub(super) fn send(&mut self, message: &PeerMessage) -> Result<(), Failure> {
+        let sent = self.link.as_mut().ok_or_else(no_link)?.send(message);
+        sent.map_err(|error| self.why(error.into()))
+    }
+
+    /// Waits for a control message of the target; its own failure becomes the error.
+    pub(super) fn answer(&mut self, limit: Duration) -> Result<PeerMessage, Failure> {
+        let cancel = Arc::clone(&self.cancel);
+        let link = self.link.as_mut().ok_or_else(no_link)?;
+        match link.recv(limit, &mut || cancel.is_cancelled()) {
+            Ok(PeerMessage::Failed { reason }) => Err(Failure::Peer(reason)),
+            Ok(message) => Ok(message),
+            Err(LinkError::Interrupted) => Err(Failure::Cancelled(self.cancel.reason())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The better reason, if there is one: a cancel, or what the target said before it closed.
+    pub(super) fn why(&mut self, error: Failure) -> Failure {
+        if self.cancel.is_cancelled() {
+            return Failure::Cancelled(self.cancel.reason());
+        }
+        let Some(link) = self.link.as_mut() else { return error };
+        loop {
+            match link.recv(Duration::from_millis(200), &mut || false) {
+                Ok(PeerMessage::Failed { reason }) => return Failure::Peer(reason),
+                Ok(_) => {}
+                Err(_) => return error,
+            }
+        }
+    }
+
+    /// Gives the container back: it runs on as before when this returns. Only before the commit point.
+    fn undo(mut self, failure: &Failure) {
+        self.publish.event(format!("giving the container back: {}", failure.text()));
+        self.bulk = None;
+        if let Some(engine) = self.engine.take() {
+            // Undo order: lock off and held frames delivered while it still stands, then the thaw.
+            let locked = self.lock.as_mut().is_some_and(|lock| !super::recover::lift(&mut **lock));
+            if let Err(error) = engine.abort() {
+                tracing::error!(error = %crate::transfer::bulk::chain(&error), "engine: undo incomplete");
+                super::recover::give_back(&self.begin, &*self.container, &self.publish);
+            }
+            if locked && let Some(lock) = self.lock.as_mut() {
+                super::recover::retry("lift the network lock", &self.publish, || lock.lift());
+            }
+        }
+        self.container.settle(Settled::Running, self.begin.epoch);
+        if let Err(error) = self.agent.journal.append(&[Record::Ended {
+            container: self.begin.container.clone(),
+            epoch: self.begin.epoch,
+            end: End::Undone,
+        }]) {
+            tracing::error!(%error, "cannot journal the end of an undone migration; a restart will undo it again");
+        }
+        self.agent.table().sources.remove(&self.begin.container);
+        let abort = PeerMessage::Abort { reason: failure.text() };
+        let told = self.link.as_mut().is_some_and(|link| link.send(&abort).is_ok());
+        if !told && !matches!(failure, Failure::Dial(_) | Failure::Refused(_)) {
+            // Best effort: a Ready copy asks by itself, any other dies with its connection.
+            let answer =
+                peer::ask(&self.agent, &self.begin.peer, &self.begin.peer_address, &self.begin, &abort, peer::ANSWER_TIMEOUT);
+            tracing::debug!(told = answer.is_ok(), "told the target by another connection");
+        }
+        tracing::info!(reason = failure.reason(), message = failure.text(), "migration ended; the container runs on here");
+        self.publish.update(|status| status.refusals = failure.refusals().to_vec());
+        self.publish.end(failure.phase(), failure.reason(), failure.text());
+    }
+}
+
+/// Frames, when they can be read; an unreadable lock costs retransmissions, not the migration.
+pub(super) fn held(lock: &mut Option<Box<dyn NetLock>>, wait: Duration) -> Vec<EthernetFrame> {
+    let Some(lock) = lock.as_mut() else { return Vec::new() };
+    lock.held(wait).unwrap_or_else(|error| {
+        tracing::warn!(error = %crate::transfer::bulk::chain(&error), "cannot read held frames");
+        Vec::new()
+    })
+}
+
+fn bulk_end(bulk: &mut Option<BulkSender>, index: u32) -> Result<(), Failure> {
+    bulk.as_mut().ok_or_else(no_link)?.end(index).map_err(Failure::Bulk)
+}
+
+pub(super) fn no_link() -> Failure {
+    Failure::Protocol("the connection is not open".to_owned())
+}
+
+pub(super) fn no_engine() -> Failure {
+    Failure::Protocol("the container is not tracked".to_owned())
+}
+
+pub(super) fn unexpected(message: &PeerMessage) -> Failure {
+    Failure::Protocol(format!("the target answered {}", message.name()))
+}
+
+/// Begins its round with the first batch, so that a round with nothing in it costs nothing.
+struct LazyRound<'a> {
+    bulk: &'a mut BulkSender,
+    index: u32,
+    begun: bool,
+}
+
+impl FileSink for LazyRound<'_> {
+    fn batch(&mut self, batch: &[u8]) -> std::io::Result<()> {
+        if !self.begun {
+            self.bulk.begin(self.index, 0)?;
+            self.begun = true;
+        }
+        FileSink::batch(self.bulk, batch)
+    }
+}

@@ -1,0 +1,358 @@
+//! The target's side of a migration, up to Ready. What follows is in [`super::waiting`].
+//!
+//! The thread of the control connection owns the engine's target and takes the source's messages in the
+//! order that [`crate::transfer::step`] allows; a thread for each bulk stream fills memory. Whatever fails before
+//! Ready ends with nothing left of the copy.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use engine::target::{PageWriter, Target};
+use image::frame::FrameReader;
+use image::state::Image;
+
+use super::agent::{Agent, Cancel, Mail, Publisher, Serving};
+use super::compat;
+use super::failure::{Failure, failpoint};
+use super::ports::{ContainerTarget, EthernetFrame, Incoming};
+use super::status::{Phase, Role};
+use super::waiting::{Waiting, end_discarded};
+use crate::commit;
+use crate::journal::{Begin, End, Record};
+use crate::transfer::bulk::{self, BulkEvent, Gate};
+use crate::transfer::link::{Link, LinkError};
+use crate::transfer::message::{Hello, PeerMessage};
+use crate::transfer::step::{SessionState, step};
+use crate::transfer::stream::TlsStream;
+
+/// How long the source may say nothing during pre-copy while its connection stands.
+const SILENCE: Duration = Duration::from_secs(120);
+/// How long a bulk stream may take to be opened.
+const BULK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a round that was announced may take to be in its place.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(55);
+
+/// A session that was accepted and has not begun.
+pub(crate) struct Session {
+    agent: Arc<Agent>,
+    begin: Begin,
+    cancel: Arc<Cancel>,
+    publish: Publisher,
+    inbox: Receiver<Mail>,
+    streams: Receiver<(u32, FrameReader<TlsStream>)>,
+    events: (Sender<BulkEvent>, Receiver<BulkEvent>),
+    gate: Arc<Gate<PageWriter>>,
+    state: SessionState,
+    container: Option<Box<dyn ContainerTarget>>,
+    engine: Option<Target>,
+    received: u64,
+}
+
+/// Decides whether `hello` opens the session that was prepared, and takes its place. Err is the reason for a
+/// refusal; nothing has changed then.
+pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Session, String> {
+    let view = agent.target_view(&hello.container);
+    let nonce = hello.peer_incarnation == agent.incarnation;
+    let (inbox_sender, inbox) = channel();
+    let (bulk_sender, streams) = channel();
+    let cancel = Arc::new(Cancel::default());
+    {
+        let mut table = agent.table();
+        let Some(handle) = table.targets.get_mut(&hello.container) else {
+            return Err(format!("no migration of {} is expected", hello.container));
+        };
+        if handle.migration != hello.migration || handle.epoch != hello.epoch {
+            return Err(format!("{} epoch {} is not the migration that is expected", hello.migration, hello.epoch));
+        }
+        if handle.source_node != peer {
+            return Err(format!("{} is expected from {}, not from {peer}", hello.container, handle.source_node));
+        }
+        if handle.serving.is_some() {
+            return Err(format!("a session of {} is open", hello.migration));
+        }
+        if !commit::target_on_session(&view, hello.epoch, nonce) {
+            return Err(format!("the session of {} is bound to another run of this agent, or is stale", hello.migration));
+        }
+        handle.serving =
+            Some(Serving { cancel: Arc::clone(&cancel), bulk: Some(bulk_sender), inbox: inbox_sender });
+    }
+    let begin = Begin {
+        container: hello.container.clone(),
+        migration: hello.migration.clone(),
+        epoch: hello.epoch,
+        boot: agent.boot.clone(),
+        role: Role::Target,
+        peer: peer.to_owned(),
+        peer_address: hello.address.clone(),
+        cgroup: std::path::PathBuf::new(),
+        frozen_before: false,
+    };
+    Ok(Session {
+        publish: agent.publish(Role::Target, &hello.migration, hello.epoch, &hello.container),
+        agent: Arc::clone(agent),
+        begin,
+        cancel,
+        inbox,
+        streams,
+        events: channel(),
+        gate: Gate::new(),
+        state: SessionState::default(),
+        container: None,
+        engine: None,
+        received: 0,
+    })
+}
+
+impl Session {
+    /// Runs it to its end, on this thread.
+    pub(crate) fn run(mut self, mut link: Link) {
+        let span = tracing::info_span!("migration", id = %self.begin.migration, role = "target", epoch = self.begin.epoch);
+        let _entered = span.enter();
+        if cfg!(feature = "failpoints") {
+            crate::failpoints::load(&self.agent.state_dir);
+        }
+        match self.until_ready(&mut link) {
+            Ok((ready, held)) => {
+                let Some(container) = self.container.take() else { return };
+                let Self { agent, begin, publish, inbox, .. } = self;
+                Waiting { agent, begin, publish, container, ready: Some(ready), link: Some(link), inbox, held }.decide();
+            }
+            Err(failure) => {
+                if failure.is_violation() {
+                    tracing::warn!(error = failure.text(), peer = self.begin.peer, "closing a session");
+                }
+                let _ = link.send(&PeerMessage::Failed { reason: failure.text() });
+                drop(link);
+                self.discard(&failure);
+            }
+        }
+    }
+
+    fn until_ready(&mut self, link: &mut Link) -> Result<(engine::target::Ready, Vec<EthernetFrame>), Failure> {
+        loop {
+            let message = self.hear(link)?;
+            let arrived = Instant::now();
+            self.state = step(self.state, &message).map_err(|error| Failure::Protocol(error.to_string()))?;
+            match message {
+                PeerMessage::Check { facts, memory_bytes } => {
+                    self.enter(Phase::Checking)?;
+                    let node = &self.agent.node;
+                    let lacks = compat::compare(&facts, &node.facts(), memory_bytes, node.memory_free());
+                    let refused = !lacks.is_empty();
+                    link.send(&PeerMessage::Checked(lacks.clone()))?;
+                    if refused {
+                        return Err(Failure::Refused(lacks));
+                    }
+                }
+                PeerMessage::Spec(spec) => {
+                    self.enter(Phase::Preparing)?;
+                    self.prepare(spec)?;
+                    link.send(&PeerMessage::Prepared)?;
+                    self.take_stream()?;
+                    self.enter(Phase::PreCopy)?;
+                }
+                PeerMessage::Shape { generation, shape } => {
+                    self.reconcile(generation, &shape)?;
+                }
+                PeerMessage::RoundEnd { index } => {
+                    self.await_round(index)?;
+                    failpoint("session-target-precopy-round")?;
+                    link.send(&PeerMessage::RoundDone { index })?;
+                }
+                PeerMessage::Switchover { index, image, held } => {
+                    self.enter(Phase::Switchover)?;
+                    let ready = self.restore(index, &image)?;
+                    failpoint("session-target-switchover-ready")?;
+                    let told = link.send(&PeerMessage::Ready { took: arrived.elapsed() });
+                    if let Err(error) = told {
+                        // Journaled and complete: from now on its source decides, however it is reached.
+                        tracing::warn!(%error, "cannot tell Ready");
+                    }
+                    self.publish.event("ready; waiting for the source's decision");
+                    return Ok((ready, held));
+                }
+                PeerMessage::Abort { reason } => return Err(Failure::Cancelled(reason)),
+                // `step` lets nothing else through before Ready.
+                other => return Err(Failure::Protocol(format!("unexpected {}", other.name()))),
+            }
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) -> Result<(), Failure> {
+        self.publish.update(|status| status.phase = phase);
+        failpoint(&format!("session-target-{}-begin", phase.name()))
+    }
+
+    /// The next message; questions by other connections are answered meanwhile.
+    fn hear(&mut self, link: &mut Link) -> Result<PeerMessage, Failure> {
+        let (inbox, cancel) = (&self.inbox, &self.cancel);
+        let mut aborted = None;
+        let heard = link.recv(SILENCE, &mut || {
+            while let Ok(mail) = inbox.try_recv() {
+                if matches!(mail.message, PeerMessage::Abort { .. }) {
+                    aborted = Some(mail);
+                } else {
+                    // Nothing here can be committed yet.
+                    let _ = mail.reply.send(PeerMessage::Later);
+                }
+            }
+            aborted.is_some() || cancel.is_cancelled()
+        });
+        match (heard, aborted) {
+            (_, Some(mail)) => {
+                let _ = mail.reply.send(PeerMessage::Done);
+                Err(Failure::Cancelled("the source aborted".to_owned()))
+            }
+            (Ok(message), None) => Ok(message),
+            (Err(LinkError::Interrupted), None) => Err(Failure::Cancelled(self.cancel.reason())),
+            (Err(error), None) => Err(error.into()),
+        }
+    }
+
+    fn prepare(&mut self, spec: Vec<u8>) -> Result<(), Failure> {
+        self.agent.journal.append(&[Record::Begin(self.begin.clone())])?;
+        failpoint("session-target-preparing-begun")?;
+        let request = Incoming {
+            container: self.begin.container.clone(),
+            migration: self.begin.migration.clone(),
+            epoch: self.begin.epoch,
+            spec,
+        };
+        self.container = Some(self.agent.node.incoming(&request)?);
+        failpoint("session-target-preparing-sandbox")
+    }
+
+    fn take_stream(&mut self) -> Result<(), Failure> {
+        let container = self.container.as_mut().ok_or_else(nothing_built)?;
+        let files = container.files()?;
+        let (number, reader) = self
+            .streams
+            .recv_timeout(BULK_TIMEOUT)
+            .map_err(|_| Failure::Protocol("the source opened no bulk stream".to_owned()))?;
+        if number != 0 {
+            return Err(Failure::Protocol(format!("bulk stream {number} instead of the first one")));
+        }
+        let mut reader = reader;
+        // Silence is watched on the control connection.
+        reader.get_mut().set_read_timeout(None).map_err(Failure::Bulk)?;
+        let (gate, events) = (Arc::clone(&self.gate), self.events.0.clone());
+        thread::Builder::new()
+            .name(format!("bulk-{}", self.begin.container))
+            .spawn(move || bulk::receive(reader, &gate, Some(files), &events))
+            .map_err(Failure::Thread)?;
+        Ok(())
+    }
+
+    fn reconcile(&mut self, generation: u32, shape: &image::shape::Shape) -> Result<(), Failure> {
+        let mut engine = match self.engine.take() {
+            Some(engine) => engine,
+            None => {
+                let container = self.container.as_mut().ok_or_else(nothing_built)?;
+                Target::build(container.options()?)?
+            }
+        };
+        let reconciled = engine.reconcile(shape);
+        let writer = engine.writer();
+        self.engine = Some(engine);
+        reconciled?;
+        self.gate.open(generation, writer);
+        Ok(())
+    }
+
+    /// Waits until everything of round `index` is in its place.
+    fn await_round(&mut self, index: u32) -> Result<(), Failure> {
+        let deadline = Instant::now() + ROUND_TIMEOUT;
+        loop {
+            if self.cancel.is_cancelled() {
+                return Err(Failure::Cancelled(self.cancel.reason()));
+            }
+            match self.events.1.recv_timeout(Duration::from_millis(200)) {
+                Ok(BulkEvent::Round { round, bytes, error }) => {
+                    self.received += bytes;
+                    let received = self.received;
+                    self.publish.update(|status| status.bytes = received);
+                    if let Some(error) = error {
+                        return Err(Failure::Apply(error));
+                    }
+                    if round == index {
+                        return Ok(());
+                    }
+                    return Err(Failure::Protocol(format!("round {round} on the bulk stream, {index} was announced")));
+                }
+                Ok(BulkEvent::Ended(Some(error))) => return Err(error.into()),
+                Ok(BulkEvent::Ended(None)) => {
+                    return Err(Failure::Protocol("the bulk stream ended inside a round".to_owned()));
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                Err(_) => return Err(Failure::Protocol(format!("round {index} did not arrive in full in time"))),
+            }
+        }
+    }
+
+    /// From the image to a Ready copy that is in the journal.
+    fn restore(&mut self, index: u32, image: &Image) -> Result<engine::target::Ready, Failure> {
+        self.await_round(index)?;
+        failpoint("session-target-switchover-pages")?;
+        let mut engine = self.engine.take().ok_or_else(nothing_built)?;
+        let container = self.container.as_mut().ok_or_else(nothing_built)?;
+        let times = match engine.restore(image, container.externals()) {
+            Ok(times) => times,
+            Err(error) => {
+                engine.discard();
+                return Err(error.into());
+            }
+        };
+        tracing::debug!(?times, "restored");
+        if let Err(failure) = failpoint("session-target-switchover-restored") {
+            engine.discard();
+            return Err(failure);
+        }
+        let ready = engine.ready()?;
+        let recorded = failpoint("session-target-switchover-frozen")
+            .and_then(|()| Ok(container.ready(ready.root_pid())?))
+            .and_then(|()| {
+                let Begin { container, epoch, .. } = &self.begin;
+                let boot = self.agent.boot.clone();
+                Ok(self.agent.journal.append(&[Record::Ready { container: container.clone(), epoch: *epoch, boot }])?)
+            });
+        match recorded {
+            Ok(()) => Ok(ready),
+            Err(failure) => {
+                ready.discard();
+                Err(failure)
+            }
+        }
+    }
+
+    /// Removes everything; only before Ready.
+    fn discard(mut self, failure: &Failure) {
+        self.gate.close();
+        self.publish.update(|status| status.refusals = failure.refusals().to_vec());
+        self.publish.event(format!("discarding the copy: {}", failure.text()));
+        if let Some(engine) = self.engine.take() {
+            engine.discard();
+        }
+        if let Some(mut container) = self.container.take() {
+            return end_discarded(&self.agent, &self.begin, &self.publish, &mut *container, &failure.text());
+        }
+        if self.agent.journal.entry(&self.begin.container).open.is_some_and(|open| open.begin == self.begin) {
+            let end = End::Discarded;
+            let record = Record::Ended { container: self.begin.container.clone(), epoch: self.begin.epoch, end };
+            if let Err(error) = self.agent.journal.append(&[record]) {
+                tracing::warn!(%error, "cannot journal the end of a discarded copy; a restart will look again");
+            }
+        }
+        let mut table = self.agent.table();
+        if table.targets.get(&self.begin.container).is_some_and(|handle| handle.epoch == self.begin.epoch) {
+            table.targets.remove(&self.begin.container);
+        }
+        drop(table);
+        self.publish.end(failure.phase(), failure.reason(), failure.text());
+    }
+}
+
+fn nothing_built() -> Failure {
+    Failure::Protocol("nothing has been built yet".to_owned())
+}

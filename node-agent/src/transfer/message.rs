@@ -1,0 +1,184 @@
+//! What two agents say to each other on a control connection.
+
+use std::time::Duration;
+
+use image::Refusal;
+use image::shape::Shape;
+use image::state::{HostFacts, Image};
+use serde::{Deserialize, Serialize};
+
+use crate::commit::{Answer, Epoch, Owner};
+use crate::session::ports::EthernetFrame;
+
+/// What a connection is for; the first thing that the side that dialled says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Protocol versions that the dialling agent speaks, best first.
+    pub versions: Vec<u32>,
+    /// The migration's name.
+    pub migration: String,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The container's name.
+    pub container: String,
+    /// The dialling agent's incarnation.
+    pub incarnation: u64,
+    /// The other agent's incarnation, as its answer to Prepare said it; 0 = not bound to one.
+    pub peer_incarnation: u64,
+    /// Where the dialling agent listens for peers: host:port.
+    pub address: String,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// Never sent; a zero is no purpose.
+    Invalid,
+    /// The control connection of a session, dialled by the source.
+    Session,
+    /// The bulk stream of this number of an open session, dialled by the source.
+    Bulk(u32),
+    /// A single question or order about a session that has lost its connection: Query, Commit or Abort.
+    Question,
+}
+
+/// A message. Which may come when is for [`super::step`] to say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum PeerMessage {
+    /// Never sent; a zero is no message.
+    Invalid,
+    /// Opens a connection.
+    Hello(Hello),
+    /// The answer to Hello.
+    Welcome {
+        /// The protocol version that both will speak.
+        version: u32,
+        /// The answering agent's incarnation.
+        incarnation: u64,
+    },
+    /// The answer to Hello when the connection is not wanted; it is closed.
+    Unwelcome {
+        /// Why.
+        reason: String,
+    },
+    /// Source: can you take a container like this one?
+    Check {
+        /// What the container relies on.
+        facts: HostFacts,
+        /// Memory it uses, bytes.
+        memory_bytes: u64,
+    },
+    /// Target: yes, if empty; else what it lacks.
+    Checked(Vec<Refusal>),
+    /// Source: what the sandbox is built from, opaque here.
+    Spec(Vec<u8>),
+    /// Target: the sandbox stands; bulk streams may be opened.
+    Prepared,
+    /// Source: processes and mappings, before the pages that need them. The target says nothing.
+    Shape {
+        /// Rises by one with each shape of a session, from 1.
+        generation: u32,
+        /// The shape.
+        shape: Shape,
+    },
+    /// Source: a round has been sent on the bulk streams.
+    RoundEnd {
+        /// From 0; round 0 is the first copy of the files.
+        index: u32,
+    },
+    /// Target: everything of that round is in its place.
+    RoundDone {
+        /// Which.
+        index: u32,
+    },
+    /// Source: the container is frozen and this is it; the last pages are on the bulk streams, as round `index`.
+    Switchover {
+        /// Number of the last round.
+        index: u32,
+        /// Everything but the pages.
+        image: Box<Image>,
+        /// Frames that were held so far.
+        held: Vec<EthernetFrame>,
+    },
+    /// Target: a complete copy waits, frozen.
+    Ready {
+        /// From the arrival of Switchover to the sending of this.
+        took: Duration,
+    },
+    /// Source: COMMITTED is on disk; the container is yours.
+    Commit {
+        /// Frames that were held since Switchover.
+        held: Vec<EthernetFrame>,
+    },
+    /// Target: OWNED is on disk.
+    Ack {
+        /// From the arrival of Commit to the thaw; zero when it is not known any more.
+        resumed: Duration,
+        /// From the arrival of Commit to the sending of this.
+        took: Duration,
+    },
+    /// Source, after Commit: frames that came late.
+    Late(Vec<EthernetFrame>),
+    /// Source: it is over; discard your copy.
+    Abort {
+        /// Why.
+        reason: String,
+    },
+    /// Target: it cannot go on; nothing of the copy is left, or will be.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// Target, in answer to Commit: no copy lives here and none was ever owned.
+    Lost,
+    /// Target, in answer to Commit: a newer epoch has been here.
+    Stale {
+        /// That one.
+        epoch: Epoch,
+        /// Who owned the container then.
+        owner: Option<Owner>,
+    },
+    /// Target: what was decided?
+    Query,
+    /// The answer to Query.
+    Answer(Answer),
+    /// The order was taken (to Abort on a question connection).
+    Done,
+    /// Target, in answer to Commit on a question connection: it is being taken over, or cannot be told yet. Ask again.
+    Later,
+}
+
+impl PeerMessage {
+    /// Its name in logs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Invalid => "Invalid",
+            Self::Hello(_) => "Hello",
+            Self::Welcome { .. } => "Welcome",
+            Self::Unwelcome { .. } => "Unwelcome",
+            Self::Check { .. } => "Check",
+            Self::Checked(_) => "Checked",
+            Self::Spec(_) => "Spec",
+            Self::Prepared => "Prepared",
+            Self::Shape { .. } => "Shape",
+            Self::RoundEnd { .. } => "RoundEnd",
+            Self::RoundDone { .. } => "RoundDone",
+            Self::Switchover { .. } => "Switchover",
+            Self::Ready { .. } => "Ready",
+            Self::Commit { .. } => "Commit",
+            Self::Ack { .. } => "Ack",
+            Self::Late(_) => "Late",
+            Self::Abort { .. } => "Abort",
+            Self::Failed { .. } => "Failed",
+            Self::Lost => "Lost",
+            Self::Stale { .. } => "Stale",
+            Self::Query => "Query",
+            Self::Answer(_) => "Answer",
+            Self::Done => "Done",
+            Self::Later => "Later",
+        }
+    }
+}

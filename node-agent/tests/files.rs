@@ -1,0 +1,209 @@
+//! Synchronisation of files on the real file system: every kind of entry, changes, deletions, and batches
+//! that want to get out. Needs root.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use node_agent::files::{Area, FilesError, Op, Round, Source, Target};
+
+struct Pair {
+    dir: tempfile::TempDir,
+    source: Source,
+    target: Target,
+    number: u64,
+}
+
+fn area(path: &Path) -> Area {
+    Area { path: path.to_owned(), skip_devices: false, skip: Vec::new() }
+}
+
+impl Pair {
+    fn new(prepare: impl FnOnce(&Path)) -> Self {
+        let dir = tempfile::Builder::new().prefix("gantry-files-").tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::create_dir(&to).unwrap();
+        prepare(&from);
+        let source = Source::open(vec![area(&from)], dir.path().join("from.log")).unwrap();
+        let target = Target::open(&[area(&to)], dir.path().join("to.log")).unwrap();
+        Self { dir, source, target, number: 0 }
+    }
+
+    fn from(&self) -> std::path::PathBuf {
+        self.dir.path().join("from")
+    }
+
+    fn to(&self) -> std::path::PathBuf {
+        self.dir.path().join("to")
+    }
+
+    fn round(&mut self) -> Round {
+        self.round_with(&HashSet::new())
+    }
+
+    fn round_with(&mut self, suspect: &HashSet<u64>) -> Round {
+        self.number += 1;
+        let target = &mut self.target;
+        let mut apply = |batch: &[u8]| target.apply(batch).map_err(std::io::Error::other);
+        self.source.round(self.number, suspect, &mut apply).unwrap()
+    }
+
+    /// Both trees are equal in everything that travels.
+    fn assert_equal(&self) {
+        let (from, to) = (listing(&self.from()), listing(&self.to()));
+        assert_eq!(from, to);
+        let mut diff = Command::new("diff");
+        diff.args(["-r", "--no-dereference", "-x", "node-*"]).arg(self.from()).arg(self.to());
+        let output = diff.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+/// Path, mode, owner, size, mtime, links and target of everything in a tree.
+fn listing(root: &Path) -> Vec<String> {
+    let output = Command::new("find")
+        .arg(root)
+        .args(["-printf", "%P %M %U:%G %T@ %n %l %Y\\n"])
+        .output()
+        .unwrap();
+    let mut lines: Vec<String> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+fn fill(root: &Path) {
+    fs::create_dir_all(root.join("a/b/c")).unwrap();
+    fs::write(root.join("a/file"), b"content").unwrap();
+    fs::write(root.join("a/b/big"), vec![7_u8; 3 * 1024 * 1024 + 5]).unwrap();
+    fs::write(root.join("a/b/c/empty"), b"").unwrap();
+    fs::hard_link(root.join("a/file"), root.join("a/b/linked")).unwrap();
+    symlink("../file", root.join("a/b/soft")).unwrap();
+    symlink("/nowhere", root.join("dangling")).unwrap();
+    fs::set_permissions(root.join("a/file"), fs::Permissions::from_mode(0o4751)).unwrap();
+    std::os::unix::fs::chown(root.join("a/b/big"), Some(1234), Some(4321)).unwrap();
+    let run = |program: &str, args: &[&str]| {
+        assert!(Command::new(program).args(args).current_dir(root).status().unwrap().success(), "{program}");
+    };
+    run("mkfifo", &["-m", "640", "a/node-fifo"]);
+    run("mknod", &["a/node-null", "c", "1", "3"]);
+    run("python3", &["-c", "import os; os.setxattr('a/file', 'user.key', b'value'); os.truncate('a/sparse', 0) if 0 else open('a/sparse','wb').truncate(50000000)"]);
+    drop(std::os::unix::net::UnixListener::bind(root.join("a/node-socket")).unwrap());
+    run("touch", &["-d", "2001-02-03 04:05:06.789", "a/b/c/empty", "a/b/c", "a/b", "a"]);
+}
+
+#[test]
+fn every_kind_of_entry_travels_with_its_attributes() {
+    let mut pair = Pair::new(fill);
+    let round = pair.round();
+    assert!(round.entries >= 14 && round.bytes >= 3 * 1024 * 1024, "{round:?}");
+    pair.assert_equal();
+    let file = |root: &Path, name: &str| fs::symlink_metadata(root.join(name)).unwrap();
+    assert_eq!(file(&pair.to(), "a/file").ino(), file(&pair.to(), "a/b/linked").ino());
+    assert!(file(&pair.to(), "a/sparse").blocks() < 100, "holes stay holes");
+    let value = Command::new("python3")
+        .args(["-c", "import os; print(os.getxattr('a/file', 'user.key'))"])
+        .current_dir(pair.to())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&value.stdout), "b'value'\n");
+}
+
+#[test]
+fn later_rounds_send_only_changes() {
+    let mut pair = Pair::new(fill);
+    pair.round();
+    // What was made just now could still change within the same clock tick: it is looked at once more.
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    pair.round();
+    assert_eq!(pair.round(), Round::default(), "nothing changed");
+    let from = pair.from();
+    // One byte of the third chunk, a new name for a file, one name less, a type that changes.
+    let mut big = fs::read(from.join("a/b/big")).unwrap();
+    big[2 * 1024 * 1024 + 17] = 9;
+    fs::write(from.join("a/b/big"), big).unwrap();
+    fs::rename(from.join("a/b/c/empty"), from.join("a/renamed")).unwrap();
+    fs::remove_file(from.join("a/b/linked")).unwrap();
+    fs::remove_file(from.join("dangling")).unwrap();
+    fs::create_dir(from.join("dangling")).unwrap();
+    fs::write(from.join("dangling/inside"), b"x").unwrap();
+    fs::remove_dir_all(from.join("a/b/c")).unwrap();
+    fs::set_permissions(from.join("a/renamed"), fs::Permissions::from_mode(0o600)).unwrap();
+    let round = pair.round();
+    assert!(round.bytes <= 1024 * 1024 + 10, "only the changed chunk of the big file: {round:?}");
+    pair.assert_equal();
+    // A whole tree goes.
+    fs::remove_dir_all(from.join("a")).unwrap();
+    pair.round();
+    pair.assert_equal();
+}
+
+#[test]
+fn a_file_written_through_a_mapping_is_compared_by_content() {
+    let mut pair = Pair::new(|root| fs::write(root.join("mapped"), vec![1_u8; 8192]).unwrap());
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    pair.round();
+    let path = pair.from().join("mapped");
+    let before = fs::metadata(&path).unwrap();
+    fs::write(&path, vec![2_u8; 8192]).unwrap();
+    // As if the times had not moved: the same stamp, other content.
+    let script = format!("import os; os.utime({path:?}, ns=({0}, {0}))", before.mtime() * 1_000_000_000 + before.mtime_nsec());
+    assert!(Command::new("python3").args(["-c", &script]).status().unwrap().success());
+    pair.round_with(&HashSet::from([before.ino()]));
+    pair.assert_equal();
+}
+
+#[test]
+fn the_log_is_continued() {
+    let mut pair = Pair::new(|_| {});
+    let (from, to) = (pair.dir.path().join("from.log"), pair.dir.path().join("to.log"));
+    fs::write(&from, "one\n").unwrap();
+    pair.round();
+    fs::write(&from, "one\ntwo\n").unwrap();
+    pair.round();
+    assert_eq!(fs::read_to_string(&to).unwrap(), "one\ntwo\n");
+}
+
+#[test]
+fn a_hostile_batch_touches_nothing_outside() {
+    let mut pair = Pair::new(|_| {});
+    let outside = pair.dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("secret"), b"secret").unwrap();
+    symlink(&outside, pair.to().join("door")).unwrap();
+    let absolute = outside.join("secret").to_str().unwrap().as_bytes().to_vec();
+    let paths: [&[u8]; 9] = [b"../outside/secret", b"door/secret", &absolute, b"a/../../outside/secret", b"", b".", b"..",
+        b"a//b", b"door/"];
+    for path in paths {
+        let path = path.to_vec();
+        let ops = [
+            Op::Remove { area: 0, path: path.clone() },
+            Op::File { area: 0, path: path.clone(), size: 0 },
+            Op::Symlink { area: 0, path: path.clone(), target: b"x".to_vec() },
+            Op::HardLink { area: 0, path: b"stolen".to_vec(), to: path.clone() },
+            Op::Node { area: 0, path: path.clone(), kind: 0o010_000, device: 0 },
+        ];
+        for op in ops {
+            let batch = postcard::to_stdvec(&vec![op.clone()]).unwrap();
+            let error = pair.target.apply(&batch).expect_err(&format!("{op:?}"));
+            assert!(matches!(error, FilesError::Refused(_) | FilesError::File { .. }), "{op:?}: {error}");
+        }
+    }
+    let wrong = [
+        Op::Chunk { offset: 0, data: vec![1], hash: [0; 16] },
+        Op::Remove { area: 1, path: b"x".to_vec() },
+        Op::Node { area: 0, path: b"x".to_vec(), kind: 0o100_000, device: 0 },
+    ];
+    for op in wrong {
+        let batch = postcard::to_stdvec(&vec![op]).unwrap();
+        assert!(matches!(pair.target.apply(&batch), Err(FilesError::Refused(_))));
+    }
+    assert!(pair.target.apply(&[0xff; 64]).is_err());
+    // Removing the link removes the link alone.
+    let batch = postcard::to_stdvec(&vec![Op::Remove { area: 0, path: b"door".to_vec() }]).unwrap();
+    pair.target.apply(&batch).unwrap();
+    assert_eq!(fs::read(outside.join("secret")).unwrap(), b"secret");
+    assert!(fs::read_dir(pair.to()).unwrap().next().is_none(), "nothing was stolen");
+}

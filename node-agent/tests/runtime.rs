@@ -1,0 +1,201 @@
+//! The embedded runtime on the real kernel: start, stop, logs, exec, limits, network, restart of the agent.
+//! Needs root.
+
+mod common;
+
+use std::fs;
+use std::time::Duration;
+
+use common::{Lan, Node, chain, request, unique, wait_for};
+use node_agent::runtime::{ContainerName, RuntimeError, State};
+use serde_json::json;
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_container_starts_logs_and_ends_with_its_status() {
+    let node = Node::new(None);
+    let bundle = node.bundle(&["sh", "-c", "echo hello from $$; echo oops >&2; hostname; exit 7"]);
+    let name = node.run(&bundle);
+    wait_for("the end", || node.runtime.get(&name).unwrap().exit_status.is_some());
+    let status = node.runtime.get(&name).unwrap();
+    assert_eq!((status.state, status.exit_status, status.pid), (State::Stopped, Some(7), None));
+    assert_eq!(node.log(&name), format!("hello from 1\noops\n{name}\n"));
+    node.runtime.delete(&name, false).unwrap();
+    assert!(matches!(node.runtime.get(&name), Err(RuntimeError::NotFound(_))));
+}
+
+#[test]
+fn inside_there_is_nothing_of_the_host() {
+    let node = Node::new(None);
+    let script = "ps -e -o pid= -o comm=; echo --; cat /proc/self/mountinfo | cut -d' ' -f5; echo --; \
+        ls /dev; echo --; ls -l /proc/self/fd; echo --; cat /proc/self/cgroup; echo --; \
+        echo x > /proc/sys/kernel/panic; grep -E 'Cap|NoNewPrivs|SigIgn|SigBlk' /proc/self/status; ip -o link";
+    let name = node.run(&node.bundle(&["sh", "-c", script]));
+    wait_for("the end", || node.runtime.get(&name).unwrap().exit_status.is_some());
+    let log = node.log(&name);
+    let parts: Vec<&str> = log.split("--\n").collect();
+    let [processes, mounts, dev, fds, cgroup, status] = parts.as_slice() else { panic!("{log}") };
+    assert_eq!(processes.lines().count(), 2, "sh and ps alone: {processes}");
+    assert!(processes.contains("1 sh"), "{processes}");
+    assert!(!mounts.contains("/work") && !mounts.contains("/tmp/gantry"), "{mounts}");
+    for node in ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "fd", "stdin"] {
+        assert!(dev.lines().any(|line| line == node), "/dev/{node} in {dev}");
+    }
+    assert!(fds.contains("0 -> /dev/null") && !fds.contains("socket:"), "{fds}");
+    assert!(cgroup.lines().all(|line| line.ends_with(":/")), "its own groups are the roots: {cgroup}");
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    assert!(status.contains("CapEff:\t00000000000024eb"), "{status}");
+    // The real-time signals 32 and 33 belong to the C library of whoever started the tests.
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+    assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & 0x7fff_ffff, 0, "{status}");
+    assert!(status.contains("SigBlk:\t0000000000000000"), "{status}");
+    assert!(log.contains("Read-only file system"), "{log}");
+    assert!(!status.contains("eth0"), "{status}");
+}
+
+#[test]
+fn stop_asks_first_and_kills_after_the_grace() {
+    let node = Node::new(None);
+    let polite = node.run(&node.bundle(&["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done"]));
+    let deaf = node.run(&node.bundle(&["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"]));
+    wait_for("both up", || node.log(&polite) == "up\n" && node.log(&deaf) == "up\n");
+    let status = node.runtime.stop(&polite, Duration::from_secs(10)).unwrap();
+    assert_eq!((status.state, status.exit_status), (State::Stopped, Some(3)));
+    let status = node.runtime.stop(&deaf, Duration::from_millis(100)).unwrap();
+    assert_eq!((status.state, status.exit_status), (State::Stopped, Some(137)));
+    let running = node.run(&node.bundle(&["sleep", "1000"]));
+    assert!(matches!(node.runtime.delete(&running, false), Err(RuntimeError::Running(_))));
+    let cgroup = node.runtime.record(&running).unwrap().cgroup;
+    node.runtime.delete(&running, true).unwrap();
+    for group in &cgroup.groups {
+        assert!(!group.path.exists(), "{}", group.path.display());
+    }
+    assert!(!node.runtime.state().container(&running).root().exists());
+}
+
+#[test]
+fn a_restarted_agent_finds_containers_and_exit_statuses() {
+    let node = Node::new(None);
+    let name = node.run(&node.bundle(&["sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done"]));
+    let pid = node.runtime.get(&name).unwrap().pid;
+    let again = node.reopened();
+    let status = again.get(&name).unwrap();
+    assert_eq!((status.state, status.pid), (State::Running, pid));
+    wait_for("it is up", || node.log(&name) == "up\n");
+    // The end comes while no agent looks.
+    let pid = nix::unistd::Pid::from_raw(pid.unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let third = node.reopened();
+    wait_for("the exit status", || third.get(&name).unwrap().exit_status == Some(5));
+}
+
+#[test]
+fn exec_runs_inside_with_the_containers_rights() {
+    let node = Node::new(None);
+    let name = node.run(&node.bundle(&["sleep", "1000"]));
+    let output = node.exec(&name, &["sh", "-c", "hostname; grep CapEff /proc/self/status; echo err >&2; exit 9"]);
+    assert_eq!(output.status.code(), Some(9), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), format!("{name}\nCapEff:\t00000000000024eb\n"));
+    assert_eq!(text(&output.stderr), "err\n");
+    let output = node.exec(&name, &["sh", "-c", "kill -9 $$"]);
+    assert_eq!(output.status.code(), Some(137));
+    let output = node.exec(&name, &["no-such-program"]);
+    assert_eq!(output.status.code(), Some(126));
+    assert!(text(&output.stderr).contains("no-such-program"), "{}", text(&output.stderr));
+    // Processes of the command are the container's: they go with it.
+    let groups = node.exec(&name, &["cat", "/proc/self/cgroup"]);
+    assert!(text(&groups.stdout).lines().all(|line| line.ends_with(":/")), "{}", text(&groups.stdout));
+    node.runtime.stop(&name, Duration::ZERO).unwrap();
+    assert!(matches!(node.runtime.exec(&name, &["true".to_owned()]), Err(RuntimeError::NotRunning(_))));
+}
+
+#[test]
+fn limits_are_in_the_control_groups() {
+    let node = Node::new(None);
+    let bundle = node.bundle_with(&["sleep", "1000"], |config| {
+        config["linux"]["resources"] = json!({
+            "memory": {"limit": 67_108_864},
+            "cpu": {"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0"},
+            "pids": {"limit": 17}
+        });
+    });
+    let name = node.run(&bundle);
+    let cgroup = node.runtime.record(&name).unwrap().cgroup;
+    let read = |controller: &str, file: &str| {
+        let path = cgroup.controller(controller).unwrap_or_else(|| cgroup.unified().unwrap()).join(file);
+        fs::read_to_string(path).unwrap().trim().to_owned()
+    };
+    if cgroup.controller("memory").is_some() {
+        assert_eq!(read("memory", "memory.limit_in_bytes"), "67108864");
+        assert_eq!(read("cpu", "cpu.shares"), "512");
+        assert_eq!(read("cpu", "cpu.cfs_quota_us"), "50000");
+    } else {
+        assert_eq!(read("memory", "memory.max"), "67108864");
+        assert_eq!(read("cpu", "cpu.max"), "50000 100000");
+    }
+    assert_eq!(read("pids", "pids.max"), "17");
+    assert_eq!(read("cpuset", "cpuset.cpus"), "0");
+    let pid = node.runtime.get(&name).unwrap().pid.unwrap();
+    assert_eq!(cgroup.processes().unwrap(), [pid]);
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name_and_leaves_nothing() {
+    let node = Node::new(None);
+    let cases: [(&str, Box<dyn FnOnce(&mut serde_json::Value)>); 6] = [
+        ("process.terminal", Box::new(|c| c["process"]["terminal"] = json!(true))),
+        ("RlimitNofile", Box::new(|c| c["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 9_000_000_u64, "hard": 9_000_000_u64}]))),
+        ("hugepageLimits", Box::new(|c| c["linux"]["resources"] = json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}))),
+        ("frobnicate", Box::new(|c| c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["frobnicate"], "action": "SCMP_ACT_ERRNO"}]}))),
+        ("/no/such/source", Box::new(|c| c["mounts"].as_array_mut().unwrap().push(json!({"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["bind"]})))),
+        ("no-such-program", Box::new(|c| c["process"]["args"] = json!(["no-such-program"]))),
+    ];
+    for (word, change) in cases {
+        let bundle = node.bundle_with(&["sleep", "1000"], change);
+        let name = ContainerName::new(unique("c")).unwrap();
+        let error = chain(&node.runtime.run(request(&name, &bundle)).unwrap_err());
+        assert!(error.contains(word), "{word}: {error}");
+        assert!(!node.runtime.state().container(&name).root().exists(), "{word}");
+    }
+    assert!(node.runtime.list().unwrap().is_empty());
+}
+
+#[test]
+fn seccomp_and_user_apply() {
+    let node = Node::new(None);
+    let bundle = node.bundle_with(&["sh", "-c", "id -u; id -g; mkdir /tmp/x && echo made; grep Seccomp: /proc/self/status"], |config| {
+        config["process"]["user"] = json!({"uid": 1234, "gid": 4321, "additionalGids": [77]});
+        config["process"]["capabilities"] = json!({});
+        config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+    });
+    let name = node.run(&bundle);
+    wait_for("the end", || node.runtime.get(&name).unwrap().exit_status.is_some());
+    let log = node.log(&name);
+    assert!(log.starts_with("1234\n4321\n"), "{log}");
+    assert!(log.contains("Operation not supported") && !log.contains("made"), "{log}");
+    assert!(log.contains("Seccomp:\t2"), "{log}");
+}
+
+#[test]
+fn a_container_is_reached_through_the_bridge() {
+    let lan = Lan::new();
+    let node = Node::new(Some(lan.bridge.clone()));
+    let bundle = node.bundle(&["python3", "-m", "http.server", "8000", "--directory", "/usr/share/doc"]);
+    let name = ContainerName::new(unique("web")).unwrap();
+    let mut request = request(&name, &bundle);
+    request.ip = Some(format!("{}/24", lan.address(2)).parse().unwrap());
+    let status = node.runtime.run(request).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(status.ip, Some(format!("{}/24", lan.address(2))));
+    let url = format!("http://{}:8000/", lan.address(2));
+    let script = format!("import urllib.request as u; print(u.urlopen('{url}', timeout=2).status)");
+    wait_for("an answer over the bridge", || text(&lan.client(&["python3", "-c", &script]).stdout) == "200\n");
+    let seen = node.exec(&name, &["cat", "/sys/class/net/eth0/address"]);
+    assert_eq!(text(&seen.stdout).trim(), status.mac);
+    node.runtime.delete(&name, true).unwrap();
+    let link = node_agent::network::host_end(&name);
+    assert!(!std::path::Path::new("/sys/class/net").join(link).exists());
+}

@@ -1,0 +1,328 @@
+//! Hosts for system tests: `migrate dev up` with a binary built with failpoints, and everything that a test
+//! wants from it. Dropping a [`Cluster`] removes what it made.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::client::Verdict;
+
+/// Waits until `condition` answers something, looking every 20 ms.
+///
+/// # Errors
+/// When it did not within `limit`; the text names `what`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return Ok(value);
+        }
+        ensure!(start.elapsed() < limit, "waited {limit:?} in vain: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// The `migrate` binary with failpoints, built once by the cargo that runs the test.
+///
+/// # Errors
+/// When it does not build.
+pub fn binary() -> Result<&'static Path> {
+    static BINARY: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    BINARY
+        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
+        .as_deref()
+        .map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+fn build() -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let release = !cfg!(debug_assertions);
+    let mut command = Command::new(cargo);
+    command.current_dir(root).args(["build", "-q", "-p", "migrate", "--features", "failpoints"]);
+    if release {
+        command.arg("--release");
+    }
+    let status = command.status().context("cargo build")?;
+    ensure!(status.success(), "the binary with failpoints does not build");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let built = target.join(if release { "release" } else { "debug" }).join("migrate");
+    let own = target.join("system-tests");
+    fs::create_dir_all(&own)?;
+    let copy = own.join(format!("migrate-{}", std::process::id()));
+    fs::copy(&built, &copy).with_context(|| format!("copy {}", built.display()))?;
+    Ok(copy)
+}
+
+/// What a finished command left.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Exit code; 128 + signal when killed.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// The last line of standard output as JSON.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn json(&self) -> Result<Value> {
+        let line = self.stdout.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        serde_json::from_str(line)
+            .or_else(|_| serde_json::from_str(&self.stdout))
+            .with_context(|| format!("no JSON in {self:?}"))
+    }
+}
+
+/// Nodes `node-a`, `node-b` ..., a coordinator and a client host.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: PathBuf,
+    env: Vec<(String, String)>,
+    keep: bool,
+}
+
+impl Cluster {
+    /// Brings up two nodes and waits until they are ready.
+    ///
+    /// # Errors
+    /// When `dev up` fails; the logs stay where the message points.
+    pub fn up() -> Result<Self> {
+        let base = std::env::temp_dir().join(format!("gantry-test-{}-{}", std::process::id(), unique()));
+        let mut cluster = Self { dir: base, env: Vec::new(), keep: false };
+        let up = cluster.migrate(["dev", "up", "--nodes", "2", "--dir", cluster.dir_str()])?;
+        ensure!(up.code == 0, "dev up: {up:?}");
+        let env = cluster.migrate(["dev", "env", "--dir", cluster.dir_str()])?;
+        ensure!(env.code == 0, "dev env: {env:?}");
+        for line in env.stdout.lines() {
+            if let Some((name, value)) = line.trim().strip_prefix("export ").and_then(|l| l.split_once('=')) {
+                cluster.env.push((name.to_owned(), value.trim_matches(['\'', '"']).to_owned()));
+            }
+        }
+        ensure!(!cluster.env.is_empty(), "dev env printed nothing: {env:?}");
+        Ok(cluster)
+    }
+
+    /// Its directory: state, logs, certificates.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn dir_str(&self) -> &str {
+        self.dir.to_str().unwrap_or_default()
+    }
+
+    fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Command> {
+        let mut command = Command::new(binary()?);
+        command.args(args).envs(self.env.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Runs `migrate ARGS` and waits for its end.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn migrate<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Finished> {
+        let output = self.command(args)?.output()?;
+        Ok(Finished {
+            code: output.status.code().unwrap_or(128),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// As [`Cluster::migrate`], and exit code 0 is expected.
+    ///
+    /// # Errors
+    /// With what it printed, otherwise.
+    pub fn must<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Finished> {
+        let args: Vec<_> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let finished = self.migrate(&args)?;
+        ensure!(finished.code == 0, "migrate {args:?}: {finished:?}");
+        Ok(finished)
+    }
+
+    /// Starts `migrate ARGS` without waiting.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Background> {
+        let child = self.command(args)?.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        Ok(Background { child: Some(child) })
+    }
+
+    /// Makes a bundle that runs `command` and starts it as container `name` on `node`.
+    ///
+    /// # Errors
+    /// When one of the two fails.
+    pub fn run_container(&self, name: &str, node: &str, ip: &str, rw: &[&str], command: &[&str]) -> Result<PathBuf> {
+        let bundle = self.dir.join("bundles").join(name);
+        let mut args = vec!["dev", "bundle", "--out", bundle.to_str().unwrap_or_default()];
+        for path in rw {
+            args.extend(["--rw", path]);
+        }
+        args.push("--");
+        args.extend(command);
+        self.must(args)?;
+        self.start_bundle(name, node, ip, &bundle)?;
+        Ok(bundle)
+    }
+
+    /// Starts a bundle.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_bundle(&self, name: &str, node: &str, ip: &str, bundle: &Path) -> Result<()> {
+        let bundle = bundle.to_str().unwrap_or_default();
+        self.must(["run", name, "--node", node, "--bundle", bundle, "--ip", ip]).map(|_| ())
+    }
+
+    /// Moves a container and answers the Migration object; exit code 0 is expected.
+    ///
+    /// # Errors
+    /// With what the command printed.
+    pub fn move_to(&self, container: &str, node: &str) -> Result<Value> {
+        self.must(["move", container, "--to", node, "-o", "json"])?.json()
+    }
+
+    /// The node where the container is, as the coordinator says.
+    ///
+    /// # Errors
+    /// When it does not know.
+    pub fn node_of(&self, container: &str) -> Result<String> {
+        let object = self.must(["get", "containers", container, "-o", "json"])?.json()?;
+        for path in ["/status/node", "/spec/node", "/items/0/status/node"] {
+            if let Some(node) = object.pointer(path).and_then(Value::as_str) {
+                return Ok(node.to_owned());
+            }
+        }
+        bail!("no node in {object}")
+    }
+
+    /// Starts a checking client on the client host: this test's own binary with `__client ARGS`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn client(&self, args: &[&str]) -> Result<Background> {
+        let own = std::env::current_exe()?;
+        let mut all = vec!["dev", "exec", "--dir", self.dir_str(), "client", "--", own.to_str().unwrap_or_default()];
+        all.push("__client");
+        all.extend(args);
+        self.start(all)
+    }
+
+    /// Runs a client to its end (those that end by themselves).
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn client_once(&self, args: &[&str]) -> Result<Verdict> {
+        self.client(args)?.verdict()
+    }
+
+    /// Waits until something accepts TCP connections there, seen from the client host.
+    ///
+    /// # Errors
+    /// When nothing does for half a minute.
+    pub fn wait_for_port(&self, address: SocketAddr) -> Result<()> {
+        let script = format!(
+            "import socket; socket.create_connection(('{}', {}), 2).close()",
+            address.ip(),
+            address.port()
+        );
+        wait_for(&format!("{address} accepts"), Duration::from_secs(30), || {
+            let args = ["dev", "exec", "--dir", self.dir_str(), "client", "--", "python3", "-c", &script];
+            self.migrate(args).ok().filter(|finished| finished.code == 0)
+        })
+        .map(|_| ())
+    }
+
+    /// Keeps the directory and its logs after the test.
+    pub fn keep_logs(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.keep |= std::thread::panicking();
+        if let Ok(finished) = self.migrate(["dev", "down", "--dir", self.dir_str()])
+            && finished.code != 0
+        {
+            eprintln!("dev down: {finished:?}");
+        }
+        if !self.keep {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// A command that runs beside the test. Killed when dropped.
+#[derive(Debug)]
+pub struct Background {
+    child: Option<Child>,
+}
+
+impl Background {
+    /// Closes its standard input, waits for its end and reads the verdict.
+    ///
+    /// # Errors
+    /// When it ended badly, printed no verdict, or saw anything wrong.
+    pub fn verdict(self) -> Result<Verdict> {
+        let finished = self.finish()?;
+        ensure!(finished.code == 0, "the client failed: {finished:?}");
+        let verdict: Verdict = serde_json::from_value(finished.json()?)?;
+        ensure!(verdict.errors.is_empty(), "the clients saw: {verdict:?}");
+        Ok(verdict)
+    }
+
+    /// Closes its standard input and waits for its end.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn finish(mut self) -> Result<Finished> {
+        let mut child = self.child.take().context("already finished")?;
+        drop(child.stdin.take());
+        let mut stderr = child.stderr.take();
+        let errors = std::thread::spawn(move || {
+            let mut text = String::new();
+            if let Some(stderr) = &mut stderr {
+                let _ = stderr.read_to_string(&mut text);
+            }
+            text
+        });
+        let mut stdout = String::new();
+        if let Some(mut pipe) = child.stdout.take() {
+            pipe.read_to_string(&mut stdout)?;
+        }
+        let code = child.wait()?.code().unwrap_or(128);
+        Ok(Finished { code, stdout, stderr: errors.join().unwrap_or_default() })
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn unique() -> u32 {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

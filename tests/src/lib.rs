@@ -1,0 +1,14 @@
+//! Simulated hosts, real programs and checking clients for Gantry's system tests and benchmarks.
+//!
+//! * [`cluster`] brings up nodes, a coordinator and a client host through `migrate dev`, built with
+//!   failpoints, and removes them again.
+//! * [`client`] is the process that runs on the client host and checks every answer.
+//! * [`workload`] holds the programs and their clients.
+//! * [`suite`] turns functions into tests that can be skipped with a reason.
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod cluster;
+pub mod suite;
+pub mod workload;

@@ -1,0 +1,9 @@
+//! Programs that are moved, and clients that check them.
+
+pub mod http;
+pub mod lines;
+pub mod redis;
+
+/// A python3 program with threads, timers, a pipe to a child, a unix socket and a deleted file, which checks
+/// itself and answers `check` on TCP port 7000.
+pub const PYTHON_PROGRAM: &str = include_str!("program.py");

@@ -1,0 +1,109 @@
+//! Real programs under load, moved there and back: every client checks every answer and never reconnects.
+
+#![forbid(unsafe_code)]
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use tests::client;
+use tests::cluster::{Cluster, wait_for};
+use tests::suite::{self, Case};
+use tests::workload::{PYTHON_PROGRAM, http};
+
+fn main() -> ExitCode {
+    if let Some(code) = client::run_if_asked() {
+        return code;
+    }
+    suite::main(&[
+        Case { name: "redis_with_512_mib_under_load_moves_three_times", programs: &["redis-server"], run: redis },
+        Case { name: "nginx_with_keep_alive_downloads_moves_there_and_back", programs: &["nginx"], run: nginx },
+        Case { name: "python_with_threads_timers_pipes_moves_there_and_back", programs: &["python3"], run: python },
+    ])
+}
+
+/// Moves `name` to each node in turn and expects it to serve there.
+fn moves(cluster: &Cluster, name: &str, nodes: &[&str]) -> Result<()> {
+    for node in nodes {
+        let migration = cluster.move_to(name, node)?;
+        let phase = migration.pointer("/status/phase").and_then(Value::as_str);
+        ensure!(phase == Some("Succeeded"), "the move ended as {migration}");
+        ensure!(cluster.node_of(name)? == *node, "{name} is not on {node}");
+        println!("{name} -> {node}: {}", migration.pointer("/status/downtime").unwrap_or(&Value::Null));
+    }
+    Ok(())
+}
+
+fn redis() -> Result<()> {
+    let cluster = Cluster::up()?;
+    let address: SocketAddr = "10.77.0.100:6379".parse()?;
+    let keys = 131_072.to_string();
+    cluster.run_container(
+        "redis",
+        "node-a",
+        "10.77.0.100/24",
+        &["/data"],
+        &["/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", "/data"],
+    )?;
+    cluster.wait_for_port(address)?;
+    let at = address.to_string();
+    cluster.client_once(&["redis-fill", &at, &keys])?;
+    let clients = cluster.client(&["redis", &at, &keys, "8"])?;
+    moves(&cluster, "redis", &["node-b", "node-a", "node-b"])?;
+    let verdict = clients.verdict()?;
+    ensure!(verdict.replies > 1000, "too few replies to mean anything: {verdict:?}");
+    cluster.client_once(&["redis-verify", &at, &keys])?;
+    println!("redis: {verdict:?}");
+    Ok(())
+}
+
+fn nginx() -> Result<()> {
+    let cluster = Cluster::up()?;
+    let address: SocketAddr = "10.77.0.101:8080".parse()?;
+    let content: Vec<u8> = (0..4_000_000_u32).flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
+    let sha256 = http::hash(&content);
+    let configuration = "worker_processes 4; daemon off; error_log stderr; pid /data/nginx.pid;\n\
+        events { worker_connections 64; }\n\
+        http { access_log off; client_body_temp_path /data/b; proxy_temp_path /data/p; fastcgi_temp_path /data/f;\n\
+        uwsgi_temp_path /data/u; scgi_temp_path /data/s; keepalive_requests 1000000;\n\
+        server { listen 8080; root /data; } }\n";
+    let bundle = cluster.dir().join("bundles/nginx");
+    let out = bundle.to_str().unwrap_or_default();
+    let command = ["/usr/sbin/nginx", "-c", "/data/nginx.conf", "-e", "stderr", "-g", "user root;"];
+    let mut args = vec!["dev", "bundle", "--out", out, "--rw", "/data", "--"];
+    args.extend(command);
+    cluster.must(args)?;
+    std::fs::write(bundle.join("rootfs/data/nginx.conf"), configuration)?;
+    std::fs::write(bundle.join("rootfs/data/file"), &content)?;
+    cluster.start_bundle("nginx", "node-a", "10.77.0.101/24", &bundle)?;
+    cluster.wait_for_port(address)?;
+    let clients = cluster.client(&["http", &address.to_string(), "/file", &sha256, "4"])?;
+    moves(&cluster, "nginx", &["node-b", "node-a"])?;
+    let verdict = clients.verdict()?;
+    ensure!(verdict.replies > 4, "too few downloads to mean anything: {verdict:?}");
+    println!("nginx: {verdict:?}");
+    Ok(())
+}
+
+fn python() -> Result<()> {
+    let cluster = Cluster::up()?;
+    let address: SocketAddr = "10.77.0.102:7000".parse()?;
+    let bundle = cluster.dir().join("bundles/python");
+    let out = bundle.to_str().unwrap_or_default();
+    cluster.must(["dev", "bundle", "--out", out, "--rw", "/data", "--", "/usr/bin/python3", "/data/program.py"])?;
+    std::fs::write(bundle.join("rootfs/data/program.py"), PYTHON_PROGRAM)?;
+    cluster.start_bundle("python", "node-a", "10.77.0.102/24", &bundle)?;
+    cluster.wait_for_port(address)?;
+    let clients = cluster.client(&["lines", &address.to_string(), "3"])?;
+    moves(&cluster, "python", &["node-b", "node-a", "node-b"])?;
+    wait_for("the log is still there", Duration::from_secs(5), || {
+        let logs = cluster.migrate(["logs", "python"]).ok()?;
+        (logs.code == 0 && logs.stdout.contains("ready")).then_some(())
+    })?;
+    let verdict = clients.verdict()?;
+    ensure!(verdict.replies > 100, "too few replies to mean anything: {verdict:?}");
+    println!("python: {verdict:?}");
+    Ok(())
+}
