@@ -44,7 +44,8 @@ impl Agents {
             return Ok(NodeAgentClient::new(channel.clone()));
         }
         let bad = |e: &dyn std::error::Error| {
-            ApiError::new(Code::Internal, "NODE_ADDRESS", format!("node {node} cannot be dialled: {e}")).status()
+            ApiError::new(Code::Internal, "NODE_ADDRESS", format!("node {node} cannot be dialled: {e}"))
+                .status()
         };
         let identity = Identity::new(Role::Node, node).map_err(|e| bad(&e))?;
         let channel = channel_lazy(address, &Expect::Peer(identity), &self.tls).map_err(|e| bad(&e))?;

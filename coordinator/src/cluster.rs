@@ -77,9 +77,8 @@ impl Cluster {
             member.record.node.facts = facts;
         }
         let containers = owned_by(name, containers);
-        let outline = |all: &[Container]| {
-            all.iter().map(|c| (c.name.clone(), c.state, c.epoch)).collect::<Vec<_>>()
-        };
+        let outline =
+            |all: &[Container]| all.iter().map(|c| (c.name.clone(), c.state, c.epoch)).collect::<Vec<_>>();
         let changed = outline(&containers) != outline(&member.record.containers);
         member.record.containers = containers;
         Some(changed.then(|| member.record.clone()))
@@ -253,7 +252,8 @@ fn weight(container: &Container) -> (bool, u64, u8) {
 mod tests {
     use super::*;
 
-    const SILENCE: Silence = Silence { unknown: Duration::from_millis(40), lease: Duration::from_millis(120) };
+    const SILENCE: Silence =
+        Silence { unknown: Duration::from_millis(40), lease: Duration::from_millis(120) };
 
     fn copy(state: ContainerState, epoch: u64) -> Container {
         Container { name: "web".into(), state: state.into(), epoch, ..Container::default() }

@@ -86,7 +86,11 @@ impl Driver {
             self.follow(record).await
         } else if !record.cancelled_by.is_empty() {
             // The source was never asked to begin, so there is nothing to undo there.
-            self.end(&End::new(Phase::Cancelled, "Cancelled", format!("cancelled by {}", record.cancelled_by)))
+            self.end(&End::new(
+                Phase::Cancelled,
+                "Cancelled",
+                format!("cancelled by {}", record.cancelled_by),
+            ))
         } else if record.migration.epoch == 0 {
             self.check(&record).await
         } else {

@@ -43,9 +43,7 @@ fn pass(core: &Arc<Core>, driven: &mut HashMap<String, JoinHandle<()>>) -> Resul
     driven.retain(|_, task| !task.is_finished());
     for record in core.store.active()?.into_iter().filter(|record| record.admitted) {
         let name = record.migration.name;
-        driven
-            .entry(name.clone())
-            .or_insert_with(|| tokio::spawn(drive::drive(Arc::clone(core), name)));
+        driven.entry(name.clone()).or_insert_with(|| tokio::spawn(drive::drive(Arc::clone(core), name)));
     }
     Ok(())
 }
@@ -80,7 +78,12 @@ fn admit(core: &Core) -> Result<(), StoreError> {
                 core.store.update(name, |record| {
                     // Cancelled since it was read: that has ended it.
                     if record.cancelled_by.is_empty() {
-                        record.log(format!("{} moves from {} to {}", record.container(), pair.source, pair.target));
+                        record.log(format!(
+                            "{} moves from {} to {}",
+                            record.container(),
+                            pair.source,
+                            pair.target
+                        ));
                         record.migration.source_node = pair.source;
                         record.migration.target_node = pair.target;
                         record.migration.set_phase(Phase::Checking);
@@ -110,7 +113,10 @@ enum Turn {
 fn turn(core: &Core, record: &Record, slots: &Slots, promised: &BTreeMap<String, u64>) -> Turn {
     let name = record.container();
     let Some(container) = core.cluster.container(name) else {
-        return Turn::Never(End::failed("ContainerGone", format!("there is no container {name}")), Vec::new());
+        return Turn::Never(
+            End::failed("ContainerGone", format!("there is no container {name}")),
+            Vec::new(),
+        );
     };
     let source = container.node.clone();
     let node = core.cluster.node(&source);
@@ -159,7 +165,8 @@ fn turn(core: &Core, record: &Record, slots: &Slots, promised: &BTreeMap<String,
 }
 
 fn no_candidate(container: &str, wanted: &str, verdicts: &[Verdict]) -> Turn {
-    let reasons: Vec<String> = verdicts.iter().map(|v| format!("{}: {}", v.node, v.reasons.join(", "))).collect();
+    let reasons: Vec<String> =
+        verdicts.iter().map(|v| format!("{}: {}", v.node, v.reasons.join(", "))).collect();
     let message = match reasons.as_slice() {
         [] if wanted.is_empty() => format!("no node is known that {container} could move to"),
         [] => format!("there is no node {wanted}"),

@@ -34,8 +34,7 @@ pub(crate) struct Slots {
 impl Slots {
     /// The slots that are left beside what runs.
     pub(crate) fn new(limits: Limits, running: impl IntoIterator<Item = Pair>) -> Self {
-        let mut slots =
-            Self { limits, outgoing: HashMap::new(), incoming: HashMap::new(), running: 0 };
+        let mut slots = Self { limits, outgoing: HashMap::new(), incoming: HashMap::new(), running: 0 };
         for pair in running {
             slots.take(&pair);
         }

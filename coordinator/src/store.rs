@@ -12,9 +12,9 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use prost::Message;
 use proto::identity::MAX_NAME;
 use proto::v1::{Decision, Migration};
-use prost::Message;
 use tokio::sync::watch;
 
 pub(crate) use record::{NodeRecord, Record, Request, Resolution};
@@ -176,9 +176,9 @@ impl Store {
             })
             .map_err(|error: sled::transaction::TransactionError<()>| match error {
                 sled::transaction::TransactionError::Storage(error) => error,
-                sled::transaction::TransactionError::Abort(()) => sled::Error::ReportableBug(
-                    "a transaction that never aborts was aborted".into(),
-                ),
+                sled::transaction::TransactionError::Abort(()) => {
+                    sled::Error::ReportableBug("a transaction that never aborts was aborted".into())
+                }
             })?;
         self.db.flush()?;
         inner.revision = revision;
@@ -368,7 +368,12 @@ impl Store {
 
     /// Remembers what a source reported about a migration that the store does not know, because it was lost. A
     /// commitment is never replaced.
-    pub(crate) fn put_decision(&self, migration: &str, epoch: u64, decision: Decision) -> Result<(), StoreError> {
+    pub(crate) fn put_decision(
+        &self,
+        migration: &str,
+        epoch: u64,
+        decision: Decision,
+    ) -> Result<(), StoreError> {
         let _one_at_a_time = self.lock();
         if self.decision(migration, epoch)? != Decision::Committed {
             let value = (decision as i32).to_be_bytes();

@@ -21,8 +21,13 @@ fn create(container: &str, target: &str) -> CreateMigrationRequest {
 }
 
 fn run(node: &str, name: &str) -> CreateContainerRequest {
-    let container = RunContainerRequest { name: name.into(), bundle: "/b".into(), ..RunContainerRequest::default() };
-    CreateContainerRequest { node: node.into(), container: Some(container), ..CreateContainerRequest::default() }
+    let container =
+        RunContainerRequest { name: name.into(), bundle: "/b".into(), ..RunContainerRequest::default() };
+    CreateContainerRequest {
+        node: node.into(),
+        container: Some(container),
+        ..CreateContainerRequest::default()
+    }
 }
 
 fn is(status: &Status, code: Code, why: &str) {
@@ -35,7 +40,8 @@ async fn creation_is_checked() {
     let _a = world.agent("node-a", Behaviour::running(&["web", "old"])).await;
     let _b = world.agent("node-b", Behaviour::default()).await;
     let mut api = world.api.clone();
-    let mut refused = async |request: CreateMigrationRequest| api.create_migration(request).await.unwrap_err();
+    let mut refused =
+        async |request: CreateMigrationRequest| api.create_migration(request).await.unwrap_err();
     is(&refused(CreateMigrationRequest::default()).await, Code::InvalidArgument, "INVALID_ARGUMENT");
     is(&refused(create("No!", "")).await, Code::InvalidArgument, "INVALID_ARGUMENT");
     is(&refused(create("web", "No!")).await, Code::InvalidArgument, "INVALID_ARGUMENT");
@@ -56,7 +62,11 @@ async fn creation_is_checked() {
     assert_eq!(ErrorDetails::of(&refused(long).await).fields[0].0, "request_id");
 
     world.api.stop_container(StopContainerRequest { name: "old".into(), grace_seconds: 1 }).await.unwrap();
-    is(&world.try_create("old", "node-b").await.unwrap_err(), Code::FailedPrecondition, "CONTAINER_NOT_RUNNING");
+    is(
+        &world.try_create("old", "node-b").await.unwrap_err(),
+        Code::FailedPrecondition,
+        "CONTAINER_NOT_RUNNING",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +74,8 @@ async fn one_at_a_time_and_idempotent() {
     let mut world = World::start();
     let a = world.agent("node-a", Behaviour::running(&["web"])).await;
     let _b = world.agent("node-b", Behaviour::default()).await;
-    let first = CreateMigrationRequest { request_id: "r1".into(), name: "move".into(), ..create("web", "node-b") };
+    let first =
+        CreateMigrationRequest { request_id: "r1".into(), name: "move".into(), ..create("web", "node-b") };
     let made = world.api.create_migration(first.clone()).await.unwrap().into_inner();
     assert_eq!(made.name, "move");
     let again = world.api.create_migration(first.clone()).await.unwrap().into_inner();
@@ -96,8 +107,10 @@ async fn one_at_a_time_and_idempotent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_checks_and_changes_nothing() {
     let mut world = World::start();
-    let refusal = Refusal { pid: 3, subject: "fd 7".into(), reason: "io_uring".into(), way_out: "close it".into() };
-    let _a = world.agent("node-a", Behaviour { refusals: vec![refusal], ..Behaviour::running(&["bad"]) }).await;
+    let refusal =
+        Refusal { pid: 3, subject: "fd 7".into(), reason: "io_uring".into(), way_out: "close it".into() };
+    let _a =
+        world.agent("node-a", Behaviour { refusals: vec![refusal], ..Behaviour::running(&["bad"]) }).await;
     let b = world.agent("node-b", Behaviour::running(&["good"])).await;
     let mut other = Behaviour::default();
     other.facts.kernel_release = "6.1.0".into();
@@ -137,7 +150,11 @@ async fn containers_are_relayed() {
     let a = world.agent("node-a", Behaviour::default()).await;
     let mut api = world.api.clone();
     is(&api.create_container(run("node-x", "web")).await.unwrap_err(), Code::NotFound, "NODE_NOT_FOUND");
-    is(&api.create_container(run("node-a", "W")).await.unwrap_err(), Code::InvalidArgument, "INVALID_ARGUMENT");
+    is(
+        &api.create_container(run("node-a", "W")).await.unwrap_err(),
+        Code::InvalidArgument,
+        "INVALID_ARGUMENT",
+    );
     let mut empty = run("node-a", "web");
     empty.container.as_mut().unwrap().bundle.clear();
     is(&api.create_container(empty).await.unwrap_err(), Code::InvalidArgument, "INVALID_ARGUMENT");
@@ -145,7 +162,11 @@ async fn containers_are_relayed() {
     assert_eq!(api.create_container(request.clone()).await.unwrap().into_inner().node, "node-a");
     assert_eq!(api.create_container(request).await.unwrap().into_inner().node, "node-a");
     assert_eq!(a.calls(), ["Run web"]);
-    is(&api.create_container(run("node-a", "web")).await.unwrap_err(), Code::AlreadyExists, "CONTAINER_EXISTS");
+    is(
+        &api.create_container(run("node-a", "web")).await.unwrap_err(),
+        Code::AlreadyExists,
+        "CONTAINER_EXISTS",
+    );
 
     let found = api.get_container(GetContainerRequest { name: "web".into() }).await.unwrap().into_inner();
     assert_eq!(found.state(), ContainerState::Running);
@@ -172,7 +193,11 @@ async fn containers_are_relayed() {
 
     // Cordoned, and unreachable.
     api.cordon_node(CordonNodeRequest { name: "node-a".into(), cordoned: true }).await.unwrap();
-    is(&api.create_container(run("node-a", "db")).await.unwrap_err(), Code::FailedPrecondition, "NODE_CORDONED");
+    is(
+        &api.create_container(run("node-a", "db")).await.unwrap_err(),
+        Code::FailedPrecondition,
+        "NODE_CORDONED",
+    );
     api.cordon_node(CordonNodeRequest { name: "node-a".into(), cordoned: false }).await.unwrap();
     is(
         &api.cordon_node(CordonNodeRequest { name: "node-x".into(), cordoned: true }).await.unwrap_err(),
@@ -187,7 +212,8 @@ async fn containers_are_relayed() {
     world.node("node-a", NodeState::Ready).await;
     // Every change is in the audit log with who made it, reads are not.
     let log = common::text(&world.process.log());
-    for line in ["CreateContainer", "StopContainer", "DeleteContainer", "Exec", "CordonNode", "UncordonNode"] {
+    for line in ["CreateContainer", "StopContainer", "DeleteContainer", "Exec", "CordonNode", "UncordonNode"]
+    {
         let found = log.lines().any(|l| l.contains("audit") && l.contains(line) && l.contains("admin/alice"));
         assert!(found, "{line} is not in the audit log");
     }
@@ -248,7 +274,9 @@ async fn unknown_names_are_not_found() {
     for status in [
         api.get_migration(GetMigrationRequest { name: name() }).await.unwrap_err(),
         api.cancel_migration(CancelMigrationRequest { name: name() }).await.unwrap_err(),
-        api.resolve_migration(ResolveMigrationRequest { name: name(), ..Default::default() }).await.unwrap_err(),
+        api.resolve_migration(ResolveMigrationRequest { name: name(), ..Default::default() })
+            .await
+            .unwrap_err(),
         api.watch_migrations(WatchMigrationsRequest { name: name(), revision: 0 }).await.unwrap_err(),
     ] {
         is(&status, Code::NotFound, "MIGRATION_NOT_FOUND");
@@ -277,32 +305,46 @@ async fn roles_are_kept_apart() {
     let denied = node.list_nodes(ListNodesRequest::default()).await.unwrap_err();
     is(&denied, Code::PermissionDenied, "ROLE_NOT_ALLOWED");
     // An admin is no node.
-    let channel = connect(
-        &world.process.address,
-        &Expect::Any(proto::identity::Role::Coordinator),
-        &world.pki.tls("alice.admin.gantry"),
-    );
-    let mut registry = registry_client::RegistryClient::new(channel.await.unwrap());
+    let expect = Expect::Any(proto::identity::Role::Coordinator);
+    let channel =
+        connect(&world.process.address, &expect, &world.pki.tls("alice.admin.gantry")).await.unwrap();
+    let mut registry = registry_client::RegistryClient::new(channel);
     is(&registry.join(JoinRequest::default()).await.unwrap_err(), Code::PermissionDenied, "ROLE_NOT_ALLOWED");
     // What a node says is checked.
-    let bad = a.registry().await.join(JoinRequest { agent_address: "x".into(), ..JoinRequest::default() }).await;
+    let bad =
+        a.registry().await.join(JoinRequest { agent_address: "x".into(), ..JoinRequest::default() }).await;
     is(&bad.unwrap_err(), Code::InvalidArgument, "INVALID_ARGUMENT");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_ends_with_the_coordinator_and_health_is_served() {
+async fn health_and_reflection_are_served_and_watches_end_with_the_coordinator() {
     let mut world = World::start();
     let expect = Expect::Any(proto::identity::Role::Coordinator);
     let admin = world.pki.tls("alice.admin.gantry");
     let address = world.process.address.clone();
-    let channel = common::until("it serves", || async { connect(&address, &expect, &admin).await.ok() }).await;
+    let channel =
+        common::until("it serves", || async { connect(&address, &expect, &admin).await.ok() }).await;
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     let service = "gantry.v1.Coordinator".to_owned();
     let check = tonic_health::pb::HealthCheckRequest { service };
     let answer = health.check(check).await.unwrap().into_inner();
     assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
-    let mut watch =
-        world.api.watch_migrations(WatchMigrationsRequest::default()).await.unwrap().into_inner();
+    // Reflection names every service.
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(
+            tonic_reflection::pb::v1::server_reflection_request::MessageRequest::ListServices(String::new()),
+        ),
+    };
+    let channel = connect(&address, &expect, &admin).await.unwrap();
+    let mut reflection =
+        tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(channel);
+    let answer = reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap();
+    let answer = format!("{:?}", answer.into_inner().message().await.unwrap());
+    for service in ["gantry.v1.Coordinator", "gantry.v1.Registry", "grpc.health.v1.Health"] {
+        assert!(answer.contains(service), "{answer}");
+    }
+    let mut watch = world.api.watch_migrations(WatchMigrationsRequest::default()).await.unwrap().into_inner();
     assert!(world.process.terminate().success());
     let end = tokio::time::timeout(common::LIMIT, watch.message()).await.expect("in time").unwrap_err();
     is(&end, Code::Unavailable, "STOPPING");

@@ -25,7 +25,7 @@ fn wrong_configurations_are_refused_by_name() {
         (good("127.0.0.1:0", ours) + "lease_milliseconds = 1", "lease_milliseconds"),
         (good("127.0.0.1:0", ours) + "history = \"soon\"", "history"),
         (good("127.0.0.1:0", ours) + "max_in_cluster = 0", "max_in_cluster"),
-        (good("127.0.0.1:0", ours).replace("main.coordinator", "missing"), "tls"),
+        (good("127.0.0.1:0", ours).replace("main.coordinator", "missing"), "ca.crt"),
     ];
     for (text, named) in cases {
         let file = dir.path().join("coordinator.toml");

@@ -117,7 +117,8 @@ struct Watcher {
 
 impl Watcher {
     async fn new(world: &mut World) -> Self {
-        let stream = world.api.watch_migrations(WatchMigrationsRequest::default()).await.unwrap().into_inner();
+        let stream =
+            world.api.watch_migrations(WatchMigrationsRequest::default()).await.unwrap().into_inner();
         Self { stream, seen: 0 }
     }
 
@@ -322,9 +323,8 @@ async fn resolve_has_rules() {
         accept_rollback,
     };
     let mut api = world.api.clone();
-    let mut refused = async |request: ResolveMigrationRequest| {
-        reason(&api.resolve_migration(request).await.unwrap_err())
-    };
+    let mut refused =
+        async |request: ResolveMigrationRequest| reason(&api.resolve_migration(request).await.unwrap_err());
     assert_eq!(refused(resolve(Owner::Target, "node-a", true)).await, "OUTCOME_KNOWN");
     a.vanish();
     world.phase("web-1", Phase::OutcomeUnknown).await;

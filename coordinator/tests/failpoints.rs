@@ -68,5 +68,10 @@ async fn a_resolution_is_told_again_after_a_crash() {
     world.process.restart();
     assert_eq!(world.phase("web-1", Phase::Succeeded).await.reason, "Resolved");
     // Under the same epoch: it is one resolution.
-    assert!(b.calls().iter().filter(|call| call.starts_with("Resolve")).all(|call| call == "Resolve 2 OWNER_TARGET"));
+    assert!(
+        b.calls()
+            .iter()
+            .filter(|call| call.starts_with("Resolve"))
+            .all(|call| call == "Resolve 2 OWNER_TARGET")
+    );
 }

@@ -126,18 +126,14 @@ fn exit_of(status: &Status, details: &ErrorDetails) -> Exit {
             Exit::Unreachable
         }
         Code::InvalidArgument | Code::OutOfRange => Exit::Usage,
-        Code::FailedPrecondition if !details.preconditions.is_empty() || is_refusal(&details.reason) => {
-            Exit::Refused
-        }
+        Code::FailedPrecondition if REFUSALS.contains(&details.reason.as_str()) => Exit::Refused,
         Code::Cancelled => Exit::Cancelled,
         _ => Exit::Other,
     }
 }
 
-/// Reasons of the API that say: a check looked, and it cannot move.
-fn is_refusal(reason: &str) -> bool {
-    reason.contains("REFUSED") || reason.contains("NO_CANDIDATE") || reason.contains("INCOMPATIBLE")
-}
+/// Reasons of the API that say: a check looked, and it cannot move or start there.
+const REFUSALS: [&str; 4] = ["CHECK_REFUSED", "NO_CANDIDATE", "NODE_CORDONED", "CANNOT_MOVE"];
 
 fn advice_for(code: Code, details: &ErrorDetails) -> &'static str {
     match code {
@@ -162,8 +158,8 @@ pub(crate) fn of_migration(migration: &Migration) -> Option<Exit> {
         Phase::OutcomeUnknown => Some(Exit::Unknown),
         Phase::Failed => Some(match migration.reason.as_str() {
             _ if !migration.refusals.is_empty() => Exit::Refused,
-            "Refused" | "CheckFailed" | "NoCandidate" | "Incompatible" => Exit::Refused,
-            "DidNotConverge" | "NotConverged" | "TimedOut" | "Timeout" | "GaveUp" => Exit::NotConverged,
+            "Refused" | "NoCandidate" => Exit::Refused,
+            "NotConverged" | "TimedOut" => Exit::NotConverged,
             _ => Exit::FailedAtSource,
         }),
         _ => None,
@@ -183,7 +179,7 @@ mod tests {
         assert_eq!(exit(ApiError::new(Code::Unavailable, "X", "gone")), Exit::Unreachable);
         assert_eq!(exit(ApiError::new(Code::PermissionDenied, "X", "no")), Exit::Unreachable);
         assert_eq!(exit(ApiError::new(Code::InvalidArgument, "X", "no")), Exit::Usage);
-        let refused = ApiError::new(Code::FailedPrecondition, "X", "no").precondition(
+        let refused = ApiError::new(Code::FailedPrecondition, "NO_CANDIDATE", "no").precondition(
             "K",
             "node/node-b",
             "is cordoned",
@@ -205,7 +201,9 @@ mod tests {
         assert_eq!(exit(Phase::PreCopy, ""), None);
         assert_eq!(exit(Phase::Succeeded, "Committed"), Some(Exit::Ok));
         assert_eq!(exit(Phase::Failed, "TargetLost"), Some(Exit::FailedAtSource));
-        assert_eq!(exit(Phase::Failed, "DidNotConverge"), Some(Exit::NotConverged));
+        assert_eq!(exit(Phase::Failed, "CheckFailed"), Some(Exit::FailedAtSource));
+        assert_eq!(exit(Phase::Failed, "NoCandidate"), Some(Exit::Refused));
+        assert_eq!(exit(Phase::Failed, "NotConverged"), Some(Exit::NotConverged));
         assert_eq!(exit(Phase::Cancelled, ""), Some(Exit::Cancelled));
         assert_eq!(exit(Phase::OutcomeUnknown, ""), Some(Exit::Unknown));
         migration.phase = Phase::Failed.into();
@@ -223,6 +221,5 @@ mod tests {
             failure.to_string(),
             "migrate: cannot move web to node-b: node-b is not ready\n  node/node-b: start its agent\n  -> migrate get nodes"
         );
-        assert_eq!(ExitCode::from(failure.exit), ExitCode::from(3));
     }
 }

@@ -31,9 +31,13 @@ fn main() -> ExitCode {
     let trials = cases
         .into_iter()
         .map(|(name, case)| match (root, ci) {
-            (true, _) => Trial::test(name, move || case().map_err(|error| Failed::from(format!("{error:?}")))),
+            (true, _) => {
+                Trial::test(name, move || case().map_err(|error| Failed::from(format!("{error:?}"))))
+            }
             (false, true) => Trial::test(name, || Err(Failed::from("skipped under CI: root is needed"))),
-            (false, false) => Trial::test(format!("{name} (root is needed)"), || Ok(())).with_ignored_flag(true),
+            (false, false) => {
+                Trial::test(format!("{name} (root is needed)"), || Ok(())).with_ignored_flag(true)
+            }
         })
         .collect();
     libtest_mimic::run(&args, trials).exit_code()
@@ -42,7 +46,9 @@ fn main() -> ExitCode {
 fn migrate(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_migrate"));
     command.args(args).stdin(Stdio::null());
-    for name in ["MIGRATE_COORDINATOR", "MIGRATE_TLS_DIR", "MIGRATE_DEV_DIR", "MIGRATE_OUTPUT", "MIGRATE_CONFIG"] {
+    for name in
+        ["MIGRATE_COORDINATOR", "MIGRATE_TLS_DIR", "MIGRATE_DEV_DIR", "MIGRATE_OUTPUT", "MIGRATE_CONFIG"]
+    {
         command.env_remove(name);
     }
     command
@@ -203,7 +209,8 @@ fn side_by_side() -> Result<()> {
     server.stdout.as_mut().context("stdout")?.read_exact(&mut ready)?;
     for address in ["10.77.0.12:7000", "[fd00:77::c]:7000"] {
         let mut client = one.dev("exec", &["client", "--", env!("CARGO_BIN_EXE_migrate"), "__client"]);
-        let report = must(client.args([&format!("--connect={address}"), "--connections=2", "--duration=200ms"]))?;
+        let report =
+            must(client.args([&format!("--connect={address}"), "--connections=2", "--duration=200ms"]))?;
         let report: Value = serde_json::from_str(report.lines().last().context("report")?)?;
         ensure!(report["requests_lost"] == 0 && report["pages_checked"] == 2048, "{report}");
     }

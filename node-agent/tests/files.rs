@@ -17,7 +17,7 @@ struct Pair {
 }
 
 fn area(path: &Path) -> Area {
-    Area { path: path.to_owned(), skip_devices: false, skip: Vec::new() }
+    Area { dir: fs::File::open(path).unwrap().into(), skip_devices: false, skip: Vec::new() }
 }
 
 impl Pair {
@@ -27,8 +27,8 @@ impl Pair {
         fs::create_dir(&from).unwrap();
         fs::create_dir(&to).unwrap();
         prepare(&from);
-        let source = Source::open(vec![area(&from)], dir.path().join("from.log")).unwrap();
-        let target = Target::open(&[area(&to)], dir.path().join("to.log")).unwrap();
+        let source = Source::new(vec![area(&from)], dir.path().join("from.log"));
+        let target = Target::new(vec![area(&to)], dir.path().join("to.log"));
         Self { dir, source, target, number: 0 }
     }
 

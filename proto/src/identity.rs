@@ -15,9 +15,7 @@ pub const MAX_NAME: usize = 63;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum IdentityError {
     /// Not `[a-z0-9-]{1,63}`, or a hyphen at an end.
-    #[error(
-        "{0:?} is not a valid name: use 1 to 63 of a-z, 0-9 and '-', with a letter or digit at each end"
-    )]
+    #[error("{0:?} is not a valid name: use 1 to 63 of a-z, 0-9 and '-', with a letter or digit at each end")]
     Name(String),
     /// The middle label is not a role.
     #[error("{0:?} is not a role: use node, coordinator, admin or viewer")]
@@ -120,8 +118,7 @@ impl Identity {
     /// # Errors
     /// When the bytes are no certificate, or its subject alternative name is not exactly one identity.
     pub fn from_der(der: &[u8]) -> Result<Self, IdentityError> {
-        let (_, certificate) =
-            X509Certificate::from_der(der).map_err(|e| IdentityError::Der(flatten(e)))?;
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|e| IdentityError::Der(flatten(e)))?;
         let san = certificate.subject_alternative_name().map_err(IdentityError::Der)?;
         let names = san.as_ref().map_or(&[][..], |san| &san.value.general_names);
         match names {

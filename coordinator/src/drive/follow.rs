@@ -2,7 +2,8 @@
 //! the source alone.
 
 use proto::v1::{
-    AbortRequest, ContainerState, GetAgentMigrationRequest, ListAgentContainersRequest, MigrationStatus, Phase,
+    AbortRequest, ContainerState, GetAgentMigrationRequest, ListAgentContainersRequest, MigrationStatus,
+    Phase,
 };
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -31,7 +32,9 @@ impl Driver {
         };
         let mut stream = match watched {
             Ok(stream) => stream,
-            Err(status) if status.code() == Code::NotFound => return self.source_knows_nothing(&record).await,
+            Err(status) if status.code() == Code::NotFound => {
+                return self.source_knows_nothing(&record).await;
+            }
             Err(status) => return self.source_is_silent(&record, &status).await,
         };
         let mut changes = self.core.store.latest();
@@ -153,7 +156,8 @@ impl Driver {
             _ => {
                 if self.stuck_for() >= self.core.settings.lease {
                     let message = "the source has no record of it, and no node has the container running";
-                    self.core.finish(&self.name, &End::new(Phase::OutcomeUnknown, "NobodyCanTell", message))?;
+                    self.core
+                        .finish(&self.name, &End::new(Phase::OutcomeUnknown, "NobodyCanTell", message))?;
                 }
                 Ok(Step::Again)
             }

@@ -140,7 +140,11 @@ impl Driver {
     }
 
     /// An agent knows a higher epoch than the store: the store was lost. The migration has not begun.
-    pub(super) fn again_under_a_new_epoch(&self, record: &Record, status: &Status) -> Result<Step, StoreError> {
+    pub(super) fn again_under_a_new_epoch(
+        &self,
+        record: &Record,
+        status: &Status,
+    ) -> Result<Step, StoreError> {
         let details = ErrorDetails::of(status);
         let known = details.metadata.get("known").and_then(|known| known.parse().ok());
         tracing::warn!(epoch = record.migration.epoch, known, "the epoch is stale");

@@ -4,11 +4,11 @@ use proto::error::{invalid_field, not_found};
 use proto::v1::coordinator_server::Coordinator;
 use proto::v1::{
     CancelMigrationRequest, CheckMoveRequest, CheckMoveResponse, Container, CordonNodeRequest,
-    CreateContainerRequest, CreateMigrationRequest, DeleteContainerRequest, DeleteContainerResponse, ExecInput,
-    ExecOutput, GetContainerRequest, GetMigrationRequest, GetNodeRequest, ListContainersRequest,
-    ListContainersResponse, ListMigrationsRequest, ListMigrationsResponse, ListNodesRequest, ListNodesResponse,
-    LogsChunk, LogsRequest, Migration, Node, ResolveMigrationRequest, StopContainerRequest,
-    WatchMigrationsRequest,
+    CreateContainerRequest, CreateMigrationRequest, DeleteContainerRequest, DeleteContainerResponse,
+    ExecInput, ExecOutput, GetContainerRequest, GetMigrationRequest, GetNodeRequest, ListContainersRequest,
+    ListContainersResponse, ListMigrationsRequest, ListMigrationsResponse, ListNodesRequest,
+    ListNodesResponse, LogsChunk, LogsRequest, Migration, Node, ResolveMigrationRequest,
+    StopContainerRequest, WatchMigrationsRequest,
 };
 use std::collections::HashMap;
 use tonic::{Request, Response, Status, Streaming};

@@ -1,13 +1,13 @@
 //! Containers: each call is relayed to the agent of the node where the container is.
 
+use prost::Message as _;
 use proto::error::{ApiError, invalid_field, not_found};
 use proto::identity::check_name;
 use proto::v1::{
     CandidateVerdict, CheckContainerRequest, CheckContainerResponse, CheckMoveRequest, CheckMoveResponse,
-    Container, CreateContainerRequest, DeleteContainerRequest, DeleteContainerResponse, ExecInput, ExecOutput,
-    LogsChunk, LogsRequest, NodeState, StopContainerRequest,
+    Container, CreateContainerRequest, DeleteContainerRequest, DeleteContainerResponse, ExecInput,
+    ExecOutput, LogsChunk, LogsRequest, NodeState, StopContainerRequest,
 };
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -82,9 +82,13 @@ impl Api {
                 .status());
         }
         if node.cordoned {
-            return Err(ApiError::new(Code::FailedPrecondition, "NODE_CORDONED", format!("{} is cordoned", node.name))
-                .precondition("NODE_CORDONED", format!("node/{}", node.name), "is cordoned: uncordon it")
-                .status());
+            return Err(ApiError::new(
+                Code::FailedPrecondition,
+                "NODE_CORDONED",
+                format!("{} is cordoned", node.name),
+            )
+            .precondition("NODE_CORDONED", format!("node/{}", node.name), "is cordoned: uncordon it")
+            .status());
         }
         if let Some(id) = id {
             let created = prost_types::Timestamp::from(std::time::SystemTime::now()).seconds;
@@ -101,7 +105,9 @@ impl Api {
                 Ok(made)
             }
             // The first try of this request has made it, and its answer was lost.
-            Err(status) if status.code() == Code::AlreadyExists && known.is_some() => self.refreshed(&node.name, &name).await,
+            Err(status) if status.code() == Code::AlreadyExists && known.is_some() => {
+                self.refreshed(&node.name, &name).await
+            }
             Err(status) => {
                 if let (Some(id), true) = (id, status.code() != Code::Unavailable) {
                     self.core.store.forget(id)?;
@@ -114,9 +120,13 @@ impl Api {
     /// A container as its node's agent says now.
     async fn refreshed(&self, node: &str, name: &str) -> Result<Container, Status> {
         let mut agent = self.core.agent(node)?;
-        let all = answer(node, ORDER, agent.list_containers(proto::v1::ListAgentContainersRequest {})).await?;
-        let mut found =
-            all.containers.into_iter().find(|c| c.name == name).ok_or_else(|| not_found("container", name))?;
+        let all =
+            answer(node, ORDER, agent.list_containers(proto::v1::ListAgentContainersRequest {})).await?;
+        let mut found = all
+            .containers
+            .into_iter()
+            .find(|c| c.name == name)
+            .ok_or_else(|| not_found("container", name))?;
         found.node = node.to_owned();
         self.core.cluster.noted(found.clone());
         Ok(found)
@@ -137,7 +147,10 @@ impl Api {
         Ok(stopped)
     }
 
-    pub(super) async fn delete(&self, request: DeleteContainerRequest) -> Result<DeleteContainerResponse, Status> {
+    pub(super) async fn delete(
+        &self,
+        request: DeleteContainerRequest,
+    ) -> Result<DeleteContainerResponse, Status> {
         let there = self.locate(&request.name)?;
         self.not_migrating(&request.name)?;
         let name = request.name.clone();
@@ -157,7 +170,8 @@ impl Api {
         &self,
         mut input: Streaming<ExecInput>,
     ) -> Result<(String, Streaming<ExecOutput>), Status> {
-        let first = input.message().await?.ok_or_else(|| invalid_field("name", "the first message is missing"))?;
+        let first =
+            input.message().await?.ok_or_else(|| invalid_field("name", "the first message is missing"))?;
         if first.args.is_empty() {
             return Err(invalid_field("args", "is empty").status());
         }
@@ -174,7 +188,8 @@ impl Api {
             }
         });
         let mut agent = self.core.agent(&there.node)?;
-        let output = agent.exec(ReceiverStream::new(receiver)).await.map_err(|e| translate(&there.node, e))?;
+        let output =
+            agent.exec(ReceiverStream::new(receiver)).await.map_err(|e| translate(&there.node, e))?;
         Ok((subject, output.into_inner()))
     }
 

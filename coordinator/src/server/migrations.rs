@@ -2,13 +2,13 @@
 
 use std::time::SystemTime;
 
+use prost::Message as _;
 use proto::error::{ApiError, invalid_field, not_found};
 use proto::identity::{Identity, check_name};
 use proto::v1::{
     ContainerState, CreateMigrationRequest, Decision, Migration, MigrationSpec, OnTimeout, Owner, Phase,
     ResolveMigrationRequest,
 };
-use prost::Message as _;
 use tonic::{Code, Status};
 
 use super::Api;
@@ -150,15 +150,13 @@ impl Api {
         }
         match abort(&self.core, &record).await {
             Ok(()) => Ok(self.migration(name)?.migration),
-            Err(status) if status.code() == Code::FailedPrecondition => {
-                Err(ApiError::new(
-                    Code::FailedPrecondition,
-                    "MIGRATION_COMMITTED",
-                    format!("{name} cannot be cancelled any more: {}", status.message()),
-                )
-                .with("migration", name)
-                .status())
-            }
+            Err(status) if status.code() == Code::FailedPrecondition => Err(ApiError::new(
+                Code::FailedPrecondition,
+                "MIGRATION_COMMITTED",
+                format!("{name} cannot be cancelled any more: {}", status.message()),
+            )
+            .with("migration", name)
+            .status()),
             // Remembered: it is passed on as soon as the source can be reached, or has begun.
             Err(status) if matches!(status.code(), Code::Unavailable | Code::NotFound) => {
                 Ok(self.migration(name)?.migration)
@@ -168,7 +166,11 @@ impl Api {
     }
 
     /// Records who owns the container when nobody reachable can tell. Once; the driver then tells the agents.
-    pub(super) fn resolve(&self, who: &Identity, request: &ResolveMigrationRequest) -> Result<Migration, Status> {
+    pub(super) fn resolve(
+        &self,
+        who: &Identity,
+        request: &ResolveMigrationRequest,
+    ) -> Result<Migration, Status> {
         let record = self.migration(&request.name)?;
         let m = &record.migration;
         let (owner, owner_node, loser) = match request.owner() {
@@ -186,7 +188,8 @@ impl Api {
                 .status());
         }
         if m.phase() != Phase::OutcomeUnknown {
-            let message = format!("the outcome of {} is not unknown: it is {}", m.name, m.phase().as_str_name());
+            let message =
+                format!("the outcome of {} is not unknown: it is {}", m.name, m.phase().as_str_name());
             return Err(ApiError::new(Code::FailedPrecondition, "OUTCOME_KNOWN", message)
                 .with("phase", m.phase().as_str_name())
                 .status());
@@ -194,7 +197,11 @@ impl Api {
         if request.fenced_node.is_empty() {
             let message = format!("{loser} must be fenced first: power it off, then say so");
             return Err(ApiError::new(Code::FailedPrecondition, "FENCING_REQUIRED", message)
-                .precondition("FENCING_REQUIRED", format!("node/{loser}"), "power it off, then name it as fenced")
+                .precondition(
+                    "FENCING_REQUIRED",
+                    format!("node/{loser}"),
+                    "power it off, then name it as fenced",
+                )
                 .status());
         }
         if request.fenced_node != *loser {
@@ -219,7 +226,8 @@ impl Api {
         }
         // On disk before anything is told; and from now on the fenced node is not heard until it was told.
         let container = record.container();
-        let epoch = self.core.store.next_epoch(container, self.core.cluster.highest_epoch(container).max(m.epoch))?;
+        let epoch =
+            self.core.store.next_epoch(container, self.core.cluster.highest_epoch(container).max(m.epoch))?;
         let resolution = Resolution {
             owner: owner.into(),
             fenced: loser.clone(),
@@ -248,7 +256,8 @@ fn refuse(
 ) -> Result<(), Status> {
     if !refusals.is_empty() {
         let message = format!("{container} has {} thing(s) that cannot move", refusals.len());
-        let error = ApiError::new(Code::FailedPrecondition, "CHECK_REFUSED", message).with("container", container);
+        let error =
+            ApiError::new(Code::FailedPrecondition, "CHECK_REFUSED", message).with("container", container);
         let error = refusals.iter().fold(error, |error, refusal| {
             let subject = format!("container/{container}: pid {} {}", refusal.pid, refusal.subject);
             error.precondition("CANNOT_MOVE", subject, format!("{}; {}", refusal.reason, refusal.way_out))

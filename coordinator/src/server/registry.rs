@@ -20,7 +20,8 @@ use crate::drive::{Fence, decision_in, merge, readmit};
 use crate::store::Record;
 
 fn check_address(field: &str, address: &str) -> Result<(), Status> {
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    let port =
+        address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
     match port {
         Some(Ok(1..)) => Ok(()),
         _ => Err(invalid_field(field, format!("{address:?} is not HOST:PORT")).status()),
@@ -128,12 +129,11 @@ impl Registry for Api {
         );
         if request.as_source {
             self.core.update(&name, |record| merge(record, status))?;
-        } else if status.phase() == Phase::Succeeded
-            && status.epoch == m.epoch
-            && record.resolution.is_none()
+        } else if status.phase() == Phase::Succeeded && status.epoch == m.epoch && record.resolution.is_none()
         {
             // The target says so only once it has written that it owns the container.
-            self.core.finish(&name, &End::new(Phase::Succeeded, "Committed", "the target owns the container"))?;
+            self.core
+                .finish(&name, &End::new(Phase::Succeeded, "Committed", "the target owns the container"))?;
         }
         Ok(Response::new(ReportOutcomeResponse {}))
     }

@@ -128,7 +128,8 @@ impl Agent {
     }
 
     fn run(&self, listener: std::net::TcpListener) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let service = NodeAgentServer::new(self.inner());
         let tls = self.tls.clone();
         listener.set_nonblocking(true).unwrap();
@@ -318,7 +319,10 @@ impl NodeAgent for Agent {
         Ok(Response::new(ListAgentContainersResponse { containers: self.containers() }))
     }
 
-    async fn run_container(&self, request: Request<RunContainerRequest>) -> Result<Response<Container>, Status> {
+    async fn run_container(
+        &self,
+        request: Request<RunContainerRequest>,
+    ) -> Result<Response<Container>, Status> {
         let request = request.into_inner();
         self.enter("Run", format!("Run {}", request.name)).await?;
         let made = Container { bundle: request.bundle, ..container(&request.name) };
@@ -330,7 +334,10 @@ impl NodeAgent for Agent {
         Ok(Response::new(made))
     }
 
-    async fn stop_container(&self, request: Request<StopContainerRequest>) -> Result<Response<Container>, Status> {
+    async fn stop_container(
+        &self,
+        request: Request<StopContainerRequest>,
+    ) -> Result<Response<Container>, Status> {
         let name = request.into_inner().name;
         self.enter("Stop", format!("Stop {name}")).await?;
         let mut state = self.state.lock().unwrap();
@@ -357,7 +364,10 @@ impl NodeAgent for Agent {
     }
 
     /// Echoes its standard input, then ends with the number of arguments.
-    async fn exec(&self, request: Request<Streaming<ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {
+    async fn exec(
+        &self,
+        request: Request<Streaming<ExecInput>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
         let mut input = request.into_inner();
         let first = input.message().await?.ok_or_else(|| Status::invalid_argument("empty"))?;
         let exit_status = Some(i32::try_from(first.args.len()).unwrap());
@@ -440,7 +450,10 @@ impl NodeAgent for Agent {
         Ok(Response::new(Box::pin(stream)))
     }
 
-    async fn resolve(&self, request: Request<ResolveAgentRequest>) -> Result<Response<ResolveAgentResponse>, Status> {
+    async fn resolve(
+        &self,
+        request: Request<ResolveAgentRequest>,
+    ) -> Result<Response<ResolveAgentResponse>, Status> {
         let request = request.into_inner();
         let note = format!("Resolve {} {}", request.epoch, request.owner().as_str_name());
         self.enter("Resolve", note).await?;

@@ -110,7 +110,11 @@ impl World {
         self.try_create(container, target).await.unwrap()
     }
 
-    pub(crate) async fn try_create(&mut self, container: &str, target: &str) -> Result<Migration, tonic::Status> {
+    pub(crate) async fn try_create(
+        &mut self,
+        container: &str,
+        target: &str,
+    ) -> Result<Migration, tonic::Status> {
         let spec = MigrationSpec { container: container.into(), target_node: target.into(), policy: None };
         let request = CreateMigrationRequest { spec: Some(spec), ..CreateMigrationRequest::default() };
         self.api.create_migration(request).await.map(tonic::Response::into_inner)

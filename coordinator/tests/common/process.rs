@@ -32,7 +32,7 @@ impl Process {
         // Free now; nothing else is given it soon, because the kernel walks through the range.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let config = format!(
-            "listen = {address:?}\nstate_dir = {:?}\ntls_dir = {:?}\nheartbeat_milliseconds = 50\nlease_milliseconds = 800\n{more}\n",
+            "listen = {address:?}\nstate_dir = {:?}\ntls_dir = {:?}\nheartbeat_milliseconds = 50\nlease_milliseconds = 1500\n{more}\n",
             dir.path().join("state"),
             pki.issue("main.coordinator.gantry"),
         );
@@ -56,13 +56,21 @@ impl Process {
         self.dir().join("state")
     }
 
-    /// Starts it again on the same state and address.
+    /// Starts it again on the same state and address, and waits until it serves or has ended.
     pub(crate) fn restart(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
         let mut command = program();
         command.args(["serve", "--config"]).arg(self.dir().join("coordinator.toml")).stderr(log);
-        self.child = Some(command.spawn().unwrap());
+        let served = || super::text(&self.log()).matches(" serving ").count();
+        let before = served();
+        let mut child = command.spawn().unwrap();
+        let end = Instant::now() + LIMIT;
+        while served() == before && child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "the coordinator does not serve; log in {}", self.log().display());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        self.child = Some(child);
     }
 
     /// SIGKILL.

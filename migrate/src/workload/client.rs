@@ -38,7 +38,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     reply_timeout: Duration,
     /// Shortest silence that is listed with its time.
-    #[arg(long, default_value = "3ms", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "2500us", value_parser = humantime::parse_duration)]
     list_gaps_from: Duration,
 }
 

@@ -15,6 +15,7 @@ mod target;
 mod walk;
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub use op::Op;
@@ -51,10 +52,10 @@ impl FilesError {
 }
 
 /// A part of a container's file tree that travels.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Area {
-    /// Its directory as the agent opens it.
-    pub path: PathBuf,
+    /// Its directory.
+    pub dir: OwnedFd,
     /// Device nodes in it stay (they are made by the runtime on both sides).
     pub skip_devices: bool,
     /// Names in its top directory that stay.

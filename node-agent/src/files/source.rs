@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -34,7 +33,7 @@ pub struct Round {
 /// The files of a container, as far as they were sent.
 #[derive(Debug)]
 pub struct Source {
-    areas: Vec<(Area, OwnedFd)>,
+    areas: Vec<Area>,
     log: PathBuf,
     log_sent: u64,
     seen: HashMap<(AreaId, PathBuf), Seen>,
@@ -83,19 +82,10 @@ impl Stamp {
 }
 
 impl Source {
-    /// Opens the areas of a container. `log` is its log file.
-    ///
-    /// # Errors
-    /// When an area's directory cannot be opened.
-    pub fn open(areas: Vec<Area>, log: PathBuf) -> Result<Self, FilesError> {
-        let areas = areas
-            .into_iter()
-            .map(|area| {
-                let dir = File::open(&area.path).map_err(FilesError::file("open", &area.path))?;
-                Ok((area, dir.into()))
-            })
-            .collect::<Result<_, FilesError>>()?;
-        Ok(Self { areas, log, log_sent: 0, seen: HashMap::new() })
+    /// The files in these areas; `log` is the container's log file.
+    #[must_use]
+    pub fn new(areas: Vec<Area>, log: PathBuf) -> Self {
+        Self { areas, log, log_sent: 0, seen: HashMap::new() }
     }
 
     /// Sends what is new, changed or gone since the last round. `number` grows with every round; files whose
@@ -111,10 +101,10 @@ impl Source {
     ) -> Result<Round, FilesError> {
         let mut out = Outbox { send, ops: Vec::new(), size: 0, done: Round::default() };
         let Self { areas, seen, .. } = self;
-        for (index, (area, dir)) in areas.iter().enumerate() {
+        for (index, area) in areas.iter().enumerate() {
             let id = AreaId::try_from(index).map_err(|_| FilesError::Refused("too many areas".to_owned()))?;
             let mut pass = Pass { id, area, number, suspect, seen, links: HashMap::new(), metas: Vec::new(), out: &mut out };
-            walk(dir, &area.skip, &mut |entry| pass.visit(entry))?;
+            walk(&area.dir, &area.skip, &mut |entry| pass.visit(entry))?;
             let metas = pass.finish()?;
             for op in metas {
                 out.push(op)?;

@@ -30,15 +30,10 @@ pub struct Target {
 }
 
 impl Target {
-    /// Opens the areas, in the order in which the source has them. `log` is the log file here.
-    ///
-    /// # Errors
-    /// When an area's directory cannot be opened.
-    pub fn open(areas: &[Area], log: PathBuf) -> Result<Self, FilesError> {
-        let open = |area: &Area| {
-            File::open(&area.path).map(OwnedFd::from).map_err(FilesError::file("open", &area.path))
-        };
-        Ok(Self { areas: areas.iter().map(open).collect::<Result<_, _>>()?, log, file: None })
+    /// Applies to these areas, which are in the order that the source has them in. `log` is the log file here.
+    #[must_use]
+    pub fn new(areas: Vec<Area>, log: PathBuf) -> Self {
+        Self { areas: areas.into_iter().map(|area| area.dir).collect(), log, file: None }
     }
 
     /// Applies one batch.

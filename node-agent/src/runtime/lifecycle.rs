@@ -76,6 +76,7 @@ impl Runtime {
             epoch: 0,
             created: SystemTime::now(),
             stage: Stage::Creating,
+            arrived: None,
             root: None,
             shim: None,
         };
@@ -187,15 +188,38 @@ impl Runtime {
         self.erase(&record)
     }
 
+    /// Removes what an agent that died in the middle of a start left behind.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn recover(&self) -> Result<(), RuntimeError> {
+        for name in self.names()? {
+            match self.record(&name) {
+                Ok(record) if record.stage == Stage::Creating => self.erase(&record)?,
+                Ok(_) => {}
+                // The directory was made and nothing else yet.
+                Err(RuntimeError::NotFound(_)) => remove_dir(self.dir(&name).root())?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Kills what is left of a container and removes its groups, links and files.
     pub(crate) fn erase(&self, record: &Record) -> Result<(), RuntimeError> {
-        let dir = self.dir(&record.name);
+        record.cgroup.kill(KILL)?;
+        wait_for_shim(record);
+        network::remove(&record.name)?;
+        self.erase_all_but_link(record)
+    }
+
+    /// As [`Runtime::erase`], but its link stays for as long as somebody holds its network namespace.
+    pub(crate) fn erase_all_but_link(&self, record: &Record) -> Result<(), RuntimeError> {
         record.cgroup.kill(KILL)?;
         wait_for_shim(record);
         record.cgroup.remove()?;
-        network::remove(&record.name)?;
         remove_dir(&self.state.bundle(&record.name))?;
-        remove_dir(dir.root())
+        remove_dir(self.dir(&record.name).root())
     }
 
     /// After a failed start: everything away, as far as possible.

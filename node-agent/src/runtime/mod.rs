@@ -13,6 +13,7 @@ mod init;
 mod launch;
 mod lifecycle;
 pub mod logs;
+mod moving;
 mod name;
 pub mod paths;
 pub mod record;
@@ -28,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use error::RuntimeError;
 pub use lifecycle::RunRequest;
+pub use moving::MovingNode;
 pub use name::{ContainerName, InvalidName};
 pub use sandbox::{CONTROL_FD, Exit};
 pub use status::{ContainerStatus, State};

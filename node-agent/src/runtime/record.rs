@@ -35,6 +35,8 @@ pub struct Record {
     pub cgroup: Cgroup,
     /// Where it stands.
     pub stage: Stage,
+    /// The migration that brought it here.
+    pub arrived: Option<String>,
     /// Its root process.
     pub root: Option<Process>,
     /// Its shim.

@@ -51,7 +51,12 @@ fn parse_mounts(text: &str) -> Vec<Hierarchy> {
             let controllers = if v2 {
                 Vec::new()
             } else {
-                options.split(',').filter(known).filter(|o| !o.starts_with("release_agent")).map(Into::into).collect()
+                options
+                    .split(',')
+                    .filter(known)
+                    .filter(|o| !o.starts_with("release_agent"))
+                    .map(Into::into)
+                    .collect()
             };
             Some(Hierarchy { mount_point: unescape(mount_point), root: unescape(root), v2, controllers })
         })

@@ -77,7 +77,8 @@ fn nanos(time: libc::timespec) -> Result<u64> {
 /// # Errors
 /// `EINVAL` no timerfd.
 pub fn timerfd_set(fd: BorrowedFd<'_>, flags: i32, setting: &TimerSetting) -> Result<()> {
-    let new = libc::itimerspec { it_interval: timespec(setting.interval)?, it_value: timespec(setting.value)? };
+    let new =
+        libc::itimerspec { it_interval: timespec(setting.interval)?, it_value: timespec(setting.value)? };
     // SAFETY: the kernel reads `new`; the null pointer says that the old setting is not wanted.
     small(unsafe { libc::timerfd_settime(fd.as_raw_fd(), flags, &raw const new, std::ptr::null_mut()) })
         .map(drop)

@@ -150,9 +150,7 @@ impl FsContext {
         let key = key.map_or(std::ptr::null(), CStr::as_ptr);
         let value = value.map_or(std::ptr::null(), CStr::as_ptr);
         // SAFETY: `key` and `value` are null or NUL-terminated and outlive the call.
-        let ret = unsafe {
-            libc::syscall(libc::SYS_fsconfig, self.fd.as_raw_fd(), command, key, value, aux)
-        };
+        let ret = unsafe { libc::syscall(libc::SYS_fsconfig, self.fd.as_raw_fd(), command, key, value, aux) };
         small(ret).map(drop)
     }
 
@@ -189,9 +187,7 @@ impl FsContext {
         const FSCONFIG_CMD_CREATE: u32 = 6;
         self.config(FSCONFIG_CMD_CREATE, None, None, 0)?;
         // SAFETY: fsmount takes integers only.
-        new_fd(unsafe {
-            libc::syscall(libc::SYS_fsmount, self.fd.as_raw_fd(), FSMOUNT_CLOEXEC, attributes)
-        })
+        new_fd(unsafe { libc::syscall(libc::SYS_fsmount, self.fd.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) })
     }
 }
 

@@ -88,7 +88,9 @@ pub fn open(pid: i32, kind: Kind) -> Result<OwnedFd> {
 /// # Errors
 /// As [`open`]; `ENOENT` also when no child has made the pid namespace real yet.
 pub fn open_for_children(pid: i32, kind: Kind) -> Result<OwnedFd> {
-    File::open(format!("/proc/{pid}/ns/{}_for_children", kind.name())).map(OwnedFd::from).map_err(|e| io_errno(&e))
+    File::open(format!("/proc/{pid}/ns/{}_for_children", kind.name()))
+        .map(OwnedFd::from)
+        .map_err(|e| io_errno(&e))
 }
 
 /// Opens a namespace of the calling thread.

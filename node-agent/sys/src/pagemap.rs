@@ -236,11 +236,7 @@ impl Pagemap {
     ///
     /// # Errors
     /// [`ScanError::Kernel`].
-    pub fn classify(
-        &self,
-        range: Range<u64>,
-        out: &mut Vec<Region>,
-    ) -> std::result::Result<(), ScanError> {
+    pub fn classify(&self, range: Range<u64>, out: &mut Vec<Region>) -> std::result::Result<(), ScanError> {
         let any = Categories::PRESENT.or(Categories::SWAPPED);
         let report = any.or(Categories::FILE).or(Categories::PFNZERO).or(Categories::HUGE);
         self.query(range, &Query { any, report, ..Query::default() }, out)

@@ -80,7 +80,8 @@ pub fn affinity(tid: i32) -> Result<Vec<u64>> {
 /// `EINVAL` none of those CPUs is allowed here, `EPERM`, `ESRCH`.
 pub fn set_affinity(tid: i32, mask: &[u64]) -> Result<()> {
     // SAFETY: the kernel reads the bytes of `mask`.
-    small(unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid, size_of_val(mask), mask.as_ptr()) }).map(drop)
+    small(unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid, size_of_val(mask), mask.as_ptr()) })
+        .map(drop)
 }
 
 /// ioprio_get(2) of a thread: class << 13 | level; 0 = from the nice value.

@@ -42,7 +42,13 @@ pub fn get_into(fd: BorrowedFd<'_>, level: i32, name: i32, buffer: &mut [u8]) ->
     let mut len = libc::socklen_t::try_from(buffer.len()).map_err(|_| Errno::EINVAL)?;
     // SAFETY: the kernel writes at most `len` bytes to `buffer`, which is that long, and the length to `len`.
     let ret = unsafe {
-        libc::getsockopt(fd.as_raw_fd(), level, name, buffer.as_mut_ptr().cast(), std::ptr::from_mut(&mut len))
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            buffer.as_mut_ptr().cast(),
+            std::ptr::from_mut(&mut len),
+        )
     };
     small(ret)?;
     usize::try_from(len).map(|len| len.min(buffer.len())).map_err(|_| Errno::EINVAL)

@@ -111,9 +111,7 @@ impl Uffd {
     /// `EPERM` without CAP_SYS_PTRACE (and without `UFFD_USER_MODE_ONLY`), `ENOSYS`.
     pub fn create(flags: i32) -> Result<Self> {
         // SAFETY: userfaultfd takes one integer. Nothing is registered yet, so no memory changes its behaviour.
-        let ret = unsafe {
-            libc::syscall(libc::SYS_userfaultfd, flags | libc::O_CLOEXEC | libc::O_NONBLOCK)
-        };
+        let ret = unsafe { libc::syscall(libc::SYS_userfaultfd, flags | libc::O_CLOEXEC | libc::O_NONBLOCK) };
         Ok(Self { fd: new_fd(ret)? })
     }
 

@@ -1,5 +1,7 @@
 //! Interfaces, addresses, routes, neighbours, the network lock and its TAP.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::net::{IpAddr, UdpSocket};
@@ -86,7 +88,10 @@ fn addresses_routes_and_neighbours_are_read_and_set_again() {
             .unwrap();
             let found = nl.neighbours().unwrap();
             let entry = found.iter().find(|n| n.ip == ip("10.77.0.9")).unwrap();
-            assert_eq!((entry.state, entry.mac.as_deref()), (neigh::PERMANENT, Some(&[2, 5, 5, 5, 5, 5][..])));
+            assert_eq!(
+                (entry.state, entry.mac.as_deref()),
+                (neigh::PERMANENT, Some(&[2, 5, 5, 5, 5, 5][..]))
+            );
             nl.remove_neighbour(11, ip("10.77.0.9")).unwrap();
             assert!(nl.neighbours().unwrap().iter().all(|n| n.ip != ip("10.77.0.9")));
             assert_eq!(nl.rules(2).unwrap().len(), 3);
@@ -112,14 +117,16 @@ fn addresses_routes_and_neighbours_are_read_and_set_again() {
             for address in made.iter().filter(|a| a.index == 11 && a.scope != 253) {
                 nl.replay_address(&address.raw, 11).unwrap();
             }
-            for route in expected.iter().filter(|r| r.table == route::MAIN && r.protocol != route::BY_KERNEL) {
+            for route in expected.iter().filter(|r| r.table == route::MAIN && r.protocol != route::BY_KERNEL)
+            {
                 nl.replay_route(&route.raw).unwrap();
             }
             let key = |r: &route::Route| (r.family, r.destination, r.gateway, r.index, r.table, r.metric);
             let link_local: IpAddr = "fe80::".parse().unwrap();
             let main = |routes: &[route::Route]| {
                 // Link-local ones come and go with the link.
-                let ours = |r: &&route::Route| r.table == route::MAIN && r.destination != Some((link_local, 64));
+                let ours =
+                    |r: &&route::Route| r.table == route::MAIN && r.destination != Some((link_local, 64));
                 let mut keys: Vec<_> = routes.iter().filter(ours).map(key).collect();
                 keys.sort_unstable();
                 keys
@@ -231,7 +238,8 @@ fn announcements_teach_the_neighbours() {
     two.run(move || {
         let mut nl = Netlink::open().unwrap();
         for ip in [v4, v6] {
-            let old = Neighbour { index: 12, ip, mac: Some(vec![2, 7, 7, 7, 7, 7]), state: neigh::STALE, flags: 0 };
+            let old =
+                Neighbour { index: 12, ip, mac: Some(vec![2, 7, 7, 7, 7, 7]), state: neigh::STALE, flags: 0 };
             nl.set_neighbour(&old).unwrap();
         }
     })
@@ -260,7 +268,8 @@ fn settings_belong_to_the_namespace() {
     let (one, two) = (netns(), netns());
     let name = "ipv4/ip_local_port_range";
     one.run(move || sys::net::set_sysctl(name, "20000 20100").unwrap()).unwrap();
-    let read = move || sys::net::sysctl(name).unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let read =
+        move || sys::net::sysctl(name).unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(one.run(read).unwrap(), ["20000", "20100"]);
     assert_ne!(two.run(read).unwrap(), ["20000", "20100"]);
     assert_eq!(sys::net::sysctl("../kernel/hostname"), Err(Errno::EINVAL));

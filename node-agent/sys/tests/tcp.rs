@@ -1,5 +1,7 @@
 //! Connections that move from one network namespace to another under their peer's eyes.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
@@ -72,7 +74,8 @@ impl World {
         let fd = self
             .target
             .run(move || {
-                let fd = tcp::restore(&dump).unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
+                let fd = tcp::restore(&dump)
+                    .unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
                 tcp::finish(fd.as_fd(), &dump).unwrap();
                 fd
             })
@@ -310,7 +313,8 @@ fn fin_wait2_at(address: &str) {
     server.shutdown(Shutdown::Write).unwrap();
     client.write_all(&pattern(0, 4000)).unwrap();
     wait_for("FIN_WAIT2", || {
-        tcp::info(server.as_fd()).unwrap().state == state::FIN_WAIT2 && tcp::inq(server.as_fd()).unwrap() == 4000
+        tcp::info(server.as_fd()).unwrap().state == state::FIN_WAIT2
+            && tcp::inq(server.as_fd()).unwrap() == 4000
     });
     let (mut moved, dump) = world.transplant(server);
     assert_eq!(dump.state, state::FIN_WAIT2);

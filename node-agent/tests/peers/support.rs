@@ -23,13 +23,13 @@ use proto::tls::{Tls, TlsFiles};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 /// A certificate authority in a directory.
-pub struct Pki {
+pub(crate) struct Pki {
     dir: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Pki {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -38,7 +38,7 @@ impl Pki {
     }
 
     /// Credentials of `name.role.gantry`.
-    pub fn issue(&self, name: &str, role: &str) -> Tls {
+    pub(crate) fn issue(&self, name: &str, role: &str) -> Tls {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![format!("{name}.{role}.gantry")]).unwrap();
         let cert = params.signed_by(&key, &self.issuer).unwrap();
@@ -54,25 +54,25 @@ impl Pki {
 
 /// What was done, in order, by name.
 #[derive(Clone, Debug, Default)]
-pub struct Log(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    pub fn add(&self, what: impl Into<String>) {
+    pub(crate) fn add(&self, what: impl Into<String>) {
         self.0.lock().unwrap().push(what.into());
     }
 
-    pub fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }
 }
 
 /// A node with containers that are names.
 #[derive(Debug)]
-pub struct FakeNode {
-    pub log: Log,
-    pub dir: PathBuf,
-    pub containers: Mutex<BTreeMap<String, i32>>,
-    pub facts: HostFacts,
+pub(crate) struct FakeNode {
+    pub(crate) log: Log,
+    pub(crate) dir: PathBuf,
+    pub(crate) containers: Mutex<BTreeMap<String, i32>>,
+    pub(crate) facts: HostFacts,
 }
 
 impl Node for FakeNode {
@@ -272,7 +272,7 @@ impl FileTarget for FakeFileTarget {
 
 /// A coordinator that knows nothing.
 #[derive(Debug)]
-pub struct Silent;
+pub(crate) struct Silent;
 
 impl DecisionSource for Silent {
     fn ask(&self, _: &str, _: u64) -> Option<Answer> {
@@ -281,22 +281,22 @@ impl DecisionSource for Silent {
 }
 
 /// An agent that listens on loopback.
-pub struct TestAgent {
-    pub migrations: Migrations,
-    pub log: Log,
-    pub address: String,
-    pub node: Arc<FakeNode>,
-    pub dir: tempfile::TempDir,
+pub(crate) struct TestAgent {
+    pub(crate) migrations: Migrations,
+    pub(crate) log: Log,
+    pub(crate) address: String,
+    pub(crate) node: Arc<FakeNode>,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl TestAgent {
-    pub fn new(tls: Tls, containers: &[(&str, i32)]) -> Self {
+    pub(crate) fn new(tls: Tls, containers: &[(&str, i32)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self::at(tls, containers, dir)
     }
 
     /// An agent with this state directory, which may hold an earlier one's journal.
-    pub fn at(tls: Tls, containers: &[(&str, i32)], dir: tempfile::TempDir) -> Self {
+    pub(crate) fn at(tls: Tls, containers: &[(&str, i32)], dir: tempfile::TempDir) -> Self {
         let log = Log::default();
         std::fs::write(dir.path().join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
         let node = Arc::new(FakeNode {
@@ -319,12 +319,12 @@ impl TestAgent {
         Self { migrations, log, address, node, dir }
     }
 
-    pub fn journal(&self) -> &Path {
+    pub(crate) fn journal(&self) -> &Path {
         self.dir.path()
     }
 
     /// Waits until the status of `migration` satisfies `until`.
-    pub fn wait(&self, migration: &str, until: impl Fn(&Status) -> bool) -> Status {
+    pub(crate) fn wait(&self, migration: &str, until: impl Fn(&Status) -> bool) -> Status {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(status) = self.migrations.status(migration).filter(&until) {
@@ -336,7 +336,7 @@ impl TestAgent {
     }
 
     /// Waits until the log has a line.
-    pub fn wait_log(&self, line: &str) {
+    pub(crate) fn wait_log(&self, line: &str) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !self.log.all().iter().any(|logged| logged == line) {
             assert!(Instant::now() < deadline, "no {line:?} in {:?}", self.log.all());

@@ -79,6 +79,9 @@ pub enum SourceError {
         /// The thread, as this process sees it.
         tid: i32,
     },
+    /// The kernel has neither PAGEMAP_SCAN with asynchronous write protection nor soft-dirty bits.
+    #[error("this kernel cannot track written memory (needs Linux 6.7, or CONFIG_MEM_SOFT_DIRTY)")]
+    NoTracker,
     /// The whole tree has exited.
     #[error("the tree has exited")]
     Gone,

@@ -225,8 +225,7 @@ impl Looker {
 
 /// The lines of a process's mappings without those of this engine's tape.
 fn own_lines_out(mut entries: Vec<Entry>) -> Vec<Entry> {
-    let own = format!("/memfd:{}", sys::tape::AREA_NAME);
-    entries.retain(|entry| !entry.name.starts_with(own.as_bytes()));
+    entries.retain(|entry| !super::traced::is_tape(&entry.name));
     entries
 }
 

@@ -59,6 +59,11 @@ impl Held {
         self.naps.get(&tid).cloned().unwrap_or_default()
     }
 
+    /// Hands the threads over: they are not let go by dropping this any more.
+    pub(crate) fn into_stopped(mut self) -> Vec<Stopped> {
+        std::mem::take(&mut self.stopped)
+    }
+
     /// Notes it.
     pub(crate) fn set_nap(&mut self, tid: i32, nap: Nap) {
         self.naps.insert(tid, nap);

@@ -195,6 +195,42 @@ impl Tapes {
         })))
     }
 
+    /// Whether the process still has them: an exec takes them away.
+    pub(crate) fn is_current(&self) -> bool {
+        let Ok(maps) = crate::proc::maps::read_maps(self.pid) else {
+            return false;
+        };
+        self.tapes.iter().all(|tape| {
+            let range = tape.range();
+            maps.iter()
+                .any(|entry| entry.start == range.start && is_tape(&entry.name))
+        })
+    }
+
+    /// Parks a stopped thread on the first tape.
+    pub(crate) fn park(&self, thread: Stopped, nap: &Nap) -> Result<ParkedThread, SourceError> {
+        let (context, resume) = match read_context(self.pid, &thread, nap) {
+            Ok(known) => known,
+            Err(error) => {
+                let_go(thread, nap)?;
+                return Err(error);
+            }
+        };
+        let (stop, tid) = (thread.stop(), thread.tid());
+        let fail = |error| tape_error("park a thread", self.pid, error);
+        let tape = &self.tapes[0];
+        let flight = tape.start(thread, context, Program::new()).map_err(fail)?;
+        let parked = tape.wait(flight, TAPE_LIMIT).map_err(fail)?;
+        Ok(ParkedThread {
+            tid,
+            parked,
+            tape: 0,
+            stop,
+            resume,
+            outcomes: Vec::new(),
+        })
+    }
+
     /// Runs one more program on a parked thread.
     pub(crate) fn again(&self, thread: ParkedThread, program: Program) -> Result<ParkedThread, SourceError> {
         let tape = &self.tapes[thread.tape];
@@ -279,6 +315,12 @@ impl Tapes {
         }
         result
     }
+}
+
+/// Whether a name in maps is that of a tape.
+pub(crate) fn is_tape(name: &[u8]) -> bool {
+    name.strip_prefix(b"/memfd:")
+        .is_some_and(|name| name.starts_with(sys::tape::AREA_NAME.as_bytes()))
 }
 
 enum Started {

@@ -22,6 +22,9 @@ mod objects;
 pub mod plan;
 mod plant;
 mod ranges;
+mod ready;
+mod restore;
+mod resume;
 mod rootfs;
 mod script;
 mod skeleton;
@@ -30,7 +33,7 @@ mod writer;
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -38,9 +41,12 @@ use image::shape::Shape;
 use image::state::Image;
 
 pub use error::TargetError;
+use files::{Descriptions, Workshop};
 use mapping::Surroundings;
 use objects::Objects;
 use plant::Channel;
+pub use ready::Ready;
+use restore::{Restorer, Stopwatch};
 use rootfs::RootFs;
 use skeleton::Skeleton;
 use sys::tape::target::TargetTape;
@@ -126,10 +132,9 @@ pub struct Target {
     root_fs: RootFs,
     objects: Objects,
     writer: PageWriter,
-    #[expect(dead_code, reason = "restore")]
     netns: Option<OwnedFd>,
-    #[expect(dead_code, reason = "restore")]
     cgroup: Option<PathBuf>,
+    files: Descriptions,
     not_send: PhantomData<*const ()>,
 }
 
@@ -152,6 +157,7 @@ impl Target {
             writer: PageWriter::default(),
             netns,
             cgroup,
+            files: Descriptions::default(),
             not_send: PhantomData,
         };
         let Self { tree, tape, channel, root_fs, objects, .. } = &mut target;
@@ -207,8 +213,51 @@ impl Target {
         image: &Image,
         externals: &mut dyn Externals,
     ) -> Result<RestoreTimes, TargetError> {
-        let _ = (image, externals);
-        Err(TargetError::Image("not built yet".to_owned()))
+        let mut times = RestoreTimes::default();
+        let mut watch = Stopwatch::start();
+        self.reconcile(&image.shape)?;
+        times.reconcile = watch.lap();
+
+        let Self { tree, tape, channel, root_fs, objects, netns, .. } = self;
+        let root = tree.root;
+        let own;
+        let netns = match netns.as_ref() {
+            Some(netns) => netns.as_fd(),
+            None => {
+                let host = tree.get(root)?.host;
+                own = sys::ns::open(host, sys::ns::Kind::Net).map_err(TargetError::errno("open the netns"))?;
+                own.as_fd()
+            }
+        };
+        let mut shop = Workshop { tree, tape, channel, root: root_fs, objects, externals, netns };
+        let files = Descriptions::make(&image.files, &mut shop)?;
+        times.files = watch.lap();
+        fail::fail_point!("target-files");
+
+        let mut restorer = Restorer { tree, tape, channel, image, last_cap: last_capability()? };
+        restorer.descriptors(&files)?;
+        times.descriptors = watch.lap();
+        fail::fail_point!("target-descriptors");
+        restorer.processes()?;
+        objects.seal()?;
+        times.process = watch.lap();
+        fail::fail_point!("target-processes");
+        restorer.threads()?;
+        files.set_owners(&image.files, &|kind, id| restorer.host_of(kind, id))?;
+        times.threads = watch.lap();
+        fail::fail_point!("target-threads");
+        restorer.attributes()?;
+        times.attributes = watch.lap();
+        fail::fail_point!("target-attributes");
+        let entered = restorer.enter_calls()?;
+        times.calls = watch.lap();
+        fail::fail_point!("target-calls");
+        restorer.registers(&entered)?;
+        restorer.stop_stopped()?;
+        times.registers = watch.lap();
+        fail::fail_point!("target-registers");
+        self.files = files;
+        Ok(times)
     }
 
     /// Takes sockets out of repair mode, freezes the cgroup and detaches. What holds after Ok: the copy is
@@ -218,36 +267,23 @@ impl Target {
     /// # Errors
     /// A [`TargetError`]; every skeleton was killed.
     pub fn ready(self) -> Result<Ready, TargetError> {
-        Err(TargetError::Image("not built yet".to_owned()))
+        let Self { tree, mut files, cgroup, .. } = self;
+        files.leave_repair()?;
+        fail::fail_point!("target-ready-repair");
+        Ready::new(tree, std::mem::take(&mut files.aside), cgroup.as_deref())
     }
 
     /// Kills every skeleton and waits until it is gone.
     pub fn discard(self) {
-        drop(self);
+        let Self { tree, mut files, .. } = self;
+        drop(tree);
+        files.aside.drain(..).for_each(|a| a.undo());
     }
 }
 
-/// A complete copy that waits. It has no time limit.
-#[derive(Debug)]
-pub struct Ready {
-    not_send: PhantomData<*const ()>,
-}
-
-impl Ready {
-    /// The root process's pid, as this process sees it.
-    #[must_use]
-    pub fn root_pid(&self) -> i32 {
-        0
-    }
-
-    /// Lets the container run.
-    ///
-    /// # Errors
-    /// When the cgroup cannot be thawed; the copy still waits.
-    pub fn resume(self) -> Result<(), TargetError> {
-        Ok(())
-    }
-
-    /// Kills the copy and waits until it is gone.
-    pub fn discard(self) {}
+/// The highest capability that this kernel knows.
+fn last_capability() -> Result<u32, TargetError> {
+    let path = "/proc/sys/kernel/cap_last_cap";
+    let text = std::fs::read_to_string(path).map_err(TargetError::system(format!("read {path}")))?;
+    text.trim().parse().map_err(|_| TargetError::Image(format!("{path} holds no number")))
 }

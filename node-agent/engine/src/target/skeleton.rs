@@ -10,7 +10,7 @@ use image::shape::Mm;
 use image::{Addr, Pid};
 use libc::SYS_munmap;
 use sys::Errno;
-use sys::ptrace::{Event, Options, Running, Stopped};
+use sys::ptrace::{Event, Options, Running, Stop, Stopped};
 use sys::tape::Size;
 use sys::tape::target::{TargetDone, TargetTape, step_call};
 
@@ -229,6 +229,36 @@ impl Skeleton {
     /// A thread that the first one has just made.
     pub(crate) fn add_thread(&mut self, tid: Pid, stopped: Stopped) -> Result<(), TargetError> {
         self.threads.push(Task::new(tid, stopped)?);
+        Ok(())
+    }
+
+    /// The agent's number of one of its threads.
+    pub(crate) fn host_of_thread(&self, tid: Pid) -> Option<i32> {
+        std::iter::once(&self.leader).chain(&self.threads).find(|t| t.tid == tid).map(|t| t.host)
+    }
+
+    /// Stops it as job control does. Registers must be final: the signal is taken on the way to user code.
+    pub(crate) fn job_control_stop(&mut self, signal: i32) -> Result<(), TargetError> {
+        let pid = self.node.pid;
+        sys::pidfd::send_signal(self.pidfd.as_fd(), libc::SIGSTOP).map_err(failed(pid, "pidfd_send_signal"))?;
+        // The first thread takes the signal while the others stand still; then they stop with it.
+        let stopped = self.leader.take()?.cont(0).and_then(|r| r.wait(STOP_LIMIT)).and_then(Event::stopped);
+        let stopped = stopped.map_err(trace(pid))?;
+        if stopped.stop() != Stop::Signal(libc::SIGSTOP) {
+            return Err(lost(pid, format!("it should have taken SIGSTOP: {:?}", stopped.stop())));
+        }
+        let signal = if signal == 0 { libc::SIGSTOP } else { signal };
+        let mut running = vec![stopped.cont(signal).map_err(trace(pid))?];
+        for task in &mut self.threads {
+            running.push(task.take()?.cont(0).map_err(trace(pid))?);
+        }
+        for (task, running) in std::iter::once(&mut self.leader).chain(&mut self.threads).zip(running) {
+            let stopped = running.wait(STOP_LIMIT).and_then(Event::stopped).map_err(trace(pid))?;
+            if !matches!(stopped.stop(), Stop::Group(_)) {
+                return Err(lost(pid, format!("it should have stopped: {:?}", stopped.stop())));
+            }
+            task.put(stopped);
+        }
         Ok(())
     }
 

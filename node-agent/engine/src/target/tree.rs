@@ -10,7 +10,7 @@ use super::error::TargetError;
 use super::mapping::{self, Surroundings};
 use super::plan::tree::{self, Node, TreeStep};
 use super::script::{Block, Call, call};
-use super::skeleton::{Skeleton, Span, free_span, lost, overlap};
+use super::skeleton::{Skeleton, Span, free_span, lost, overlap, trace};
 use sys::tape::target::TargetTape;
 
 /// Every skeleton, by its pid in the container.
@@ -28,6 +28,25 @@ impl Tree {
 
     pub(crate) fn get(&mut self, pid: Pid) -> Result<&mut Skeleton, TargetError> {
         self.skeletons.get_mut(&pid).ok_or_else(|| lost(pid, "it does not exist"))
+    }
+
+    /// The root process's pid, as the agent sees it.
+    pub(crate) fn root_host(&self) -> i32 {
+        self.skeletons.get(&self.root).map_or(0, |s| s.host)
+    }
+
+    /// Ends the tracing of every thread: it goes on, unless its cgroup is frozen.
+    ///
+    /// # Errors
+    /// [`TargetError::Trace`]; those that are still traced die.
+    pub(crate) fn detach(mut self) -> Result<(), TargetError> {
+        for skeleton in std::mem::take(&mut self.skeletons).into_values() {
+            let Skeleton { node, threads, leader, .. } = skeleton;
+            for mut task in threads.into_iter().chain([leader]) {
+                task.take()?.detach(0).map_err(trace(node.pid))?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes and kills processes until the tree is the shape's. Returns the pids that are gone.

@@ -59,7 +59,8 @@ impl Carrier {
         let (agent, other) = pair();
         let number = other.as_raw_fd();
         nix::fcntl::fcntl(&other, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
-        let outer = Command::new("unshare").args(["--pid", "--fork", "sleep", "infinity"]).spawn().unwrap();
+        let script = "ip link set lo up && exec sleep infinity";
+        let outer = Command::new("unshare").args(["--pid", "--net", "--fork", "sh", "-c", script]).spawn().unwrap();
         drop(other);
         let outer_pid = i32::try_from(outer.id()).unwrap();
         let mut pid = 0;

@@ -101,7 +101,8 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::add_address`]; `EINVAL` not an entry.
     pub fn replay_address(&mut self, raw: &[u8], index: u32) -> Result<()> {
-        let mut header: [u8; HEADER] = raw.get(..HEADER).and_then(|h| h.try_into().ok()).ok_or(Errno::EINVAL)?;
+        let mut header: [u8; HEADER] =
+            raw.get(..HEADER).and_then(|h| h.try_into().ok()).ok_or(Errno::EINVAL)?;
         header[4..].copy_from_slice(&index.to_ne_bytes());
         let mut message = Message::new(RTM_NEWADDR, CREATE | EXCLUSIVE, &header);
         let mut flags = u32::from(header[2]);

@@ -147,10 +147,14 @@ pub(super) fn settle(mut running: Running, limit: Duration, born: &mut Vec<Runni
     loop {
         let tid = running.tid();
         let left = end.saturating_duration_since(Instant::now());
-        let stopped = match wait(running, left)? {
+        let mut stopped = match wait(running, left)? {
             Event::Stopped(stopped) => stopped,
             other => return Ok(other),
         };
+        if !matches!(stopped.stop(), Stop::Interrupt | Stop::Group(_)) {
+            // Any other stop uses up an interrupt that came before it.
+            let _ = stopped.interrupt_next();
+        }
         let resumed = match stopped.stop() {
             Stop::Interrupt | Stop::Group(_) => return Ok(Event::Stopped(stopped)),
             Stop::Signal(signal) => stopped.cont(signal),

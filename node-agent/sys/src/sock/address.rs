@@ -65,8 +65,9 @@ impl Address {
                 };
                 Some(Self::Unix(name[..end].to_vec()))
             }
-            (AF_INET, Some(port)) => array::<4>(raw, 4)
-                .map(|ip| Self::Inet(SocketAddrV4::new(Ipv4Addr::from(ip), port).into())),
+            (AF_INET, Some(port)) => {
+                array::<4>(raw, 4).map(|ip| Self::Inet(SocketAddrV4::new(Ipv4Addr::from(ip), port).into()))
+            }
             (AF_INET6, Some(port)) => {
                 let flow = array(raw, 4).map(u32::from_ne_bytes);
                 let ip = array::<16>(raw, 8).map(Ipv6Addr::from);

@@ -85,21 +85,22 @@ pub fn receive(fd: BorrowedFd<'_>, limit: usize, flags: i32) -> Result<Received>
     let mut name = [0_u8; address::MAX];
     let mut control = ControlBuffer([0; CONTROL]);
     let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
-    let mut msg = header(
-        name.as_mut_ptr().cast(),
-        address::MAX_LEN,
-        &mut iov,
-        control.0.as_mut_ptr().cast(),
-        CONTROL,
-    );
+    let mut msg =
+        header(name.as_mut_ptr().cast(), address::MAX_LEN, &mut iov, control.0.as_mut_ptr().cast(), CONTROL);
     let flags = flags | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: every pointer in `msg` leads to a buffer of the length beside it that outlives the call.
     let ret = unsafe { libc::recvmsg(fd.as_raw_fd(), std::ptr::from_mut(&mut msg), flags) };
     let len = usize::try_from(Errno::result(ret)?).unwrap_or(0).min(limit);
     data.truncate(len);
     let from = (msg.msg_namelen > 0).then(|| Address::from_storage(&name, msg.msg_namelen));
-    let mut received =
-        Received { data, fds: Vec::new(), credentials: None, control: Vec::new(), from, flags: msg.msg_flags };
+    let mut received = Received {
+        data,
+        fds: Vec::new(),
+        credentials: None,
+        control: Vec::new(),
+        from,
+        flags: msg.msg_flags,
+    };
     take_control(&control.0[..msg.msg_controllen.min(CONTROL)], &mut received)?;
     Ok(received)
 }
@@ -171,8 +172,7 @@ pub fn send(
     let msg = header(name_at, name_len, &mut iov, control.0.as_mut_ptr().cast(), used);
     // SAFETY: every pointer in `msg` leads to a buffer of the length beside it that outlives the call; sendmsg
     // only reads them, so the cast that made `data` mutable is never used to write.
-    let ret =
-        unsafe { libc::sendmsg(fd.as_raw_fd(), std::ptr::from_ref(&msg), flags | libc::MSG_NOSIGNAL) };
+    let ret = unsafe { libc::sendmsg(fd.as_raw_fd(), std::ptr::from_ref(&msg), flags | libc::MSG_NOSIGNAL) };
     Ok(usize::try_from(Errno::result(ret)?).unwrap_or(0))
 }
 

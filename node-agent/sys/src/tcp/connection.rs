@@ -9,9 +9,9 @@ use nix::sys::socket::Shutdown;
 
 use super::inject::{Segment, inject};
 use super::{
-    Buffers, Leave, Queue, RepairOption, RepairWindow, TCP, buffers, fill, info, inq, outq, outq_unsent, peek,
-    queue_seq, repair_off, repair_on, repair_window, select_queue, set_buffers, set_options, set_queue_seq,
-    set_repair_window, set_timestamp, state, timestamp, upper_layer,
+    Buffers, Leave, Queue, RepairOption, RepairWindow, TCP, buffers, fill, info, inq, outq, outq_unsent,
+    peek, queue_seq, repair_off, repair_on, repair_window, select_queue, set_buffers, set_options,
+    set_queue_seq, set_repair_window, set_timestamp, state, timestamp, upper_layer,
 };
 use crate::{Errno, sock};
 
@@ -155,8 +155,7 @@ pub fn dump(fd: BorrowedFd<'_>) -> Result<TcpDump, DumpError> {
         return Err(DumpError::Queue);
     }
     // Repair mode itself shows as 2.
-    let reuse_address =
-        sock::get_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).dumping("SO_REUSEADDR")? == 1;
+    let reuse_address = sock::get_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).dumping("SO_REUSEADDR")? == 1;
     repair_on(fd).dumping("TCP_REPAIR")?;
     let result = dump_in_repair(fd, reuse_address);
     if result.is_err() {
@@ -331,7 +330,7 @@ pub fn restore(dump: &TcpDump) -> Result<OwnedFd, RestoreError> {
     match dump.state {
         state::CLOSING => receive_fin(socket, dump, peer_acks, state::CLOSING)?,
         state::FIN_WAIT2 => {
-            give(socket, dump, dump.recv_seq, dump.send_seq.wrapping_add(1), false)?;
+            give(dump, dump.recv_seq, dump.send_seq.wrapping_add(1), false)?;
             reached(socket, state::FIN_WAIT2)?;
         }
         wanted => reached(socket, wanted)?,
@@ -377,13 +376,11 @@ fn receive_fin(fd: BorrowedFd<'_>, dump: &TcpDump, ack: u32, wanted: u8) -> Resu
         ..dump.window
     };
     set_repair_window(fd, &open).restoring("TCP_REPAIR_WINDOW")?;
-    give(fd, dump, dump.recv_seq, ack, true)?;
+    give(dump, dump.recv_seq, ack, true)?;
     reached(fd, wanted)
 }
 
-fn give(fd: BorrowedFd<'_>, dump: &TcpDump, seq: u32, ack: u32, fin: bool) -> Result<(), RestoreError> {
-    let device = sock::get_raw(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE).restoring("SO_BINDTODEVICE")?;
-    debug_assert!(device.is_empty(), "a new socket is bound to no device");
+fn give(dump: &TcpDump, seq: u32, ack: u32, fin: bool) -> Result<(), RestoreError> {
     let scale = dump.window_scale.map_or(0, |(send, _)| send);
     let window = u16::try_from(dump.window.snd_wnd >> scale).unwrap_or(u16::MAX);
     let segment = Segment { from: dump.peer, to: dump.local, seq, ack, window, fin };

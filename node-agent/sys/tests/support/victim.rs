@@ -118,20 +118,8 @@ fn spin() -> Result<(), String> {
         );
     }
     let got = [a, c, d, r8, r9, r10, r11, r12, r13, r14, r15, x];
-    let want = [
-        0x80,
-        77,
-        3,
-        8,
-        0xfedc_ba98_7654_3210,
-        10,
-        11,
-        12,
-        0x8000_0000,
-        u64::MAX,
-        15,
-        0x1111_2222_3333_4444,
-    ];
+    let want =
+        [0x80, 77, 3, 8, 0xfedc_ba98_7654_3210, 10, 11, 12, 0x8000_0000, u64::MAX, 15, 0x1111_2222_3333_4444];
     // Carry, sign, direction, overflow of the `add`, and the carry of `stc`.
     if got != want || flags & 0xc81 != 0xc81 {
         return Err(format!("registers {got:x?} flags {flags:#x}"));

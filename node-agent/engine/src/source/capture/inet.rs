@@ -53,7 +53,7 @@ pub(crate) fn capture_tcp(
         }
         _ => match connection(open, in_repair) {
             Ok(connection) => TcpState::Connected(Box::new(connection)),
-            Err(error @ (tcp::DumpError::Kernel { .. })) => {
+            Err(error @ tcp::DumpError::Kernel { .. }) => {
                 return Err(SourceError::kernel(
                     "read a TCP connection",
                     open.holder_pid,

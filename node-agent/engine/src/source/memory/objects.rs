@@ -103,6 +103,22 @@ impl ObjectMemory {
     }
 }
 
+/// Reads the seals of all memfds into the shape.
+pub(crate) fn seals(registry: &Registry, shape: &mut image::shape::Shape) {
+    for object in registry.alive() {
+        let found = shape.objects.iter_mut().find(|known| known.id == object.object.id);
+        if let Some(image::shape::MemoryObject {
+            kind: image::shape::ObjectKind::Memfd { seals, .. },
+            ..
+        }) = found
+            && let Ok(file) = File::open(object.handle.path())
+            && let Ok(value) = sys::fds::seals(std::os::fd::AsFd::as_fd(&file))
+        {
+            *seals = u32::try_from(value).unwrap_or(0);
+        }
+    }
+}
+
 /// Sorts, joins and cuts at the end of the object.
 fn clip(ranges: &mut Vec<Range<u64>>, end: u64) {
     for range in ranges.iter_mut() {

@@ -61,16 +61,6 @@ impl PageSet {
         runs
     }
 
-    /// True when no page of the range is in the set.
-    pub(crate) fn is_empty_in(&self, range: &Range<u64>) -> bool {
-        range.is_empty()
-            || self
-                .extents
-                .range(range.start / EXTENT..=(range.end - 1) / EXTENT)
-                .next()
-                .is_none()
-            || self.runs(range).is_empty()
-    }
 }
 
 fn place(address: u64) -> (u64, usize, u64) {
@@ -165,7 +155,6 @@ mod tests {
             let expected: Vec<u64> = model.range(range.clone()).copied().collect();
             prop_assert_eq!(&flat, &expected);
             prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start));
-            prop_assert_eq!(set.is_empty_in(&range), expected.is_empty());
             prop_assert_eq!(set.has(from * PAGE), model.contains(&(from * PAGE)));
         }
 

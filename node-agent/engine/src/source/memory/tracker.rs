@@ -34,6 +34,14 @@ pub(crate) trait Tracker: std::fmt::Debug {
     fn begin(&mut self, _again: bool) -> Result<(), Errno> {
         Ok(())
     }
+
+    /// Called after the last mapping of a round during which nothing ran: writes are recorded from here on.
+    ///
+    /// # Errors
+    /// As the kernel gave them.
+    fn rearm(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
 }
 
 /// `PAGEMAP_SCAN` with asynchronous write protection by userfaultfd.
@@ -185,12 +193,6 @@ impl SoftDirty {
             current: Vec::new(),
         }
     }
-
-    /// Called after the last mapping of a round: from here on writes are recorded again.
-    pub(crate) fn rearm(&mut self) -> Result<(), Errno> {
-        self.known = std::mem::take(&mut self.current);
-        pagemap::clear_soft_dirty(self.pid)
-    }
 }
 
 impl Tracker for SoftDirty {
@@ -226,5 +228,10 @@ impl Tracker for SoftDirty {
     fn begin(&mut self, _again: bool) -> Result<(), Errno> {
         self.current.clear();
         Ok(())
+    }
+
+    fn rearm(&mut self) -> Result<(), Errno> {
+        self.known = std::mem::take(&mut self.current);
+        pagemap::clear_soft_dirty(self.pid)
     }
 }

@@ -9,6 +9,8 @@ mod simple;
 mod sockets;
 mod unix;
 
+pub(crate) use unix::Aside;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -56,7 +58,7 @@ pub(crate) struct Descriptions {
     held: BTreeMap<u32, OwnedFd>,
     pub(crate) in_repair: Vec<InRepair>,
     /// Socket files that were moved aside.
-    pub(crate) aside: Vec<unix::Aside>,
+    pub(crate) aside: Vec<Aside>,
 }
 
 /// A step failed for one description.

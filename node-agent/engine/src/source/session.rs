@@ -1,0 +1,745 @@
+//! The life of a source.
+
+use std::collections::{BTreeMap, HashMap};
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+use image::Pid;
+use image::shape::Shape;
+use image::state::{HostFacts, Image};
+use nix::time::ClockId;
+use sys::cgroup::Freezer;
+use sys::ptrace::Stopped;
+use sys::tape::Program;
+
+use super::capture::files::{self, Context};
+use super::capture::inet::InRepair;
+use super::capture::threads::{self, ProcessAsk, ThreadAsk};
+use super::capture::unix::Peers;
+use super::clock::{SchedulerClock, nanoseconds};
+use super::error::SourceError;
+use super::failpoint;
+use super::findings::Findings;
+use super::look::{Depth, Flags, Look, Looker, ProcessLook};
+use super::memory::batch::Batcher;
+use super::memory::objects::ObjectMemory;
+use super::memory::process::{ObjectRanges, TrackedMemory};
+use super::memory::sent::PageSet;
+use super::memory::tracker::{PagemapScan, SoftDirty, Tracker};
+use super::memory::last_pid;
+use super::spec::TreeSpec;
+use super::stopping::{Held, stop_threads, stop_tree};
+use super::told;
+use super::traced::{ParkedThread, Tapes};
+use super::tree::Process;
+use super::{FreezeReport, RoundStats};
+use crate::PageSink;
+use crate::proc::timers;
+
+/// Longest time until a cgroup whose tasks are all stopped reports itself frozen.
+const FREEZE_LIMIT: Duration = Duration::from_secs(5);
+/// More threads than this are not timed one by one before a freeze: their relative timeouts start anew.
+const MAX_TIMED: usize = 4096;
+
+/// A tree that is being migrated or checkpointed. Lives on one thread: ptrace(2) binds to it.
+///
+/// Dropping it does what [`Source::abort`] does, as far as that is possible.
+#[derive(Debug)]
+pub struct Source {
+    pub(super) looker: Looker,
+    pub(super) tracked: BTreeMap<i32, Tracked>,
+    /// What the target holds of processes that are gone or have another address space now.
+    left_behind: HashMap<Pid, PageSet>,
+    objects: ObjectMemory,
+    batcher: Batcher,
+    /// Mechanism of dirty tracking.
+    soft_dirty: bool,
+    /// The last shape that was handed out: what the target is built like.
+    told: Option<Look>,
+    /// The last process number at the last round.
+    last_pid: Option<u64>,
+    /// A process that was tracked is gone: what it wrote last to shared memory nobody saw.
+    lost_writer: bool,
+    pub(super) state: State,
+    not_send: PhantomData<*const ()>,
+}
+
+/// A process whose memory is tracked.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    key: (i32, u64),
+    memory: TrackedMemory,
+    pub(super) tapes: Option<Tapes>,
+}
+
+/// How far it has come.
+#[derive(Debug)]
+pub(super) enum State {
+    /// The tree runs.
+    Tracking,
+    /// A freeze was begun; perhaps only a part of the tree stands still.
+    Frozen(Box<Frozen>),
+    /// Nothing is left to undo.
+    Done,
+}
+
+/// What is known while the tree stands still.
+#[derive(Debug, Default)]
+pub(super) struct Frozen {
+    /// Stopped and not on a tape.
+    pub(super) held: Held,
+    /// Threads at the end of their tapes, by process, in the order of the process's threads.
+    pub(super) parked: BTreeMap<i32, Vec<ParkedThread>>,
+    asks: BTreeMap<i32, (ThreadAsk, ProcessAsk)>,
+    pub(super) freezer: Option<Freezer>,
+    /// The cgroup was asked to freeze.
+    pub(super) cgroup_frozen: bool,
+    look: Look,
+    pub(super) in_repair: Vec<InRepair>,
+    complete: bool,
+    clocks: (u64, u64, u64),
+}
+
+impl Source {
+    /// Starts to track the memory of a tree. The program runs untraced when this returns.
+    ///
+    /// # Errors
+    /// [`SourceError::Refused`] names what cannot be carried over. On any error everything is as before.
+    pub fn attach(spec: &TreeSpec) -> Result<Self, SourceError> {
+        raise_descriptor_limit();
+        let mut looker = Looker::new(spec)?;
+        let mut findings = Findings::default();
+        let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
+        refuse(findings)?;
+        let trackers = sys::pagemap::probe();
+        if !trackers.pagemap_scan && !trackers.soft_dirty {
+            return Err(SourceError::NoTracker);
+        }
+        looker.tracked = true;
+        let mut source = Self {
+            looker,
+            tracked: BTreeMap::new(),
+            left_behind: HashMap::new(),
+            objects: ObjectMemory::default(),
+            batcher: Batcher::new(),
+            soft_dirty: !trackers.pagemap_scan,
+            told: None,
+            last_pid: None,
+            lost_writer: false,
+            state: State::Tracking,
+            not_send: PhantomData,
+        };
+        failpoint!("source-attach-begin");
+        // On an error the source is dropped, which undoes what was done.
+        source.track(&look)?;
+        failpoint!("source-attach-end");
+        Ok(source)
+    }
+
+    /// The tree as it is now; starts to track processes that are new. After [`Source::freeze`] it is exact.
+    ///
+    /// The target must follow every shape before it takes pages of a later round: pages are sent for what the
+    /// last shape tells of.
+    ///
+    /// # Errors
+    /// See [`SourceError`]; the tree runs on.
+    pub fn shape(&mut self) -> Result<Shape, SourceError> {
+        match &self.state {
+            State::Tracking => {}
+            State::Frozen(frozen) if frozen.complete => return Ok(frozen.look.shape.clone()),
+            State::Frozen(_) | State::Done => return Err(self.wrong_state("shape")),
+        }
+        let look = self.looker.look(Flags::Exact, Depth::Shape, &mut Findings::default())?;
+        self.track(&look)?;
+        failpoint!("source-shape");
+        let shape = look.shape.clone();
+        self.tell(look);
+        Ok(shape)
+    }
+
+    /// One pre-copy round: sends what was written since the last one, of what the last [`Source::shape`] told.
+    ///
+    /// # Errors
+    /// See [`SourceError`]; the tree runs on.
+    pub fn round(&mut self, sink: &mut dyn PageSink) -> Result<RoundStats, SourceError> {
+        if !matches!(self.state, State::Tracking) {
+            return Err(self.wrong_state("a pre-copy round"));
+        }
+        if self.told.is_none() {
+            self.shape()?;
+        }
+        failpoint!("source-round");
+        self.pages(sink, true)
+    }
+
+    /// Stops the tree: nothing of it runs any more when this returns. Afterwards [`Source::shape`] is exact; the
+    /// target must follow it before it takes the last pages.
+    ///
+    /// # Errors
+    /// [`SourceError::Refused`] for what came up since [`Source::attach`]. The tree may be stopped in part;
+    /// [`Source::abort`] lets it run on.
+    pub fn freeze(&mut self) -> Result<FreezeReport, SourceError> {
+        if !matches!(self.state, State::Tracking) {
+            return Err(self.wrong_state("a freeze"));
+        }
+        let mut frozen = Box::<Frozen>::default();
+        if let Some(cgroup) = &self.looker.spec.cgroup {
+            let freezer = Freezer::open(cgroup)
+                .map_err(|errno| SourceError::kernel("open the freezer", self.looker.spec.root, errno))?;
+            frozen.freezer = Some(freezer);
+        }
+        self.time_sleepers(&mut frozen.held)?;
+        self.state = State::Frozen(frozen);
+        failpoint!("source-freeze-begin");
+        let report = self.stop_all()?;
+        failpoint!("source-freeze-end");
+        Ok(report)
+    }
+
+    /// Sends what was written since the last round. Only while frozen.
+    ///
+    /// # Errors
+    /// See [`SourceError`]; the tree stays frozen until [`Source::abort`].
+    pub fn last_pages(&mut self, sink: &mut dyn PageSink) -> Result<RoundStats, SourceError> {
+        match &self.state {
+            State::Frozen(frozen) if frozen.complete => {}
+            _ => return Err(self.wrong_state("sending the last pages")),
+        }
+        failpoint!("source-last-pages");
+        self.pages(sink, false)
+    }
+
+    /// Everything but the contents of memory. Only while frozen. Sockets enter repair mode here.
+    ///
+    /// # Errors
+    /// See [`SourceError`]; the tree stays frozen until [`Source::abort`].
+    pub fn capture(&mut self) -> Result<Image, SourceError> {
+        let wrong = self.wrong_state("a capture");
+        let State::Frozen(frozen) = &mut self.state else {
+            return Err(wrong);
+        };
+        if !frozen.complete {
+            return Err(wrong);
+        }
+        failpoint!("source-capture-begin");
+        let image = capture(&mut self.looker, frozen)?;
+        failpoint!("source-capture-end");
+        Ok(image)
+    }
+
+    pub(super) fn wrong_state(&self, operation: &'static str) -> SourceError {
+        let state = match &self.state {
+            State::Tracking => "running",
+            State::Frozen(frozen) if frozen.complete => "frozen",
+            State::Frozen(_) => "partly frozen",
+            State::Done => "finished",
+        };
+        SourceError::WrongState { operation, state }
+    }
+
+    /// Notes the shape that the target follows from now on.
+    fn tell(&mut self, look: Look) {
+        let before = self.told.take();
+        let empty = Shape::default();
+        let old = before.as_ref().map_or(&empty, |look| &look.shape);
+        let mut stale = told::stale(old, &look.shape);
+        for found in &look.processes {
+            if let Some(tracked) = self.tracked.get_mut(&found.process.pid)
+                && let Some(ranges) = stale.remove(&found.process.inner)
+                && before.is_some()
+            {
+                tracked.memory.refresh(ranges);
+            }
+        }
+        self.told = Some(look);
+    }
+
+    /// Starts to track what is new; forgets what is gone.
+    fn track(&mut self, look: &Look) -> Result<(), SourceError> {
+        let gone: Vec<i32> = self
+            .tracked
+            .iter()
+            .filter(|(pid, tracked)| !still_there(**pid, tracked, look))
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in gone {
+            if let Some(tracked) = self.tracked.remove(&pid) {
+                self.lost_writer = true;
+                self.left_behind.insert(tracked.memory.inner, tracked.memory.into_sent());
+            }
+        }
+        let new: Vec<&ProcessLook> = files::live(look)
+            .filter(|found| !self.tracked.contains_key(&found.process.pid))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let clock = SchedulerClock::calibrate();
+        for found in new {
+            match self.track_one(&found.process, &clock) {
+                // It ended meanwhile.
+                Err(SourceError::ThreadGone { .. }) => {}
+                other => other?,
+            }
+            failpoint!("source-attach-process");
+        }
+        Ok(())
+    }
+
+    fn track_one(&mut self, process: &Process, clock: &SchedulerClock) -> Result<(), SourceError> {
+        let pid = process.pid;
+        let (tracker, tapes): (Box<dyn Tracker>, _) = if self.soft_dirty {
+            (Box::new(SoftDirty::new(pid)), None)
+        } else {
+            let (tracker, tapes) = inject(process, clock)?;
+            (Box::new(tracker), Some(tapes))
+        };
+        let sent = self.left_behind.remove(&process.inner).unwrap_or_default();
+        let memory = TrackedMemory::new(pid, process.inner, tracker, sent)?;
+        self.tracked.insert(
+            pid,
+            Tracked {
+                key: process.key(),
+                memory,
+                tapes,
+            },
+        );
+        Ok(())
+    }
+
+    /// Finds and sends written pages of everything that was told.
+    fn pages(&mut self, sink: &mut dyn PageSink, again: bool) -> Result<RoundStats, SourceError> {
+        let brief_stop = match (again, self.soft_dirty) {
+            // Its read and clear are two steps: nothing may run between them.
+            (true, true) => {
+                let mut held = Held::default();
+                stop_tree(self.looker.spec.root, &mut held)?;
+                Some(held)
+            }
+            _ => None,
+        };
+        self.batcher.stats = RoundStats::default();
+        self.batcher.strict = !again;
+        let look = self.told.take().unwrap_or_default();
+        let result = self.pages_of(&look, sink, again);
+        self.told = Some(look);
+        if brief_stop.is_some() {
+            for tracked in self.tracked.values_mut() {
+                tracked
+                    .memory
+                    .tracker
+                    .rearm()
+                    .map_err(|errno| SourceError::kernel("clear soft-dirty bits", tracked.key.0, errno))?;
+            }
+        }
+        drop(brief_stop);
+        result.map(|()| self.batcher.stats)
+    }
+
+    fn pages_of(&mut self, look: &Look, sink: &mut dyn PageSink, again: bool) -> Result<(), SourceError> {
+        let forks = last_pid();
+        let mut objects = ObjectRanges::new();
+        for found in &look.processes {
+            let Some(tracked) = self.tracked.get_mut(&found.process.pid) else {
+                continue;
+            };
+            let result = tracked
+                .memory
+                .round(&found.mappings, again, &mut objects, &mut self.batcher, sink);
+            match result {
+                // It has ended, or runs another program: the next shape tells.
+                Err(_) if again && !tracked.memory.is_alive(0) => self.lost_writer = true,
+                other => other?,
+            }
+        }
+        let hidden = self.lost_writer || forks.is_none() || self.last_pid != forks;
+        self.objects
+            .round(&self.looker.registry, objects, hidden, &mut self.batcher, sink)?;
+        self.last_pid = forks;
+        self.lost_writer = false;
+        Ok(())
+    }
+
+    /// Notes how long each thread has slept, before it is woken by being stopped.
+    fn time_sleepers(&self, held: &mut Held) -> Result<(), SourceError> {
+        let tree = super::tree::walk(self.looker.spec.root)?;
+        if tree.iter().map(|process| process.tids.len()).sum::<usize>() > MAX_TIMED {
+            return Ok(());
+        }
+        let clock = SchedulerClock::calibrate();
+        for process in &tree {
+            for tid in &process.tids {
+                held.set_nap(*tid, clock.nap(process.pid, *tid));
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_all(&mut self) -> Result<FreezeReport, SourceError> {
+        let start = Instant::now();
+        let root = self.looker.spec.root;
+        let State::Frozen(frozen) = &mut self.state else {
+            return Err(self.wrong_state("a freeze"));
+        };
+        let tree = stop_tree(root, &mut frozen.held)?;
+        let stop = start.elapsed();
+        failpoint!("source-freeze-stopped");
+        let threads = frozen.held.stopped.len();
+        let start = Instant::now();
+        self.park_all(&tree)?;
+        let tapes = start.elapsed();
+        failpoint!("source-freeze-parked");
+        let start = Instant::now();
+        self.freeze_cgroup()?;
+        let cgroup = start.elapsed();
+        failpoint!("source-freeze-cgroup");
+        self.look_frozen()?;
+        Ok(FreezeReport {
+            processes: tree.len(),
+            threads,
+            stop,
+            tapes,
+            cgroup,
+        })
+    }
+
+    /// Sends every thread over its tape.
+    fn park_all(&mut self, tree: &[Process]) -> Result<(), SourceError> {
+        let State::Frozen(frozen) = &mut self.state else {
+            return Ok(());
+        };
+        let mut by_process: HashMap<i32, Vec<Stopped>> = HashMap::new();
+        for stopped in std::mem::take(&mut frozen.held.stopped) {
+            let process = tree.iter().find(|process| process.tids.contains(&stopped.tid()));
+            let pid = process.map_or(0, |process| process.pid);
+            by_process.entry(pid).or_default().push(stopped);
+        }
+        let mut result = Ok(());
+        for process in tree {
+            let mut stopped = by_process.remove(&process.pid).unwrap_or_default();
+            if result.is_err() {
+                frozen.held.stopped.append(&mut stopped);
+                continue;
+            }
+            stopped.sort_by_key(|thread| process.tids.iter().position(|tid| *tid == thread.tid()));
+            result = park_process(&mut self.tracked, frozen, process, stopped);
+        }
+        for (_, mut stopped) in by_process {
+            frozen.held.stopped.append(&mut stopped);
+        }
+        result
+    }
+
+    fn freeze_cgroup(&mut self) -> Result<(), SourceError> {
+        let root = self.looker.spec.root;
+        let State::Frozen(frozen) = &mut self.state else {
+            return Ok(());
+        };
+        if let Some(freezer) = &frozen.freezer {
+            // Noted first: a failed write may have frozen all the same.
+            frozen.cgroup_frozen = true;
+            freezer
+                .freeze(FREEZE_LIMIT)
+                .map_err(|errno| SourceError::kernel("freeze the cgroup", root, errno))?;
+        }
+        Ok(())
+    }
+
+    /// The exact look, with every rule once more.
+    fn look_frozen(&mut self) -> Result<(), SourceError> {
+        let mut findings = Findings::default();
+        self.looker.tracer = own_tid();
+        let look = self
+            .looker
+            .look(Flags::Remembered, Depth::Everything, &mut findings);
+        self.looker.tracer = 0;
+        let mut look = look?;
+        for tracked in self.tracked.values() {
+            if let Some(address) = tracked.memory.guards.first() {
+                findings.address(
+                    tracked.memory.inner,
+                    *address,
+                    "guard pages (MADV_GUARD_INSTALL), which are not carried yet",
+                    "start the program with a C library that does not use them",
+                );
+            }
+        }
+        let State::Frozen(frozen) = &mut self.state else {
+            return Ok(());
+        };
+        for (found, shape) in look.processes.iter().zip(&mut look.shape.processes) {
+            let Some((_, ask)) = frozen.asks.get(&found.process.pid) else {
+                continue;
+            };
+            if let Some(leader) = frozen.parked.get(&found.process.pid).and_then(|threads| threads.first())
+                && let Some(outcome) = leader.outcomes.first()
+            {
+                shape.mm.fields.brk = ask.brk(outcome);
+                let (monotonic, boottime) = ask.clocks(outcome);
+                if frozen.clocks.0 == 0 {
+                    frozen.clocks = (monotonic, boottime, nanoseconds(ClockId::CLOCK_REALTIME));
+                }
+            }
+        }
+        refuse(findings)?;
+        // The target follows this shape before it takes the last pages.
+        self.retrack_frozen(&look)?;
+        let shape = look.shape.clone();
+        let processes = std::mem::take(&mut look.processes);
+        self.tell(Look { processes, shape: shape.clone() });
+        let told = self.told.take().unwrap_or_default();
+        let State::Frozen(frozen) = &mut self.state else {
+            return Ok(());
+        };
+        frozen.look = told;
+        frozen.look.shape = shape;
+        frozen.complete = true;
+        Ok(())
+    }
+
+    /// Processes that came since the last shape, or run another program: all of their memory is to be sent.
+    fn retrack_frozen(&mut self, look: &Look) -> Result<(), SourceError> {
+        for found in files::live(look) {
+            let process = &found.process;
+            let known = self
+                .tracked
+                .get(&process.pid)
+                .is_some_and(|tracked| still_there(process.pid, tracked, look));
+            if known {
+                continue;
+            }
+            self.lost_writer = true;
+            let (sent, tapes) = match self.tracked.remove(&process.pid) {
+                Some(tracked) => (tracked.memory.into_sent(), tracked.tapes),
+                None => (self.left_behind.remove(&process.inner).unwrap_or_default(), None),
+            };
+            let memory = TrackedMemory::new(process.pid, process.inner, Box::new(AllWritten), sent)?;
+            self.tracked.insert(
+                process.pid,
+                Tracked {
+                    key: process.key(),
+                    memory,
+                    tapes,
+                },
+            );
+        }
+        if self.tracked.len() > look.processes.len() {
+            self.lost_writer = true;
+        }
+        Ok(())
+    }
+}
+
+/// For a process that is first seen frozen: everything it holds counts as written.
+#[derive(Debug)]
+struct AllWritten;
+
+impl Tracker for AllWritten {
+    fn dirty(
+        &mut self,
+        _pagemap: &sys::pagemap::Pagemap,
+        mapping: &std::ops::Range<u64>,
+        _again: bool,
+    ) -> Result<super::memory::tracker::Dirty, sys::Errno> {
+        Ok(super::memory::tracker::Dirty {
+            ranges: vec![mapping.clone()],
+            fresh: true,
+        })
+    }
+}
+
+/// The process is the one that is tracked, with the address space that is tracked.
+fn still_there(pid: i32, tracked: &Tracked, look: &Look) -> bool {
+    files::live(look)
+        .find(|found| found.process.pid == pid && found.process.key() == tracked.key)
+        .and_then(|found| found.mappings.first())
+        .is_some_and(|mapping| tracked.memory.is_alive(mapping.vma.start))
+}
+
+/// Puts a tape and a userfaultfd into a process; it runs on untraced.
+fn inject(process: &Process, clock: &SchedulerClock) -> Result<(PagemapScan, Tapes), SourceError> {
+    let pid = process.pid;
+    let nap = clock.nap(pid, pid);
+    let mut held = Held::default();
+    stop_threads(&mut held, &[pid])?;
+    held.set_nap(pid, nap.clone());
+    let Some(index) = held.stopped.iter().position(|thread| thread.tid() == pid) else {
+        return Err(SourceError::ThreadGone { tid: pid });
+    };
+    let thread = held.stopped.swap_remove(index);
+    drop(held);
+    let (tapes, parked) = Tapes::install(process, thread, &nap)?;
+    let (uffd, parked) = tapes.make_uffd(parked)?;
+    tapes.detach(parked)?;
+    let tracker = PagemapScan::new(uffd)
+        .map_err(|errno| SourceError::kernel("set up write tracking", pid, errno))?;
+    Ok((tracker, tapes))
+}
+
+/// Runs the capture program on all threads of a process.
+fn park_process(
+    tracked: &mut BTreeMap<i32, Tracked>,
+    frozen: &mut Frozen,
+    process: &Process,
+    mut stopped: Vec<Stopped>,
+) -> Result<(), SourceError> {
+    if stopped.is_empty() {
+        return Ok(());
+    }
+    let timers = match timers::read(process.pid) {
+        Ok(timers) => timers,
+        Err(error) => {
+            frozen.held.stopped.append(&mut stopped);
+            return Err(error.into());
+        }
+    };
+    let mut whole = Program::new();
+    let thread_ask = ThreadAsk::add(&mut whole);
+    let process_ask = ProcessAsk::add(&mut whole, &timers);
+    let mut own = Program::new();
+    // The first calls are the same ones: what they leave where is the same, too.
+    ThreadAsk::add(&mut own);
+    let mut parked = Vec::new();
+    let tapes = tracked.get_mut(&process.pid).and_then(|tracked| tracked.tapes.as_mut());
+    let current = tapes.filter(|tapes| tapes.is_current());
+    let mut fresh = None;
+    let tapes = match current {
+        Some(tapes) => tapes,
+        None => {
+            let first = stopped.remove(0);
+            let nap = frozen.held.nap(first.tid());
+            match Tapes::install(process, first, &nap) {
+                Ok((tapes, thread)) => {
+                    let tapes = fresh.insert(tapes);
+                    parked.push(tapes.again(thread, whole.clone())?);
+                    tapes
+                }
+                Err(error) => {
+                    frozen.held.stopped.append(&mut stopped);
+                    return Err(error);
+                }
+            }
+        }
+    };
+    let done = parked.len();
+    let program = |index: usize| if index + done == 0 { whole.clone() } else { own.clone() };
+    let result = tapes.run(process, &mut frozen.held, stopped, program);
+    frozen.asks.insert(process.pid, (thread_ask, process_ask));
+    let result = result.map(|mut threads| parked.append(&mut threads));
+    frozen.parked.insert(process.pid, parked);
+    if let Some(tapes) = fresh {
+        keep_tapes(tracked, process, tapes)?;
+    }
+    result
+}
+
+/// Remembers the tapes of a process that was first seen at the freeze.
+fn keep_tapes(tracked: &mut BTreeMap<i32, Tracked>, process: &Process, tapes: Tapes) -> Result<(), SourceError> {
+    if let Some(known) = tracked.get_mut(&process.pid) {
+        known.tapes = Some(tapes);
+        return Ok(());
+    }
+    let memory = TrackedMemory::new(process.pid, process.inner, Box::new(AllWritten), PageSet::default())?;
+    tracked.insert(
+        process.pid,
+        Tracked {
+            // No start time is 0: it will be tracked anew, with its tapes kept.
+            key: (process.pid, 0),
+            memory,
+            tapes: Some(tapes),
+        },
+    );
+    Ok(())
+}
+
+fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image, SourceError> {
+    let mut findings = Findings::default();
+    let peers = Peers::list(looker.spec.root)?;
+    let captured = {
+        let mut context = Context {
+            look: &frozen.look,
+            view: &looker.view,
+            externals: &looker.spec.externals,
+            registry: &mut looker.registry,
+            findings: &mut findings,
+            in_repair: &mut frozen.in_repair,
+            unix: peers,
+        };
+        files::capture(&mut context)?
+    };
+    failpoint!("source-capture-files");
+    let mut tables = captured.tables;
+    let mut image = Image {
+        host: host_facts(frozen),
+        shape: frozen.look.shape.clone(),
+        processes: Vec::new(),
+        files: captured.files,
+    };
+    super::memory::objects::seals(&looker.registry, &mut image.shape);
+    for found in files::live(&frozen.look) {
+        let (Some(parked), Some((thread_ask, process_ask))) = (
+            frozen.parked.get(&found.process.pid),
+            frozen.asks.get(&found.process.pid),
+        ) else {
+            return Err(SourceError::ThreadGone { tid: found.process.pid });
+        };
+        let Some(leader) = parked.first() else {
+            return Err(SourceError::ThreadGone { tid: found.process.pid });
+        };
+        let mut process = threads::process(found, leader, process_ask, &looker.view, &mut findings)?;
+        for thread in parked {
+            process
+                .threads
+                .push(threads::thread(found, thread, thread_ask, &mut findings)?);
+        }
+        process.fds = tables.remove(&found.process.inner).unwrap_or_default();
+        image.processes.push(process);
+    }
+    refuse(findings)?;
+    if let Some(thread) = image.processes.first().and_then(|process| process.threads.first()) {
+        image.host.xsave_size = u32::try_from(thread.xstate.len()).unwrap_or(0);
+    }
+    Ok(image)
+}
+
+fn host_facts(frozen: &Frozen) -> HostFacts {
+    let (monotonic_ns, boottime_ns, realtime_ns) = frozen.clocks;
+    HostFacts {
+        kernel_release: nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        vdso_hash: sys::cpu::vdso_hash().unwrap_or(0),
+        xsave_size: 0,
+        xcr0: sys::cpu::xsave().map_or(0, |xsave| xsave.features),
+        monotonic_ns,
+        boottime_ns,
+        realtime_ns,
+    }
+}
+
+fn refuse(findings: Findings) -> Result<(), SourceError> {
+    if findings.list.is_empty() {
+        Ok(())
+    } else {
+        Err(SourceError::Refused(findings.list))
+    }
+}
+
+/// The tree's descriptors are duplicated here: this process must be allowed as many.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%errno, "the limit of open descriptors could not be raised");
+    }
+}
+
+/// This thread, as /proc of the traced shows it.
+fn own_tid() -> i32 {
+    std::fs::read_link("/proc/thread-self")
+        .ok()
+        .and_then(|link| link.file_name()?.to_str()?.parse().ok())
+        .unwrap_or(0)
+}

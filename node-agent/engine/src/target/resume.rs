@@ -1,0 +1,151 @@
+//! Registers with which a restored thread goes on.
+
+use image::state::{Regs, Resume};
+use libc::{SYS_clock_nanosleep, SYS_futex, SYS_nanosleep, SYS_poll};
+use sys::regs::{NO_SYSCALL, UserRegs};
+
+use super::script::{Arg, Block, Call};
+
+const NR_RESTART_SYSCALL: u64 = 219;
+/// -ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND.
+const RESTARTS: [i64; 3] = [-512, -513, -514];
+/// -ERESTART_RESTARTBLOCK.
+const RESTART_BLOCK: i64 = -516;
+/// Bytes below the stack pointer that belong to the program (the red zone).
+const RED_ZONE: u64 = 128;
+const FUTEX_CMD_MASK: u64 = 127;
+const FUTEX_WAIT_BITSET: u64 = 9;
+const TIMER_ABSTIME: u64 = 1;
+
+/// The kernel's form of the image's registers.
+pub(crate) fn user_regs(r: &Regs) -> UserRegs {
+    UserRegs {
+        r15: r.r15,
+        r14: r.r14,
+        r13: r.r13,
+        r12: r.r12,
+        rbp: r.rbp,
+        rbx: r.rbx,
+        r11: r.r11,
+        r10: r.r10,
+        r9: r.r9,
+        r8: r.r8,
+        rax: r.rax,
+        rcx: r.rcx,
+        rdx: r.rdx,
+        rsi: r.rsi,
+        rdi: r.rdi,
+        orig_rax: r.orig_rax,
+        rip: r.rip,
+        cs: r.cs,
+        eflags: r.eflags,
+        rsp: r.rsp,
+        ss: r.ss,
+        fs_base: r.fs_base,
+        gs_base: r.gs_base,
+        ds: r.ds,
+        es: r.es,
+        fs: r.fs,
+        gs: r.gs,
+    }
+}
+
+/// The registers to set, and a `timespec` to store first: address and contents. `primed` is what the
+/// entered call of a [`Resume::RestartBlock`] thread answered.
+pub(crate) fn registers(regs: &Regs, resume: &Resume, primed: Option<i64>) -> (UserRegs, Option<(u64, [u64; 2])>) {
+    let mut out = user_regs(regs);
+    out.orig_rax = NO_SYSCALL;
+    let mut again = |nr: u64| {
+        out.rax = nr;
+        out.rip = regs.rip.wrapping_sub(2);
+    };
+    let mut store = None;
+    match *resume {
+        Resume::AsIs => {}
+        Resume::Reissue { nr } => again(nr),
+        Resume::ReissueWith { nr, arg, value } => {
+            again(nr);
+            out.set_argument(arg, value);
+        }
+        Resume::ReissueTimespec { nr, arg, remaining_ns } => {
+            again(nr);
+            // Below the red zone the memory is nobody's: a signal frame could be written there at any time.
+            let at = regs.rsp.wrapping_sub(RED_ZONE + 64) & !15;
+            out.set_argument(arg, at);
+            store = Some((at, timespec(remaining_ns)));
+        }
+        Resume::RestartBlock { nr, .. } => match primed {
+            Some(RESTART_BLOCK) => again(NR_RESTART_SYSCALL),
+            Some(result) if RESTARTS.contains(&result) => again(nr),
+            Some(result) => out.rax = result.cast_unsigned(),
+            None => again(nr),
+        },
+    }
+    (out, store)
+}
+
+fn timespec(ns: u64) -> [u64; 2] {
+    [ns / 1_000_000_000, ns % 1_000_000_000]
+}
+
+/// The call that a thread enters so that the kernel has its restart block: the interrupted one, for the time
+/// that remains. A deadline stays what it is.
+pub(crate) fn entering(regs: &Regs, nr: u64, remaining_ns: Option<u64>) -> Call {
+    let mut args: Vec<Arg> =
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9].into_iter().map(Arg::from).collect();
+    if let Some(ns) = remaining_ns {
+        let relative = Arg::from(Block::words(&timespec(ns)));
+        match i64::try_from(nr).unwrap_or(-1) {
+            SYS_nanosleep => args[0] = relative,
+            SYS_clock_nanosleep if regs.rsi & TIMER_ABSTIME == 0 => args[2] = relative,
+            SYS_futex if regs.rsi & FUTEX_CMD_MASK != FUTEX_WAIT_BITSET => args[3] = relative,
+            SYS_poll => {
+                let millis = i32::try_from(ns.div_ceil(1_000_000)).unwrap_or(i32::MAX);
+                args[2] = Arg::from(millis);
+            }
+            _ => {}
+        }
+    }
+    Call { what: "the interrupted call", nr: nr.cast_signed(), args, accepted: &[] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn regs() -> Regs {
+        Regs { rip: 0x1002, rax: (-512i64).cast_unsigned(), orig_rax: 232, rsp: 0x7fff_0008, ..Regs::default() }
+    }
+
+    #[test]
+    fn a_call_is_entered_again_at_its_instruction() {
+        let (out, store) = registers(&regs(), &Resume::Reissue { nr: 232 }, None);
+        assert_eq!((out.rip, out.rax, out.orig_rax, store), (0x1000, 232, NO_SYSCALL, None));
+        let (out, _) = registers(&regs(), &Resume::ReissueWith { nr: 232, arg: 3, value: 77 }, None);
+        assert_eq!((out.rip, out.r10), (0x1000, 77));
+    }
+
+    #[test]
+    fn a_finished_call_is_left_alone() {
+        let (out, _) = registers(&regs(), &Resume::AsIs, None);
+        assert_eq!((out.rip, out.rax, out.orig_rax), (0x1002, (-512i64).cast_unsigned(), NO_SYSCALL));
+    }
+
+    #[test]
+    fn what_remains_of_a_timeout_is_stored_below_the_red_zone() {
+        let resume = Resume::ReissueTimespec { nr: 128, arg: 2, remaining_ns: 2_500_000_000 };
+        let (out, store) = registers(&regs(), &resume, None);
+        let (at, value) = store.unwrap();
+        assert!(at + 16 <= regs().rsp - RED_ZONE && at.is_multiple_of(16));
+        assert_eq!((out.rdx, value), (at, [2, 500_000_000]));
+    }
+
+    #[test]
+    fn a_primed_thread_goes_on_with_restart_syscall() {
+        let resume = Resume::RestartBlock { nr: 35, remaining_ns: Some(1) };
+        assert_eq!(registers(&regs(), &resume, Some(-516)).0.rax, NR_RESTART_SYSCALL);
+        let (done, _) = registers(&regs(), &resume, Some(0));
+        assert_eq!((done.rax, done.rip), (0, 0x1002));
+        assert_eq!(registers(&regs(), &resume, Some(-514)).0.rax, 35);
+    }
+}

@@ -1,0 +1,115 @@
+//! The whole way on one host: a program is captured while it runs, and goes on in another pid namespace.
+
+mod target_support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use engine::PageSink;
+use engine::proc::tasks;
+use engine::source::{Namespaces, Source, TreeSpec};
+use engine::target::{Externals, PageWriter, RestoreTimes, Target, TargetOptions};
+use image::pages::Batch;
+use image::state::Image;
+use target_support::*;
+
+struct Local(PageWriter);
+
+impl PageSink for Local {
+    fn batch(&mut self, batch: &Batch<'_>) -> io::Result<()> {
+        self.0.apply(batch)
+    }
+}
+
+struct NoExternals;
+
+impl Externals for NoExternals {
+    fn open(&mut self, key: &str) -> io::Result<OwnedFd> {
+        Err(io::Error::new(io::ErrorKind::NotFound, key.to_owned()))
+    }
+}
+
+/// Moves a process tree of the host into a new pid namespace; the original is killed.
+fn migrate(pid: i32) -> (Carrier, Image, RestoreTimes) {
+    let spec = TreeSpec { root: pid, cgroup: None, externals: Vec::new(), namespaces: Namespaces::Host };
+    let mut source = Source::attach(&spec).unwrap();
+    let (carrier, root) = Carrier::spawn();
+    let mut target = Target::build(TargetOptions { root, netns: None, cgroup: None }).unwrap();
+    let mut sink = Local(target.writer());
+    for _ in 0..2 {
+        let shape = source.shape().unwrap();
+        target.reconcile(&shape).unwrap();
+        source.round(&mut sink).unwrap();
+    }
+    source.freeze().unwrap();
+    let shape = source.shape().unwrap();
+    target.reconcile(&shape).unwrap();
+    source.last_pages(&mut sink).unwrap();
+    let image = source.capture().unwrap();
+    let times = target.restore(&image, &mut NoExternals).unwrap();
+    let ready = target.ready().unwrap();
+    source.kill().unwrap();
+    ready.resume().unwrap();
+    (carrier, image, times)
+}
+
+/// A file of the test's own, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("gantry-{name}-{}", std::process::id()));
+        let _ = fs::remove_file(&path);
+        Self(path)
+    }
+
+    fn lines(&self) -> Vec<String> {
+        fs::read_to_string(&self.0).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn counts(line: &str) -> BTreeMap<String, u64> {
+    let pairs = line.split_whitespace().filter_map(|w| w.split_once('='));
+    pairs.map(|(k, v)| (k.to_owned(), v.parse().unwrap())).collect()
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/target_support").join(name)
+}
+
+#[test]
+fn a_threaded_python_program_goes_on_where_it_was() {
+    let log = Scratch::new("selfcheck");
+    let victim = Victim::spawn(Command::new("python3").arg(script("selfcheck.py")).arg(&log.0));
+    let pid = victim.pid();
+    wait_until("the program works", || log.lines().len() > 5);
+    let (carrier, image, times) = migrate(pid);
+    println!("{times:?} total {:?}", times.total());
+    let before = log.lines();
+    let copy = tasks::children(carrier.pid).unwrap();
+    assert_eq!(copy.len(), 1);
+    assert_eq!(inner_pid(copy[0]), pid);
+    wait_until("the copy works", || log.lines().len() > before.len() + 10);
+    let lines = log.lines();
+    let bad: Vec<&String> = lines.iter().filter(|l| l.starts_with("BAD")).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    let (old, new) = (counts(before.last().unwrap()), counts(lines.last().unwrap()));
+    assert_eq!(old.len(), 9, "{old:?}");
+    for (name, value) in &old {
+        assert!(new[name] > *value, "{name} stands still: {value} before, {} after", new[name]);
+    }
+    let threads: usize = image.processes.iter().map(|p| p.threads.len()).sum();
+    assert_eq!(threads, 8);
+    drop(victim);
+    drop(carrier);
+}

@@ -1,0 +1,42 @@
+//! Which parts of a container's file tree travel: its root directory and its tmpfs mounts. Source and
+//! target derive the same list from the same configuration.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use oci_spec::runtime::Spec;
+use rustix::fs::{Mode, OFlags, ResolveFlags, fstatfs, openat2};
+
+use super::blueprint::Rootfs;
+use crate::files::Area;
+
+/// `TMPFS_MAGIC` of statfs(2).
+const TMPFS: i64 = 0x0102_1994;
+
+/// Opens them. `pid` is the container's root process, or the first process of its copy.
+pub(super) fn open(spec: &Spec, rootfs: &Rootfs, path: &Path, pid: i32) -> io::Result<Vec<Area>> {
+    let mut areas = Vec::new();
+    if *rootfs == Rootfs::Sync {
+        areas.push(Area { dir: File::open(path)?.into(), skip_devices: false, skip: Vec::new() });
+    }
+    let root = File::open(format!("/proc/{pid}/root"))?;
+    for mount in spec.mounts().iter().flatten() {
+        if mount.typ().as_deref() != Some("tmpfs") {
+            continue;
+        }
+        let place = mount.destination();
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", place.display()));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // As the container resolves it: no link of its leads out.
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let dir: OwnedFd =
+            openat2(&root, place, flags, Mode::empty(), resolve).map_err(|error| named(error.into()))?;
+        if fstatfs(&dir)?.f_type != TMPFS {
+            return Err(io::Error::other(format!("{}: the tmpfs of the configuration is not there", place.display())));
+        }
+        areas.push(Area { dir, skip_devices: place == Path::new("/dev"), skip: Vec::new() });
+    }
+    Ok(areas)
+}

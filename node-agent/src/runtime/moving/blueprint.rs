@@ -1,0 +1,147 @@
+//! What a node needs to build the same sandbox: it travels ahead of the container.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use image::{Refusal, Subject};
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+
+use crate::network::{Addressing, Peer};
+use crate::runtime::ContainerName;
+use crate::runtime::bundle::{ROOTFS_ANNOTATION, is_bind};
+
+/// A file in a shared root directory that proves that both nodes mean the same one.
+const MARKER: &str = ".gantry-shared";
+
+/// Version of [`Blueprint`].
+const VERSION: u32 = 1;
+
+/// A container without its state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Blueprint {
+    version: u32,
+    pub(super) name: ContainerName,
+    pub(super) spec: Spec,
+    pub(super) rootfs: Rootfs,
+    pub(super) network: Addressing,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) created: SystemTime,
+    pub(super) peers: Vec<Peer>,
+}
+
+/// How the root directory comes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Rootfs {
+    /// Its files are copied.
+    Sync,
+    /// It is on storage that both nodes have at the same path.
+    Shared {
+        /// Where.
+        path: PathBuf,
+        /// Content of its marker file.
+        marker: Vec<u8>,
+    },
+}
+
+/// Why a blueprint cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BlueprintError {
+    /// The bytes are not a blueprint of this version.
+    #[error("the container's description is not understood: {0}")]
+    Malformed(String),
+    /// The annotation has another value.
+    #[error("annotation {ROOTFS_ANNOTATION} is {0:?}; use sync or shared")]
+    Mode(String),
+    /// The marker cannot be read or differs.
+    #[error("{path} {why}; put a file {MARKER} with a random content into the shared root directory")]
+    Marker {
+        /// The marker's path.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl Rootfs {
+    /// How the root directory of a container with this configuration comes.
+    pub(super) fn of(spec: &Spec, path: &Path) -> Result<Self, BlueprintError> {
+        let annotation = spec.annotations().as_ref().and_then(|map| map.get(ROOTFS_ANNOTATION));
+        match annotation.map(String::as_str) {
+            None | Some("sync") => Ok(Self::Sync),
+            Some("shared") => Ok(Self::Shared { marker: marker(path)?, path: path.to_owned() }),
+            Some(other) => Err(BlueprintError::Mode(other.to_owned())),
+        }
+    }
+
+    /// The shared directory is the same one here.
+    pub(super) fn verify(&self) -> Result<(), BlueprintError> {
+        let Self::Shared { path, marker: expected } = self else { return Ok(()) };
+        if marker(path)? == *expected {
+            return Ok(());
+        }
+        Err(BlueprintError::Marker { path: path.join(MARKER), why: "differs from the source's".to_owned() })
+    }
+}
+
+fn marker(rootfs: &Path) -> Result<Vec<u8>, BlueprintError> {
+    let path = rootfs.join(MARKER);
+    let refuse = |why: String| BlueprintError::Marker { path: path.clone(), why };
+    let size = fs::metadata(&path).map_err(|error| refuse(format!("cannot be read: {error}")))?.len();
+    if size == 0 || size > 4096 {
+        return Err(refuse("must have 1 to 4096 bytes".to_owned()));
+    }
+    fs::read(&path).map_err(|error: io::Error| refuse(format!("cannot be read: {error}")))
+}
+
+impl Blueprint {
+    pub(super) fn new(record: &crate::runtime::record::Record, spec: Spec, peers: Vec<Peer>) -> Result<Self, BlueprintError> {
+        Ok(Self {
+            version: VERSION,
+            name: record.name.clone(),
+            rootfs: Rootfs::of(&spec, &record.rootfs)?,
+            spec,
+            network: record.network.clone(),
+            labels: record.labels.clone(),
+            created: record.created,
+            peers,
+        })
+    }
+
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, BlueprintError> {
+        let blueprint: Self =
+            serde_json::from_slice(bytes).map_err(|error| BlueprintError::Malformed(error.to_string()))?;
+        if blueprint.version != VERSION {
+            return Err(BlueprintError::Malformed(format!("version {}, not {VERSION}", blueprint.version)));
+        }
+        Ok(blueprint)
+    }
+
+    /// What this node lacks for it.
+    pub(super) fn missing(&self, bridge: Option<&str>) -> Vec<Refusal> {
+        let mut refusals = Vec::new();
+        for mount in self.spec.mounts().iter().flatten().filter(|mount| is_bind(mount)) {
+            let source = mount.source().clone().unwrap_or_default();
+            if !source.exists() {
+                refusals.push(Refusal {
+                    pid: 0,
+                    subject: Subject::Mount(mount.destination().display().to_string()),
+                    reason: format!("its source {} does not exist on the target node", source.display()),
+                    way_out: "make it there, or move the container to a node that has it".to_owned(),
+                });
+            }
+        }
+        if let (Some(ip), None) = (self.network.ip, bridge) {
+            refusals.push(Refusal {
+                pid: 0,
+                subject: Subject::Container,
+                reason: format!("its address {ip} needs a bridge, and the target node has none configured"),
+                way_out: "set `bridge` in the node agent's configuration".to_owned(),
+            });
+        }
+        refusals
+    }
+}

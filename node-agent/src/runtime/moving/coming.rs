@@ -1,0 +1,252 @@
+//! A container on the node that it comes to.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use engine::target::{Externals, SkeletonRoot, TargetOptions};
+use oci_spec::runtime::Spec;
+use sys::ns::{self, Kind};
+
+use super::areas;
+use super::blueprint::{Blueprint, Rootfs};
+use super::leaving::LOG;
+use super::lock::failed;
+use crate::files::Target;
+use crate::network::{self, Port};
+use crate::runtime::bundle::Bundle;
+use crate::runtime::launch::launch;
+use crate::runtime::paths::ContainerDir;
+use crate::runtime::record::{Process, Record, Stage};
+use crate::runtime::sandbox::{CONTROL_FD, Purpose};
+use crate::runtime::{Runtime, RuntimeError};
+use crate::session::ports::{ContainerTarget, EthernetFrame, FileTarget, Incoming, PortError};
+
+#[derive(Debug)]
+pub(super) struct Coming {
+    runtime: Arc<Runtime>,
+    record: Record,
+    spec: Spec,
+    rootfs: Rootfs,
+    /// The engine's way into the first process, until it is handed out.
+    channel: Option<OwnedFd>,
+    port: Option<Port>,
+    externals: Stdio,
+    discarded: bool,
+}
+
+impl Coming {
+    /// Builds the sandbox.
+    pub(super) fn make(runtime: Arc<Runtime>, request: &Incoming) -> Result<Self, PortError> {
+        let what = || format!("make the sandbox of {}", request.container);
+        let blueprint = Blueprint::parse(&request.spec).map_err(|error| PortError::failed(what(), error))?;
+        if blueprint.name.as_str() != request.container {
+            return Err(PortError::failed(what(), format!("its description is of {}", blueprint.name)));
+        }
+        let refusals = blueprint.missing(runtime.options().bridge.as_deref());
+        if !refusals.is_empty() {
+            return Err(PortError::Refused(refusals));
+        }
+        blueprint.rootfs.verify().map_err(|error| PortError::failed(what(), error))?;
+        let lock = runtime.lock_of(&blueprint.name);
+        let _held = crate::runtime::hold(&lock);
+        let dir = runtime.dir(&blueprint.name);
+        if dir.root().exists() {
+            return Err(PortError::failed(what(), RuntimeError::Exists(blueprint.name)));
+        }
+        Self::build(&runtime, blueprint, request, &dir).map_err(|error| PortError::failed(what(), error))
+    }
+
+    fn build(
+        runtime: &Arc<Runtime>,
+        blueprint: Blueprint,
+        request: &Incoming,
+        dir: &ContainerDir,
+    ) -> Result<Self, RuntimeError> {
+        let bundle = runtime.state().bundle(&blueprint.name);
+        let rootfs = match &blueprint.rootfs {
+            Rootfs::Sync => bundle.join("rootfs"),
+            Rootfs::Shared { path, .. } => path.clone(),
+        };
+        let mut record = Record {
+            cgroup: runtime.cgroup_of(&blueprint.name),
+            name: blueprint.name,
+            bundle: bundle.clone(),
+            rootfs: rootfs.clone(),
+            network: blueprint.network,
+            labels: blueprint.labels,
+            epoch: request.epoch,
+            created: blueprint.created,
+            stage: Stage::Incoming { migration: request.migration.clone(), ready: false },
+            arrived: Some(request.migration.clone()),
+            root: None,
+            shim: None,
+        };
+        let make = |record: &mut Record| -> Result<(Spec, OwnedFd, Option<Port>), RuntimeError> {
+            let _ = fs::remove_dir_all(&bundle);
+            fs::create_dir_all(bundle.join("rootfs")).map_err(RuntimeError::file("create", &bundle))?;
+            let bundle = Bundle::from_spec(bundle.clone(), rootfs.clone(), blueprint.spec)?;
+            runtime.prepare(record, &bundle, dir)?;
+            let sandbox = runtime.sandbox(record, &bundle, dir, Purpose::Restore);
+            let network = |pid| Ok(network::create(&record.name, &record.network, pid)?);
+            let launched = launch(&runtime.options().exe, &record.name, dir, &sandbox, &record.cgroup, network)?;
+            let bridge = runtime.options().bridge.as_deref();
+            let port = Port::prepare(&record.name, &record.network, bridge, launched.root.pid, &blueprint.peers)?;
+            let (root, shim, channel) = launched.into_parts().map_err(RuntimeError::file("use", dir.sandbox()))?;
+            record.root = Some(root);
+            record.shim = Some(shim);
+            record.save(&dir.record())?;
+            Ok((bundle.spec, channel, port))
+        };
+        match make(&mut record) {
+            Ok((spec, channel, port)) => Ok(Self {
+                runtime: Arc::clone(runtime),
+                record,
+                spec,
+                rootfs: blueprint.rootfs,
+                channel: Some(channel),
+                port,
+                externals: Stdio { log: dir.log() },
+                discarded: false,
+            }),
+            Err(error) => {
+                runtime.clear(&record, dir);
+                Err(error)
+            }
+        }
+    }
+
+    /// A complete copy that an earlier agent received.
+    pub(super) fn reopen(runtime: Arc<Runtime>, record: Record) -> Result<Self, PortError> {
+        let dir = runtime.dir(&record.name);
+        let pid = record.root.as_ref().map_or(0, |root| root.pid);
+        let bridge = runtime.options().bridge.clone();
+        let port = Port::prepare(&record.name, &record.network, bridge.as_deref(), pid, &[]).map_err(failed)?;
+        let read = || -> io::Result<Spec> { Ok(serde_json::from_slice(&fs::read(dir.config())?)?) };
+        let spec = read().map_err(|error| PortError::failed(format!("read the configuration of {}", record.name), error))?;
+        Ok(Self {
+            externals: Stdio { log: dir.log() },
+            rootfs: Rootfs::Sync,
+            runtime,
+            record,
+            spec,
+            channel: None,
+            port,
+            discarded: false,
+        })
+    }
+
+    fn pid(&self) -> i32 {
+        self.record.root.as_ref().map_or(0, |root| root.pid)
+    }
+
+    fn failed<T>(&self, what: &str, result: Result<T, impl Into<Box<dyn std::error::Error + Send + Sync>>>) -> Result<T, PortError> {
+        result.map_err(|error| PortError::failed(format!("{what} {}", self.record.name), error))
+    }
+}
+
+impl ContainerTarget for Coming {
+    fn options(&mut self) -> Result<TargetOptions, PortError> {
+        let channel = self.channel.take().ok_or("its first process was handed out already");
+        let channel = self.failed("open the sandbox of", channel)?;
+        let pid = self.pid();
+        let netns = self.failed("open the network of", ns::open(pid, Kind::Net))?;
+        Ok(TargetOptions {
+            root: SkeletonRoot { pid, channel, channel_fd: CONTROL_FD },
+            netns: Some(netns),
+            cgroup: Some(self.cgroup()),
+        })
+    }
+
+    fn cgroup(&self) -> PathBuf {
+        // Every layout that the runtime opens with has a unified hierarchy.
+        self.record.cgroup.unified().map(PathBuf::from).unwrap_or_default()
+    }
+
+    fn externals(&mut self) -> &mut dyn Externals {
+        &mut self.externals
+    }
+
+    fn files(&mut self) -> Result<Box<dyn FileTarget>, PortError> {
+        let areas = areas::open(&self.spec, &self.rootfs, &self.record.rootfs, self.pid());
+        let areas = self.failed("open the files of", areas)?;
+        let target = Target::new(areas, self.externals.log.clone());
+        Ok(Box::new(Files { name: self.record.name.to_string(), target }))
+    }
+
+    fn ready(&mut self, root_pid: i32) -> Result<(), PortError> {
+        self.record.root = Some(self.failed("record", Process::of(root_pid))?);
+        if let Stage::Incoming { ready, .. } = &mut self.record.stage {
+            *ready = true;
+        }
+        let path = self.runtime.dir(&self.record.name).record();
+        let saved = serde_json::to_vec_pretty(&self.record).map_err(io::Error::from).and_then(|bytes| {
+            // A crash of the host takes the copy along: no need to wait for the disk.
+            let new = path.with_extension("ready");
+            fs::write(&new, bytes)?;
+            fs::rename(&new, &path)
+        });
+        self.failed("record", saved)
+    }
+
+    fn attach(&mut self) -> Result<(), PortError> {
+        self.port.as_mut().map_or(Ok(()), |port| port.attach().map_err(failed))
+    }
+
+    fn announce(&mut self) -> Result<(), PortError> {
+        self.port.as_ref().map_or(Ok(()), |port| port.announce().map_err(failed))
+    }
+
+    fn deliver(&mut self, frames: &[EthernetFrame]) -> Result<(), PortError> {
+        self.port.as_ref().map_or(Ok(()), |port| port.deliver(frames).map_err(failed))
+    }
+
+    fn adopt(&mut self, epoch: u64) -> Result<(), PortError> {
+        self.record.stage = Stage::Here;
+        self.record.epoch = self.record.epoch.max(epoch);
+        let saved = self.record.save(&self.runtime.dir(&self.record.name).record());
+        self.failed("record", saved)
+    }
+
+    fn discard(&mut self) -> Result<(), PortError> {
+        if self.discarded {
+            return Ok(());
+        }
+        let lock = self.runtime.lock_of(&self.record.name);
+        let _held = crate::runtime::hold(&lock);
+        let erased = self.runtime.erase(&self.record);
+        self.failed("remove", erased)?;
+        self.discarded = true;
+        Ok(())
+    }
+}
+
+/// What the runtime gives to a container: its log.
+#[derive(Debug)]
+struct Stdio {
+    log: PathBuf,
+}
+
+impl Externals for Stdio {
+    fn open(&mut self, key: &str) -> io::Result<OwnedFd> {
+        if key != LOG {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("this runtime supplies no {key}")));
+        }
+        Ok(File::options().append(true).create(true).open(&self.log)?.into())
+    }
+}
+
+/// Applies files below the container's directories.
+#[derive(Debug)]
+struct Files {
+    name: String,
+    target: Target,
+}
+
+impl FileTarget for Files {
+    fn apply(&mut self, batch: &[u8]) -> Result<(), PortError> {
+        self.target.apply(batch).map_err(|error| PortError::failed(format!("write the files of {}", self.name), error))
+    }
+}

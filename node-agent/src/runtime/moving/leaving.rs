@@ -1,0 +1,166 @@
+//! A container on the node that it leaves.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::source::{External, Namespaces, TreeSpec};
+use oci_spec::runtime::Spec;
+
+use super::areas;
+use super::blueprint::{Blueprint, Rootfs};
+use super::lock::{ContainerLock, failed};
+use crate::files::Source;
+use crate::network;
+use crate::runtime::cgroup::Cgroup;
+use crate::runtime::record::{Process, Record, Stage};
+use crate::runtime::{Runtime, RuntimeError};
+use crate::session::ports::{ContainerSource, FileRound, FileSink, FileSource, NetLock, PortError, Settled};
+
+/// The key of the log among what the runtime gives to a container.
+pub(super) const LOG: &str = "log";
+
+/// How long the kernel may take to end a killed container.
+const KILL: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Leaving {
+    runtime: Arc<Runtime>,
+    record: Record,
+    root: Process,
+}
+
+impl Leaving {
+    pub(super) fn new(runtime: Arc<Runtime>, record: Record, root: Process) -> Self {
+        Self { runtime, record, root }
+    }
+
+    fn config(&self) -> Result<Spec, PortError> {
+        let path = self.runtime.state().container(&self.record.name).config();
+        let bytes = fs::read(&path).map_err(|error| PortError::failed(format!("read {}", path.display()), error))?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| PortError::failed(format!("understand {}", path.display()), error))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.runtime.state().container(&self.record.name).log()
+    }
+
+    fn during<T>(&self, what: &str, result: Result<T, RuntimeError>) -> Result<T, PortError> {
+        result.map_err(|error| PortError::failed(format!("{what} {}", self.record.name), error))
+    }
+}
+
+impl ContainerSource for Leaving {
+    fn tree(&self) -> TreeSpec {
+        let log = File::open(self.log()).and_then(|file| file.metadata());
+        let externals = log.into_iter().map(|file| External { key: LOG.to_owned(), dev: file.dev(), ino: file.ino() });
+        TreeSpec {
+            root: self.root.pid,
+            cgroup: Some(self.cgroup()),
+            externals: externals.collect(),
+            namespaces: Namespaces::Own,
+        }
+    }
+
+    fn spec(&self) -> Result<Vec<u8>, PortError> {
+        let peers = network::peers(self.root.pid).map_err(failed)?;
+        let what = || format!("describe {}", self.record.name);
+        let blueprint =
+            Blueprint::new(&self.record, self.config()?, peers).map_err(|error| PortError::failed(what(), error))?;
+        serde_json::to_vec(&blueprint).map_err(|error| PortError::failed(what(), error))
+    }
+
+    fn cgroup(&self) -> PathBuf {
+        // Every layout that the runtime opens with has a unified hierarchy.
+        self.record.cgroup.unified().map(PathBuf::from).unwrap_or_default()
+    }
+
+    fn lock(&self) -> Result<Box<dyn NetLock>, PortError> {
+        Ok(Box::new(ContainerLock::prepare(&self.record, self.root.pid)?))
+    }
+
+    fn files(&self) -> Result<Box<dyn FileSource>, PortError> {
+        let what = |error| PortError::failed(format!("open the files of {}", self.record.name), error);
+        let spec = self.config()?;
+        let rootfs = Rootfs::of(&spec, &self.record.rootfs)
+            .map_err(|error| PortError::failed(format!("open the files of {}", self.record.name), error))?;
+        let areas = areas::open(&spec, &rootfs, &self.record.rootfs, self.root.pid).map_err(what)?;
+        Ok(Box::new(Files {
+            name: self.record.name.to_string(),
+            source: Source::new(areas, self.log()),
+            cgroup: self.record.cgroup.clone(),
+            rounds: 0,
+        }))
+    }
+
+    fn settle(&self, how: Settled, epoch: u64) {
+        let settled = self.runtime.update(&self.record.name, |record| {
+            record.stage = match how {
+                Settled::Migrating => Stage::Migrating,
+                Settled::Frozen => Stage::Frozen,
+                Settled::Running => Stage::Here,
+            };
+            record.epoch = record.epoch.max(epoch);
+        });
+        if let Err(error) = settled {
+            tracing::error!(container = %self.record.name, error = %error, "its state could not be recorded");
+        }
+    }
+
+    fn kill(&self) -> Result<(), PortError> {
+        let killed = self.record.cgroup.kill(KILL);
+        self.during("kill", killed.map_err(RuntimeError::from))
+    }
+
+    fn remove(&self) -> Result<(), PortError> {
+        self.during("remove", self.runtime.erase_all_but_link(&self.record))
+    }
+}
+
+/// The files of a container that leaves.
+#[derive(Debug)]
+struct Files {
+    name: String,
+    source: Source,
+    cgroup: Cgroup,
+    rounds: u64,
+}
+
+impl Files {
+    fn send(&mut self, suspect: &HashSet<u64>, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
+        self.rounds += 1;
+        let round = self.source.round(self.rounds, suspect, &mut |batch| sink.batch(batch));
+        let round = round.map_err(|error| PortError::failed(format!("send the files of {}", self.name), error))?;
+        Ok(FileRound { entries: round.entries, bytes: round.bytes })
+    }
+}
+
+impl FileSource for Files {
+    fn round(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
+        self.send(&HashSet::new(), sink)
+    }
+
+    fn last(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
+        let processes = self.cgroup.processes();
+        let processes = processes.map_err(|error| PortError::failed(format!("list the processes of {}", self.name), error))?;
+        let suspect = processes.into_iter().flat_map(mapped).collect();
+        self.send(&suspect, sink)
+    }
+}
+
+/// Inodes that a process can write to through memory: their times say nothing.
+fn mapped(pid: i32) -> Vec<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    maps.lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let (permissions, inode) = (fields.get(1)?, fields.get(4)?);
+            let writable = permissions.contains('w') && permissions.contains('s');
+            inode.parse().ok().filter(|inode| writable && *inode != 0)
+        })
+        .collect()
+}

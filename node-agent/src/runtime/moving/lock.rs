@@ -1,0 +1,65 @@
+//! The network lock as sessions use it.
+
+use std::time::Duration;
+
+use sys::ns::{self, Kind};
+
+use super::super::record::Record;
+use crate::network::{Lock, NetworkError, lift_leftovers, remove};
+use crate::session::ports::{EthernetFrame, NetLock, PortError};
+
+/// The lock of one container; without a link there is nothing to lock.
+#[derive(Debug)]
+pub(super) struct ContainerLock {
+    name: crate::runtime::ContainerName,
+    lock: Option<Lock>,
+}
+
+impl ContainerLock {
+    pub(super) fn prepare(record: &Record, pid: i32) -> Result<Self, PortError> {
+        let name = record.name.clone();
+        if record.network.ip.is_none() {
+            return Ok(Self { name, lock: None });
+        }
+        let netns = ns::open(pid, Kind::Net)
+            .map_err(|error| PortError::failed(format!("open the network namespace of {name}"), error))?;
+        let lock = Lock::prepare(&name, netns).map_err(failed)?;
+        Ok(Self { name, lock: Some(lock) })
+    }
+}
+
+impl NetLock for ContainerLock {
+    fn engage(&mut self) -> Result<(), PortError> {
+        self.lock.as_mut().map_or(Ok(()), |lock| lock.engage().map_err(failed))
+    }
+
+    fn held(&mut self, wait: Duration) -> Result<Vec<EthernetFrame>, PortError> {
+        match &mut self.lock {
+            Some(lock) => lock.held(wait).map_err(failed),
+            None => {
+                // As if nothing came.
+                std::thread::sleep(wait);
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    fn lift(&mut self) -> Result<(), PortError> {
+        match &mut self.lock {
+            Some(lock) => lock.lift().map_err(failed),
+            None => lift_leftovers(&self.name).map_err(failed),
+        }
+    }
+
+    fn release(&mut self) -> Result<(), PortError> {
+        if let Some(lock) = &mut self.lock {
+            lock.release().map_err(failed)?;
+        }
+        remove(&self.name).map_err(failed)
+    }
+}
+
+pub(super) fn failed(error: NetworkError) -> PortError {
+    let what = error.what;
+    PortError::failed(what, error.source)
+}

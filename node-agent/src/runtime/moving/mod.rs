@@ -1,0 +1,109 @@
+//! Containers on their way from node to node: what [`crate::session::ports`] asks of the runtime.
+
+mod areas;
+mod blueprint;
+mod leaving;
+mod lock;
+mod coming;
+
+use std::fs;
+use std::sync::Arc;
+
+use image::state::HostFacts;
+
+use super::record::Stage;
+use super::{ContainerName, Runtime, RuntimeError};
+use crate::session::ports::{ContainerSource, ContainerTarget, Incoming, Node, PortError};
+
+use coming::Coming;
+use leaving::Leaving;
+
+/// The runtime as migrations see it.
+#[derive(Clone, Debug)]
+pub struct MovingNode {
+    runtime: Arc<Runtime>,
+}
+
+impl MovingNode {
+    /// Over this runtime.
+    #[must_use]
+    pub fn new(runtime: Arc<Runtime>) -> Self {
+        Self { runtime }
+    }
+}
+
+impl Node for MovingNode {
+    fn source(&self, container: &str) -> Result<Box<dyn ContainerSource>, PortError> {
+        let missing = || PortError::NoContainer(container.to_owned());
+        let name = ContainerName::new(container).map_err(|_| missing())?;
+        let record = match self.runtime.record(&name) {
+            Ok(record) => record,
+            Err(RuntimeError::NotFound(_)) => return Err(missing()),
+            Err(error) => return Err(PortError::failed(format!("read the record of {name}"), error)),
+        };
+        let here = matches!(record.stage, Stage::Here | Stage::Migrating | Stage::Frozen);
+        let root = record.root.clone().filter(|root| here && root.is_alive()).ok_or_else(missing)?;
+        Ok(Box::new(Leaving::new(Arc::clone(&self.runtime), record, root)))
+    }
+
+    fn incoming(&self, request: &Incoming) -> Result<Box<dyn ContainerTarget>, PortError> {
+        Ok(Box::new(Coming::make(Arc::clone(&self.runtime), request)?))
+    }
+
+    fn reopen(&self, container: &str, migration: &str) -> Result<Option<Box<dyn ContainerTarget>>, PortError> {
+        let Some(record) = self.arriving(container, migration)? else { return Ok(None) };
+        if !record.is_alive() || matches!(record.stage, Stage::Incoming { ready: false, .. }) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Coming::reopen(Arc::clone(&self.runtime), record)?)))
+    }
+
+    fn kill_incoming(&self, container: &str, migration: &str) -> Result<(), PortError> {
+        let Some(record) = self.arriving(container, migration)? else { return Ok(()) };
+        if !matches!(record.stage, Stage::Incoming { .. }) {
+            return Ok(());
+        }
+        self.runtime.erase(&record).map_err(|error| PortError::failed(format!("remove the copy of {container}"), error))
+    }
+
+    fn facts(&self) -> HostFacts {
+        host_facts()
+    }
+
+    fn memory_free(&self) -> u64 {
+        memory("MemAvailable:")
+    }
+}
+
+impl MovingNode {
+    /// The record of a container that `migration` brings or brought.
+    fn arriving(&self, container: &str, migration: &str) -> Result<Option<super::record::Record>, PortError> {
+        let Ok(name) = ContainerName::new(container) else { return Ok(None) };
+        match self.runtime.record(&name) {
+            Ok(record) if record.arrived.as_deref() == Some(migration) => Ok(Some(record)),
+            Ok(_) | Err(RuntimeError::NotFound(_)) => Ok(None),
+            Err(error) => Err(PortError::failed(format!("read the record of {container}"), error)),
+        }
+    }
+}
+
+/// What of this host shows in a captured process. Clocks are 0.
+#[must_use]
+pub(crate) fn host_facts() -> HostFacts {
+    let xsave = sys::cpu::xsave();
+    HostFacts {
+        kernel_release: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        vdso_hash: sys::cpu::vdso_hash().unwrap_or(0),
+        xsave_size: xsave.map_or(0, |xsave| xsave.size),
+        xcr0: xsave.map_or(0, |xsave| xsave.features),
+        ..HostFacts::default()
+    }
+}
+
+/// A line of /proc/meminfo in bytes; 0 when it is not there.
+#[must_use]
+pub(crate) fn memory(key: &str) -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}
