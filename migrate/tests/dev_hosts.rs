@@ -126,7 +126,7 @@ impl Hosts {
         ensure!(programs_with(dir).is_empty(), "processes are left: {:?}", programs_with(dir));
         ensure!(!fs::read_to_string("/proc/self/mountinfo")?.contains(dir), "a mount is left");
         let id = before["id"].as_str().context("id")?;
-        let groups = directories_named(Path::new("/sys/fs/cgroup"), &format!("gantry-dev-{id}"), 5);
+        let groups = directories_named(Path::new("/sys/fs/cgroup"), &format!("gantry-dev-{id}-"), 5);
         ensure!(groups.is_empty(), "control groups are left: {groups:?}");
         Ok(())
     }
@@ -162,14 +162,14 @@ fn programs_with(text: &str) -> Vec<String> {
         .collect()
 }
 
-fn directories_named(dir: &Path, name: &str, depth: usize) -> Vec<PathBuf> {
+fn directories_named(dir: &Path, prefix: &str, depth: usize) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let mut found = Vec::new();
     for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
-        if path.file_name().is_some_and(|own| own == name) {
+        if path.file_name().is_some_and(|own| own.to_string_lossy().starts_with(prefix)) {
             found.push(path);
         } else if depth > 1 {
-            found.extend(directories_named(&path, name, depth - 1));
+            found.extend(directories_named(&path, prefix, depth - 1));
         }
     }
     found

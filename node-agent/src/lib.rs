@@ -11,6 +11,7 @@
 pub mod cli;
 pub mod commit;
 pub mod config;
+pub mod facts;
 mod failpoints;
 pub mod files;
 pub mod journal;

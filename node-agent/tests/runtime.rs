@@ -195,7 +195,8 @@ fn a_container_is_reached_through_the_bridge() {
     wait_for("an answer over the bridge", || text(&lan.client(&["python3", "-c", &script]).stdout) == "200\n");
     let seen = node.exec(&name, &["cat", "/sys/class/net/eth0/address"]);
     assert_eq!(text(&seen.stdout).trim(), status.mac);
+    let link = node.runtime.record(&name).unwrap().link;
+    assert!(std::path::Path::new("/sys/class/net").join(&link).exists());
     node.runtime.delete(&name, true).unwrap();
-    let link = node_agent::network::host_end(&name);
     assert!(!std::path::Path::new("/sys/class/net").join(link).exists());
 }

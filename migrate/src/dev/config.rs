@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use proto::tls::TlsFiles;
 use serde::Serialize;
 
 use super::host::own_program;
@@ -20,13 +21,21 @@ struct Coordinator {
 
 #[derive(Serialize)]
 struct Agent {
+    name: String,
+    state_dir: PathBuf,
     listen: String,
     peer_listen: String,
     coordinator: String,
-    tls_dir: PathBuf,
-    state_dir: PathBuf,
-    cgroup: String,
     bridge: String,
+    cgroup_parent: String,
+    tls: Tls,
+}
+
+#[derive(Serialize)]
+struct Tls {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
 }
 
 /// Writes the configuration of what runs on `host` and answers how to start it; nothing on a client.
@@ -40,14 +49,16 @@ pub(crate) fn program(layout: &Layout, state: &State, host: &Host) -> Result<Opt
             ("coordinator", toml::to_string(&Coordinator { listen, tls_dir, state_dir })?)
         }
         Role::Node => {
+            let files = TlsFiles::in_dir(&tls_dir);
             let agent = Agent {
+                name: host.name.clone(),
+                state_dir,
                 listen: host.at(plan::AGENT_PORT).to_string(),
                 peer_listen: host.at(plan::PEER_PORT).to_string(),
                 coordinator: plan::coordinator().at(plan::COORDINATOR_PORT).to_string(),
-                tls_dir,
-                state_dir,
-                cgroup: format!("{}/{}", state.cgroup(), host.name),
                 bridge: NODE_BRIDGE.into(),
+                cgroup_parent: format!("{}{}", state.cgroup_prefix(), host.name),
+                tls: Tls { ca: files.ca, cert: files.cert, key: files.key },
             };
             ("node-agent", toml::to_string(&agent)?)
         }

@@ -21,7 +21,7 @@ pub(crate) fn stop(state: &State) -> Result<()> {
     for process in processes {
         outcome = outcome.and(process.kill());
     }
-    outcome.and(remove_cgroups(&state.cgroup()))
+    outcome.and(remove_cgroups(&state.cgroup_prefix()))
 }
 
 /// Stops the hosts and removes the files that `up` made in the directory, and the directory if nothing else is
@@ -89,23 +89,24 @@ fn parse_mountinfo(text: &str) -> Vec<PathBuf> {
     text.lines().filter_map(mount).collect()
 }
 
-fn remove_cgroups(name: &str) -> Result<()> {
+fn remove_cgroups(prefix: &str) -> Result<()> {
     for mount in cgroup_mounts()? {
-        for group in find(&mount, name, 3) {
+        for group in find(&mount, prefix, 3) {
             remove_tree(&group)?;
         }
     }
     Ok(())
 }
 
-/// Directories called `name` at most `depth` levels below `dir`.
-fn find(dir: &Path, name: &str, depth: usize) -> Vec<PathBuf> {
+/// Directories whose name begins with `prefix`, at most `depth` levels below `dir`: an agent that is itself in a
+/// group makes its own below that.
+fn find(dir: &Path, prefix: &str, depth: usize) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for path in others(dir) {
-        if path.file_name().is_some_and(|own| own == name) {
+        if path.file_name().is_some_and(|own| own.as_encoded_bytes().starts_with(prefix.as_bytes())) {
             found.push(path);
         } else if depth > 1 && path.is_dir() {
-            found.extend(find(&path, name, depth - 1));
+            found.extend(find(&path, prefix, depth - 1));
         }
     }
     found

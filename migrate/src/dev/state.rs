@@ -35,9 +35,9 @@ impl State {
         Self { id, nodes, hosts: Vec::new(), forwarder: None, coordinator: None, made: Vec::new() }
     }
 
-    /// The control group, below every hierarchy's root, that holds a node's groups.
-    pub(crate) fn cgroup(&self) -> String {
-        format!("gantry-dev-{}", self.id)
+    /// What the names of all its control groups, just below a hierarchy's root, begin with.
+    pub(crate) fn cgroup_prefix(&self) -> String {
+        format!("gantry-dev-{}-", self.id)
     }
 
     /// Reads the record; `None` when there is none.

@@ -67,6 +67,12 @@ impl Scratch {
         Self(path)
     }
 
+    fn dir(name: &str) -> Self {
+        let scratch = Self::new(name);
+        fs::create_dir(&scratch.0).unwrap();
+        scratch
+    }
+
     fn lines(&self) -> Vec<String> {
         fs::read_to_string(&self.0).unwrap_or_default().lines().map(str::to_owned).collect()
     }
@@ -75,6 +81,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -109,7 +116,36 @@ fn a_threaded_python_program_goes_on_where_it_was() {
         assert!(new[name] > *value, "{name} stands still: {value} before, {} after", new[name]);
     }
     let threads: usize = image.processes.iter().map(|p| p.threads.len()).sum();
-    assert_eq!(threads, 8);
+    assert_eq!(threads, 9);
     drop(victim);
     drop(carrier);
+}
+
+#[test]
+fn redis_keeps_its_data() {
+    let dir = Scratch::dir("redis");
+    let log = dir.0.join("log");
+    let mut command = Command::new("redis-server");
+    command.args(["--port", "16399", "--save", "", "--daemonize", "no", "--logfile"]).arg(&log);
+    let victim = Victim::spawn(command.arg("--dir").arg(&dir.0));
+    let client = |args: &[&str]| {
+        let out = Command::new("redis-cli").args(["-p", "16399"]).args(args).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    };
+    wait_until("redis answers", || client(&["ping"]) == "PONG\n");
+    assert_eq!(client(&["debug", "populate", "100000", "key", "100"]), "OK\n");
+    assert_eq!(client(&["set", "answer", "42"]), "OK\n");
+    let digest = client(&["debug", "digest"]);
+    let (carrier, _, times) = migrate(victim.pid());
+    println!("{times:?} total {:?}", times.total());
+    let inside = |args: &[&str]| {
+        let pid = carrier.pid.to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &pid, "-n", "redis-cli", "-p", "16399"]).args(args);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    wait_until("the copy answers", || inside(&["ping"]) == "PONG\n");
+    assert_eq!(inside(&["get", "answer"]), "42\n");
+    assert_eq!(inside(&["debug", "digest"]), digest);
+    assert_eq!(inside(&["incr", "answer"]), "43\n");
 }

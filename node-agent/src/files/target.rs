@@ -69,11 +69,13 @@ impl Target {
             }
             Op::HardLink { area, path, to } => {
                 let (place, old) = (self.place(area, &path)?, self.place(area, &to)?);
+                place.clear()?;
                 linkat(&old.dir, old.name(), &place.dir, place.name(), AtFlags::empty())
                     .map_err(FilesError::file("link", place.path))
             }
             Op::Symlink { area, path, target } => {
                 let place = self.place(area, &path)?;
+                place.clear()?;
                 symlinkat(OsStr::from_bytes(&target), &place.dir, place.name())
                     .map_err(FilesError::file("link", place.path))
             }
@@ -84,6 +86,7 @@ impl Target {
                 if !known.contains(&kind) {
                     return Err(FilesError::Refused(format!("a node of type {kind:?}")));
                 }
+                place.clear()?;
                 mknodat(&place.dir, place.name(), kind, Mode::from_raw_mode(0o600), device)
                     .map_err(FilesError::file("make", place.path))
             }
@@ -175,6 +178,11 @@ struct Place {
 impl Place {
     fn name(&self) -> &OsStr {
         self.path.file_name().unwrap_or_default()
+    }
+
+    /// Makes room for what the source has here: the sandbox may have made something of that name.
+    fn clear(&self) -> Result<(), FilesError> {
+        remove(&self.dir, self.name(), 0).map_err(FilesError::file("replace", &self.path))
     }
 
     fn kind(&self) -> Result<Option<FileType>, FilesError> {

@@ -16,9 +16,7 @@ use sys::net::tap::Tap;
 use sys::net::tc::{Direction, redirect_message};
 use sys::net::{Message, Netlink};
 
-use super::veth::{host_end, name_for};
 use super::{Context as _, NetworkError};
-use crate::runtime::ContainerName;
 
 /// Priority of the filters, so that others on the link are left alone.
 const PRIORITY: u16 = 1;
@@ -44,18 +42,18 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Prepares the lock of a container whose network namespace is `netns`. Filters that an earlier agent
+    /// Prepares the lock of the link with host end `link`, of a container whose network namespace is `netns`. Filters that an earlier agent
     /// left stay in place.
     ///
     /// # Errors
     /// When the link is not there or a TAP cannot be made.
-    pub fn prepare(name: &ContainerName, netns: OwnedFd) -> Result<Self, NetworkError> {
-        let link = host_end(name);
+    pub fn prepare(link: &str, netns: OwnedFd) -> Result<Self, NetworkError> {
         let what = || format!("prepare the network lock of {link}");
         let mut netlink = Netlink::open().during(what)?;
-        let index = netlink.link(&link).during(what)?.index;
-        let towards = Tap::create(&mut netlink, &name_for("gi", name)).during(what)?;
-        let away = Tap::create(&mut netlink, &name_for("go", name)).during(what)?;
+        let index = netlink.link(link).during(what)?.index;
+        let suffix = link.strip_prefix("gv").unwrap_or(link);
+        let towards = Tap::create(&mut netlink, &format!("gi{suffix}")).during(what)?;
+        let away = Tap::create(&mut netlink, &format!("go{suffix}")).during(what)?;
         netlink.add_clsact(index).during(what)?;
         let engage = [
             redirect_message(index, Direction::Egress, PRIORITY, towards.index()),
@@ -63,7 +61,7 @@ impl Lock {
         ];
         let replay = PacketSocket::open(index).during(what)?;
         Ok(Self {
-            link,
+            link: link.to_owned(),
             netns: Some(netns),
             index,
             netlink,
@@ -179,11 +177,10 @@ impl Drop for Lock {
 ///
 /// # Errors
 /// When a filter is left.
-pub fn lift_leftovers(name: &ContainerName) -> Result<(), NetworkError> {
-    let link = host_end(name);
+pub fn lift_leftovers(link: &str) -> Result<(), NetworkError> {
     let lift = || -> io::Result<()> {
         let mut netlink = Netlink::open()?;
-        match netlink.link(&link) {
+        match netlink.link(link) {
             Ok(found) => Ok(netlink.remove_clsact(found.index).or_else(gone_is_fine)?),
             Err(Errno::ENODEV) => Ok(()),
             Err(error) => Err(error.into()),

@@ -10,9 +10,7 @@ use sys::net::packet::{PacketSocket, announcement};
 use sys::net::{Message, Netlink};
 use sys::ns::{self, Kind};
 
-use super::veth::host_end;
 use super::{Addressing, Context as _, INSIDE, Mac, NetworkError};
-use crate::runtime::ContainerName;
 
 /// A neighbour that a container knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,23 +56,22 @@ pub struct Port {
 }
 
 impl Port {
-    /// Prepares a link that [`super::create`] made for process `pid`, and tells the container its neighbours.
+    /// Prepares the link with host end `link` that [`super::create`] made for process `pid`, and tells the container its neighbours.
     /// `None` for a container without a link.
     ///
     /// # Errors
     /// When a part of it is not there.
     pub fn prepare(
-        name: &ContainerName,
+        link: &str,
         network: &Addressing,
         bridge: Option<&str>,
         pid: i32,
         peers: &[Peer],
     ) -> Result<Option<Self>, NetworkError> {
         let Some(ip) = network.ip else { return Ok(None) };
-        let link = host_end(name);
         let what = || format!("prepare the link {link}");
         let mut netlink = Netlink::open().during(what)?;
-        let index = netlink.link(&link).during(what)?.index;
+        let index = netlink.link(link).during(what)?.index;
         let attach = match bridge {
             Some(bridge) => {
                 let master = netlink.link(bridge).during(|| format!("find the bridge {bridge}"))?.index;
@@ -86,7 +83,7 @@ impl Port {
         let announce = ns::in_netns(netns.as_fd(), || inside(peers)).and_then(|done| done).during(what)?;
         Ok(Some(Self {
             deliver: PacketSocket::open(index).during(what)?,
-            link,
+            link: link.to_owned(),
             netlink,
             attach,
             announce,

@@ -11,44 +11,39 @@ use sys::ns::{self, Kind};
 use super::{Addressing, Context as _, INSIDE, NetworkError};
 use crate::runtime::ContainerName;
 
-/// Name of the host end of a container's link: 15 bytes are all that the kernel takes.
+/// Name of the host end of a container's link: 15 bytes are all that the kernel takes. `node` tells two
+/// agents apart that share a network namespace.
 #[must_use]
-pub fn host_end(name: &ContainerName) -> String {
-    name_for("gv", name)
-}
-
-/// A link name for a container's purpose: two letters and a hash.
-pub(super) fn name_for(prefix: &str, name: &ContainerName) -> String {
-    let hash = Sha256::digest(name.as_str().as_bytes());
+pub fn host_end(node: &str, name: &ContainerName) -> String {
+    let hash = Sha256::digest(format!("{node}/{name}"));
     let hex: String = hash.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
-    format!("{prefix}{hex}")
+    format!("gv{hex}")
 }
 
 /// Sets up the network namespace of process `pid`: loopback, and, with an address, a link whose host end
-/// is in this process's namespace and up, but attached to nothing.
+/// is called `outside`, in this process's namespace and up, but attached to nothing.
 ///
 /// # Errors
 /// What failed. A link that was made goes with the process's namespace.
-pub fn create(name: &ContainerName, network: &Addressing, pid: i32) -> Result<(), NetworkError> {
-    let netns = ns::open(pid, Kind::Net).during(|| format!("open the network namespace of {name}"))?;
+pub fn create(outside: &str, network: &Addressing, pid: i32) -> Result<(), NetworkError> {
+    let netns = ns::open(pid, Kind::Net).during(|| format!("open the network namespace of process {pid}"))?;
     if network.ip.is_some() {
-        make_pair(name, network, netns.as_fd())?;
+        make_pair(outside, network, netns.as_fd())?;
     }
     ns::in_netns(netns.as_fd(), || inside(network))
         .and_then(|done| done)
-        .during(|| format!("configure the network of {name}"))
+        .during(|| format!("configure the network behind {outside}"))
 }
 
-fn make_pair(name: &ContainerName, network: &Addressing, netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
-    let outside = host_end(name);
+fn make_pair(outside: &str, network: &Addressing, netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
     let what = || format!("make the link {outside}");
     let mut netlink = Netlink::open().during(what)?;
-    let host = NewLink { name: &outside, ..NewLink::default() };
+    let host = NewLink { name: outside, ..NewLink::default() };
     let peer = NewLink { name: INSIDE, mac: Some(network.mac.0), netns: Some(netns), ..NewLink::default() };
     netlink.add_veth(&host, &peer).during(what)?;
     // The bridge speaks for the host, not this end.
     optional(set_sysctl(&format!("ipv6/conf/{outside}/disable_ipv6"), "1")).during(what)?;
-    let index = netlink.link(&outside).during(what)?.index;
+    let index = netlink.link(outside).during(what)?.index;
     netlink.set_up(index, true).during(what)
 }
 
@@ -78,29 +73,27 @@ fn optional(set: sys::Result<()>) -> sys::Result<()> {
     }
 }
 
-/// Makes the host end a port of `bridge`.
+/// Makes the host end `outside` a port of `bridge`.
 ///
 /// # Errors
 /// When the link or the bridge is not there.
-pub fn enslave(name: &ContainerName, bridge: &str) -> Result<(), NetworkError> {
-    let outside = host_end(name);
+pub fn enslave(outside: &str, bridge: &str) -> Result<(), NetworkError> {
     let attach = || {
         let mut netlink = Netlink::open()?;
-        let (port, master) = (netlink.link(&outside)?.index, netlink.link(bridge)?.index);
+        let (port, master) = (netlink.link(outside)?.index, netlink.link(bridge)?.index);
         netlink.set_master(port, Some(master))
     };
     attach().during(|| format!("attach {outside} to the bridge {bridge}"))
 }
 
-/// Removes a container's link if it is there. Its other end goes with it.
+/// Removes a container's link by its host end if it is there. Its other end goes with it.
 ///
 /// # Errors
 /// When it cannot be removed.
-pub fn remove(name: &ContainerName) -> Result<(), NetworkError> {
-    let outside = host_end(name);
+pub fn remove(outside: &str) -> Result<(), NetworkError> {
     let remove = || {
         let mut netlink = Netlink::open()?;
-        match netlink.link(&outside) {
+        match netlink.link(outside) {
             Ok(link) => netlink.delete_link(link.index),
             Err(error) => Err(error),
         }

@@ -68,6 +68,7 @@ impl Runtime {
         };
         let mut record = Record {
             cgroup: self.cgroup_of(&request.name),
+            link: self.link_of(&request.name),
             name: request.name,
             bundle: bundle.path.clone(),
             rootfs: bundle.rootfs.clone(),
@@ -92,7 +93,7 @@ impl Runtime {
         self.prepare(record, bundle, dir)?;
         let sandbox = self.sandbox(record, bundle, dir, Purpose::Start);
         let network = |pid| {
-            network::create(&record.name, &record.network, pid)?;
+            network::create(&record.link, &record.network, pid)?;
             self.attach(record)?;
             Ok(())
         };
@@ -135,10 +136,14 @@ impl Runtime {
         Cgroup::at(&self.layout, &self.options.cgroup_parent, name.as_str())
     }
 
+    pub(super) fn link_of(&self, name: &ContainerName) -> String {
+        network::host_end(&self.options.cgroup_parent, name)
+    }
+
     /// Attaches a container's link to the node's bridge.
     pub(super) fn attach(&self, record: &Record) -> Result<(), RuntimeError> {
         if let (Some(bridge), Some(_)) = (&self.options.bridge, &record.network.ip) {
-            network::enslave(&record.name, bridge)?;
+            network::enslave(&record.link, bridge)?;
         }
         Ok(())
     }
@@ -209,7 +214,7 @@ impl Runtime {
     pub(crate) fn erase(&self, record: &Record) -> Result<(), RuntimeError> {
         record.cgroup.kill(KILL)?;
         wait_for_shim(record);
-        network::remove(&record.name)?;
+        network::remove(&record.link)?;
         self.erase_all_but_link(record)
     }
 

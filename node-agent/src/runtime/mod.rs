@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use error::RuntimeError;
 pub use lifecycle::RunRequest;
 pub use moving::MovingNode;
+pub(crate) use moving::{host_facts, memory};
 pub use name::{ContainerName, InvalidName};
 pub use sandbox::{CONTROL_FD, Exit};
 pub use status::{ContainerStatus, State};

@@ -25,6 +25,8 @@ pub struct Record {
     pub rootfs: PathBuf,
     /// Its addresses.
     pub network: Addressing,
+    /// The host end of its link, if it has one.
+    pub link: String,
     /// Labels for the placement and for users.
     pub labels: BTreeMap<String, String>,
     /// The highest epoch of a migration that this node knows for it.

@@ -11,6 +11,7 @@ mod seccomp;
 mod stopped;
 mod wait;
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -89,6 +90,9 @@ impl Core {
 #[derive(Debug)]
 pub struct Running {
     core: Core,
+    /// An interrupt was asked for and has not been seen. Any other stop uses it up, so it is then asked for
+    /// again on resume.
+    interrupting: Cell<bool>,
 }
 
 /// One ptrace(2) call. `data` is a number or an address, as the request has it.
@@ -127,14 +131,18 @@ impl Running {
     pub fn seize(tid: Tid, options: Options) -> Result<Self, Error> {
         let core = Core { tid, options, not_send: PhantomData };
         core.call("PTRACE_SEIZE", plain(libc::PTRACE_SEIZE, tid, 0, options.bits()))?;
-        Ok(Self { core })
+        Ok(Self::new(core, false))
     }
 
     /// A tracee that the kernel attached for us (PTRACE_O_TRACECLONE and its like): the message of a
     /// [`Stop::Event`] names it, `options` are those of its maker.
     #[must_use]
     pub fn adopted(tid: Tid, options: Options) -> Self {
-        Self { core: Core { tid, options, not_send: PhantomData } }
+        Self::new(Core { tid, options, not_send: PhantomData }, false)
+    }
+
+    fn new(core: Core, interrupting: bool) -> Self {
+        Self { core, interrupting: Cell::new(interrupting) }
     }
 
     fn into_core(self) -> Core {
@@ -149,12 +157,14 @@ impl Running {
         self.core.tid
     }
 
-    /// Asks it to stop; [`Running::wait`] then sees the stop. System calls are interrupted as by a
+    /// Asks it to stop; [`Running::wait`] then sees the stop. When it stops for something else first, it stops
+    /// again after [`Stopped::cont`]. System calls are interrupted as by a
     /// signal: see [`crate::restart`].
     ///
     /// # Errors
     /// [`Error::Gone`] when it has died.
     pub fn interrupt(&self) -> Result<(), Error> {
+        self.interrupting.set(true);
         self.core.call("PTRACE_INTERRUPT", plain(libc::PTRACE_INTERRUPT, self.tid(), 0, 0)).map(drop)
     }
 

@@ -75,12 +75,11 @@ pub fn get_raw(fd: BorrowedFd<'_>, level: i32, name: i32) -> Result<Vec<u8>> {
 /// # Errors
 /// `ENOPROTOOPT`, `EINVAL`, `EPERM`, or the option's own.
 pub fn set_raw(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> Result<()> {
-    // These make the kernel keep or follow pointers of the caller: a filter given as `sock_fprog`, and memory
-    // that TCP_ZEROCOPY_RECEIVE would replace. Safe code has no business with them here.
+    // The argument of these holds a pointer that the kernel follows (a filter as `sock_fprog`) or writes through.
     let pointer = matches!(
         (level, name),
         (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_REUSEPORT_CBPF)
-            | (libc::IPPROTO_IP, IPT_SO_SET_REPLACE)
+            | (libc::IPPROTO_IP | libc::IPPROTO_IPV6, IPT_SO_SET_REPLACE)
     );
     if pointer {
         return Err(Errno::EOPNOTSUPP);
@@ -91,7 +90,7 @@ pub fn set_raw(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> Resul
     small(ret).map(drop)
 }
 
-/// `IPT_SO_SET_REPLACE`: its argument holds a pointer that the kernel writes through.
+/// `IPT_SO_SET_REPLACE` and its IPv6 twin: the argument holds a pointer that the kernel writes through.
 const IPT_SO_SET_REPLACE: i32 = 64;
 
 /// Reads an integer option.

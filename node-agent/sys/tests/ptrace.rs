@@ -193,3 +193,21 @@ fn every_thread_goes_on_after_a_plain_stop() {
     victim.progress(&before);
     assert_eq!(victim.interrupted, 0);
 }
+
+#[test]
+fn an_interrupt_outlives_other_stops() {
+    let sleeper = Sleeper::start();
+    let pid = nix::unistd::Pid::from_raw(sleeper.pid());
+    let running = Running::seize(sleeper.pid(), Options::NONE).unwrap();
+    // SIGURG is ignored by default, so the thread goes on sleeping after it.
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGURG).unwrap();
+    let end = Instant::now() + LIMIT;
+    while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") t ") {
+        assert!(Instant::now() < end, "no signal stop");
+    }
+    running.interrupt().unwrap();
+    let stopped = running.wait(LIMIT).unwrap().stopped().unwrap();
+    assert_eq!(stopped.stop(), Stop::Signal(libc::SIGURG));
+    let stopped = stopped.cont(libc::SIGURG).unwrap().wait(LIMIT).unwrap().stopped().unwrap();
+    assert_eq!(stopped.stop(), Stop::Interrupt);
+}

@@ -161,6 +161,24 @@ fn forked_helpers_have_one_thread_and_chosen_ids() {
     // The test harness has several threads.
     let refused = sys::clone::fork_single(&Spec::default(), || 0);
     assert_eq!(refused.unwrap_err(), sys::Errno::EDEADLK);
+    // A forked copy of it has one, and so has its child: init of a new pid namespace.
+    // SAFETY: the C library's fork leaves its allocator usable in the child.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let flags = libc::CLONE_NEWPID.unsigned_abs().into();
+        let spec = Spec { flags, ..Spec::default() };
+        // SAFETY: getpid takes nothing.
+        let child = sys::clone::fork_single(&spec, || unsafe { libc::getpid() } + 40);
+        let status = child
+            .ok()
+            .and_then(|child| nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child.pid), None).ok());
+        let good = matches!(status, Some(nix::sys::wait::WaitStatus::Exited(_, 41)));
+        // SAFETY: ends the forked copy at once.
+        unsafe { libc::_exit(if good { 7 } else { 1 }) };
+    }
+    let status = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None).unwrap();
+    assert!(matches!(status, nix::sys::wait::WaitStatus::Exited(_, 7)), "{status:?}");
+
     let child = spawn_paused(&Spec::default(), &[]).unwrap();
     let taken = spawn_paused(&Spec { set_tid: &[child.pid], ..Spec::default() }, &[]);
     assert_eq!(taken.unwrap_err(), sys::Errno::EEXIST);

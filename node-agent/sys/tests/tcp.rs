@@ -54,6 +54,12 @@ impl World {
                     netlink.add_redirect(12, direction, 1, hole).unwrap();
                 }
                 netlink.set_up(12, true).unwrap();
+                // The kernel makes an IPv6 address its own some time after the interface is up.
+                let own = "fd77::2".parse().unwrap();
+                wait_for("the local route", || {
+                    let routes = netlink.routes().unwrap();
+                    routes.iter().any(|r| r.table == sys::net::route::LOCAL && r.destination == Some((own, 128)))
+                });
             })
             .unwrap();
     }
@@ -76,7 +82,12 @@ impl World {
             .run(move || {
                 let fd = tcp::restore(&dump)
                     .unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
-                tcp::finish(fd.as_fd(), &dump).unwrap();
+                // Options of the program, one of which pushes: nothing may leave before the network is there.
+                sys::sock::set_int(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1).unwrap();
+                let unsent = dump.unsent + u32::from(dump.fin_unsent);
+                assert_eq!(tcp::outq_unsent(fd.as_fd()), Ok(unsent));
+                tcp::finish(fd.as_fd(), &dump.window, dump.reuse_address).unwrap();
+                assert_eq!(tcp::outq_unsent(fd.as_fd()), Ok(unsent));
                 fd
             })
             .unwrap();
@@ -179,6 +190,29 @@ fn both_queues_ipv4_mapped() {
     both_queues("[::]:0", "10.77.0.2");
 }
 
+/// Bytes held back by a cork at the source go out at once when the target attaches, not by a timer.
+#[test]
+fn unsent_bytes_go_out_with_a_push() {
+    let world = World::new();
+    let (listener, at) = listen(&world.source, "10.77.0.2:0");
+    let (mut client, mut server) = connect(&world.client, &listener, at);
+    sys::sock::set_int(server.as_fd(), libc::IPPROTO_TCP, libc::TCP_CORK, 1).unwrap();
+    server.write_all(&pattern(0, 100)).unwrap();
+    world.cut();
+    let dump = tcp::dump(server.as_fd()).unwrap();
+    assert_eq!((dump.unsent, dump.send_queue.len()), (100, 100));
+    drop(server);
+    let mut moved = world.restore(&dump);
+    world.attach();
+    tcp::push(moved.as_fd()).unwrap();
+    assert_eq!(tcp::outq_unsent(moved.as_fd()), Ok(0), "the push sends");
+    expect(&mut client, 0, 100);
+    assert_eq!(tcp::info(moved.as_fd()).unwrap().total_retrans, 0);
+    // Both directions work.
+    client.write_all(&pattern(5, 10)).unwrap();
+    expect(&mut moved, 5, 10);
+}
+
 /// A request-response client that never stops sees every answer, in order, over two moves of its server.
 #[test]
 fn under_load() {
@@ -268,40 +302,62 @@ fn fin_wait1_with_unsent_bytes() {
     expect_end(&mut moved);
 }
 
+/// The client's namespace does not hear, and so does not acknowledge; what it sends still leaves.
+fn quiet(client: &NetnsThread, on: bool) {
+    client
+        .run(move || {
+            let mut netlink = sys::net::Netlink::open().unwrap();
+            if on {
+                netlink.add_clsact(11).unwrap();
+                netlink.add_bridge("hole").unwrap();
+                let hole = netlink.link("hole").unwrap().index;
+                netlink.add_redirect(11, sys::net::tc::Direction::Ingress, 1, hole).unwrap();
+            } else {
+                netlink.remove_clsact(11).unwrap();
+            }
+        })
+        .unwrap();
+}
+
 /// We closed, the FIN was sent and lost, or not acknowledged yet.
 #[test]
 fn fin_wait1_sent() {
     let world = World::new();
     let (listener, at) = listen(&world.source, "10.77.0.2:0");
     let (mut client, server) = connect(&world.client, &listener, at);
-    // The client's namespace does not answer: the FIN is sent and stays unacknowledged.
-    let quiet = |on: bool| {
-        world
-            .client
-            .run(move || {
-                let mut netlink = sys::net::Netlink::open().unwrap();
-                if on {
-                    netlink.add_clsact(11).unwrap();
-                    netlink.add_bridge("hole").unwrap();
-                    let hole = netlink.link("hole").unwrap().index;
-                    netlink.add_redirect(11, sys::net::tc::Direction::Ingress, 1, hole).unwrap();
-                } else {
-                    netlink.remove_clsact(11).unwrap();
-                }
-            })
-            .unwrap();
-    };
-    quiet(true);
+    quiet(&world.client, true);
     (&server).write_all(&pattern(0, 700)).unwrap();
     server.shutdown(Shutdown::Write).unwrap();
     let (moved, dump) = world.transplant(server);
     assert_eq!(dump.state, state::FIN_WAIT1);
     assert!(!dump.fin_unsent && dump.unsent == 0);
     assert_eq!(dump.send_queue.len(), 700);
-    quiet(false);
+    quiet(&world.client, false);
     expect(&mut client, 0, 700);
     expect_end(&mut client);
     wait_for("FIN_WAIT2", || tcp::info(moved.as_fd()).unwrap().state == state::FIN_WAIT2);
+}
+
+/// Both closed at once: our FIN is not acknowledged, the peer's has come.
+#[test]
+fn closing() {
+    let world = World::new();
+    let (listener, at) = listen(&world.source, "10.77.0.2:0");
+    let (mut client, server) = connect(&world.client, &listener, at);
+    quiet(&world.client, true);
+    (&server).write_all(&pattern(0, 300)).unwrap();
+    server.shutdown(Shutdown::Write).unwrap();
+    client.write_all(&pattern(1, 200)).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    wait_for("CLOSING", || tcp::info(server.as_fd()).unwrap().state == state::CLOSING);
+    let (mut moved, dump) = world.transplant(server);
+    assert_eq!(dump.state, state::CLOSING);
+    assert_eq!((dump.send_queue.len(), dump.recv_queue.len()), (300, 200));
+    quiet(&world.client, false);
+    expect(&mut moved, 1, 200);
+    expect_end(&mut moved);
+    expect(&mut client, 0, 300);
+    expect_end(&mut client);
 }
 
 /// Our FIN is acknowledged; the peer talks on.

@@ -37,6 +37,10 @@ pub(crate) fn check(
     sharing(tree, findings)?;
     if let Some(cgroup) = &spec.cgroup {
         membership(cgroup, tree, findings)?;
+        // While we trace it, it is frozen by us.
+        if own_tracer == 0 {
+            frozen_already(cgroup, findings)?;
+        }
     }
     Ok(())
 }
@@ -262,11 +266,10 @@ fn place(
 
 /// The cgroup and the tree must be the same processes.
 fn membership(cgroup: &Path, tree: &[Process], findings: &mut Findings) -> Result<(), InspectError> {
-    let read = |path: &Path, source| ProcError::Read {
-        path: path.display().to_string(),
+    let members = cgroup_members(cgroup).map_err(|source| ProcError::Read {
+        path: cgroup.display().to_string(),
         source,
-    };
-    let members = cgroup_members(cgroup).map_err(|source| read(cgroup, source))?;
+    })?;
     for pid in &members {
         if !tree.iter().any(|process| process.pid == *pid) {
             // It may have been born between the two looks.
@@ -285,11 +288,18 @@ fn membership(cgroup: &Path, tree: &[Process], findings: &mut Findings) -> Resul
             findings.process(process.inner, "it is not in the container's cgroup", END);
         }
     }
-    let events = cgroup.join("cgroup.events");
-    let text = std::fs::read_to_string(&events).map_err(|source| read(&events, source))?;
-    let freeze = cgroup.join("cgroup.freeze");
-    let order = std::fs::read_to_string(&freeze).map_err(|source| read(&freeze, source))?;
-    if text.lines().any(|line| line == "frozen 1") || order.trim() == "1" {
+    Ok(())
+}
+
+fn frozen_already(cgroup: &Path, findings: &mut Findings) -> Result<(), InspectError> {
+    let read = |name: &str| {
+        let path = cgroup.join(name);
+        std::fs::read_to_string(&path).map_err(|source| ProcError::Read {
+            path: path.display().to_string(),
+            source,
+        })
+    };
+    if read("cgroup.events")?.lines().any(|line| line == "frozen 1") || read("cgroup.freeze")?.trim() == "1" {
         findings.container("it is frozen already", "thaw it first");
     }
     Ok(())

@@ -320,9 +320,15 @@ impl Source {
         };
         self.batcher.stats = RoundStats::default();
         self.batcher.strict = !again;
-        let look = self.told.take().unwrap_or_default();
+        let look = match &mut self.state {
+            State::Frozen(frozen) => std::mem::take(&mut frozen.look),
+            State::Tracking | State::Done => self.told.take().unwrap_or_default(),
+        };
         let result = self.pages_of(&look, sink, again);
-        self.told = Some(look);
+        match &mut self.state {
+            State::Frozen(frozen) => frozen.look = look,
+            State::Tracking | State::Done => self.told = Some(look),
+        }
         if brief_stop.is_some() {
             for tracked in self.tracked.values_mut() {
                 tracked
@@ -484,16 +490,11 @@ impl Source {
         refuse(findings)?;
         // The target follows this shape before it takes the last pages.
         self.retrack_frozen(&look)?;
-        let shape = look.shape.clone();
-        let processes = std::mem::take(&mut look.processes);
-        self.tell(Look { processes, shape: shape.clone() });
-        let told = self.told.take().unwrap_or_default();
-        let State::Frozen(frozen) = &mut self.state else {
-            return Ok(());
-        };
-        frozen.look = told;
-        frozen.look.shape = shape;
-        frozen.complete = true;
+        self.tell(look);
+        if let State::Frozen(frozen) = &mut self.state {
+            frozen.look = self.told.take().unwrap_or_default();
+            frozen.complete = true;
+        }
         Ok(())
     }
 

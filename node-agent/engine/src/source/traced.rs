@@ -197,14 +197,7 @@ impl Tapes {
 
     /// Whether the process still has them: an exec takes them away.
     pub(crate) fn is_current(&self) -> bool {
-        let Ok(maps) = crate::proc::maps::read_maps(self.pid) else {
-            return false;
-        };
-        self.tapes.iter().all(|tape| {
-            let range = tape.range();
-            maps.iter()
-                .any(|entry| entry.start == range.start && is_tape(&entry.name))
-        })
+        self.tapes.iter().all(|tape| has_tape(self.pid, &tape.range()))
     }
 
     /// Parks a stopped thread on the first tape.
@@ -306,15 +299,25 @@ impl Tapes {
                 tracing::warn!(pid = self.pid, "a tape is left in the process: no thread of it is parked there");
                 continue;
             };
+            let range = tape.range();
             let removed = match tape.remove(thread.parked) {
                 Ok(running) => let_running_go(running),
-                Err(sys::tape::source::SourceError::Trace(error)) if error.is_gone() => Ok(()),
+                // It ended, or runs another program since: nothing of ours is left in it.
+                Err(_) if !has_tape(self.pid, &range) => Ok(()),
                 Err(error) => Err(tape_error("take a tape out", self.pid, error)),
             };
             result = result.and(removed);
         }
         result
     }
+}
+
+/// Whether a tape is still in the process.
+fn has_tape(pid: i32, range: &std::ops::Range<u64>) -> bool {
+    crate::proc::maps::read_maps(pid).is_ok_and(|maps| {
+        maps.iter()
+            .any(|entry| entry.start == range.start && is_tape(&entry.name))
+    })
 }
 
 /// Whether a name in maps is that of a tape.

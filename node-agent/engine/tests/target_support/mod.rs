@@ -42,9 +42,18 @@ impl Victim {
 
 impl Drop for Victim {
     fn drop(&mut self) {
+        for pid in descendants(self.pid()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// All processes below one.
+pub fn descendants(pid: i32) -> Vec<i32> {
+    let children = tasks::children(pid).unwrap_or_default();
+    children.iter().flat_map(|c| std::iter::once(*c).chain(descendants(*c))).collect()
 }
 
 /// The init of a new pid namespace, paused, with the channel's other end.
@@ -60,7 +69,11 @@ impl Carrier {
         let number = other.as_raw_fd();
         nix::fcntl::fcntl(&other, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
         let script = "ip link set lo up && exec sleep infinity";
-        let outer = Command::new("unshare").args(["--pid", "--net", "--fork", "sh", "-c", script]).spawn().unwrap();
+        let outer = Command::new("unshare")
+            .args(["--pid", "--net", "--fork", "sh", "-c", script])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         drop(other);
         let outer_pid = i32::try_from(outer.id()).unwrap();
         let mut pid = 0;

@@ -79,6 +79,9 @@ def sockets():
 server = socket.socket()
 server.bind(("127.0.0.1", 0))
 server.listen(5)
+client = socket.create_connection(server.getsockname())
+accepted, _ = server.accept()
+client.sendall(b"unread")
 libc = ctypes.CDLL(None, use_errno=True)
 epoll = select.epoll()
 event = libc.eventfd(0, 0x800)
@@ -100,6 +103,14 @@ def events():
             bad(f"epoll gave {fd}")
 
 
+def tcp():
+    accepted.sendall(b"pong")
+    if client.recv(4) != b"pong":
+        bad("tcp")
+    count("tcp")
+    time.sleep(0.001)
+
+
 def alarm(*_):
     counts["alarm"] = counts.get("alarm", 0) + 1
 
@@ -119,7 +130,7 @@ signal.signal(signal.SIGALRM, alarm)
 signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
 started = time.monotonic()
 last = started
-for work in (sleeper, waiter, pipe, sockets, events, memory):
+for work in (sleeper, waiter, pipe, sockets, events, memory, tcp):
     threading.Thread(target=guarded(work), daemon=True, name=work.__name__).start()
 log.write(f"ready {os.getpid()} child {child}\n")
 while True:
@@ -128,6 +139,6 @@ while True:
     if now < last:
         bad("time went back")
     last = now
-    if os.getppid() == 0 and False:
-        bad("orphan")
+    if accepted.recv(6, socket.MSG_PEEK) != b"unread":
+        bad("tcp receive queue")
     log.write("counts " + " ".join(f"{k}={v}" for k, v in sorted(counts.items())) + "\n")

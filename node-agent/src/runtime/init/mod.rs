@@ -101,6 +101,8 @@ fn start(spec: &Spec, control: &OwnedFd) -> Result<(), InitError> {
     plan.limits()?;
     say(control, &Event::Built)?;
     wait_for(control, Order::Run)?;
+    // What this agent's own starter left open must not come into the container.
+    sys::fds::cloexec_from(3).map_err(io::Error::from).step(|| "close inherited descriptors".to_owned())?;
     plan.execute()
 }
 

@@ -72,6 +72,7 @@ impl Coming {
         };
         let mut record = Record {
             cgroup: runtime.cgroup_of(&blueprint.name),
+            link: runtime.link_of(&blueprint.name),
             name: blueprint.name,
             bundle: bundle.clone(),
             rootfs: rootfs.clone(),
@@ -90,10 +91,10 @@ impl Coming {
             let bundle = Bundle::from_spec(bundle.clone(), rootfs.clone(), blueprint.spec)?;
             runtime.prepare(record, &bundle, dir)?;
             let sandbox = runtime.sandbox(record, &bundle, dir, Purpose::Restore);
-            let network = |pid| Ok(network::create(&record.name, &record.network, pid)?);
+            let network = |pid| Ok(network::create(&record.link, &record.network, pid)?);
             let launched = launch(&runtime.options().exe, &record.name, dir, &sandbox, &record.cgroup, network)?;
             let bridge = runtime.options().bridge.as_deref();
-            let port = Port::prepare(&record.name, &record.network, bridge, launched.root.pid, &blueprint.peers)?;
+            let port = Port::prepare(&record.link, &record.network, bridge, launched.root.pid, &blueprint.peers)?;
             let (root, shim, channel) = launched.into_parts().map_err(RuntimeError::file("use", dir.sandbox()))?;
             record.root = Some(root);
             record.shim = Some(shim);
@@ -123,7 +124,7 @@ impl Coming {
         let dir = runtime.dir(&record.name);
         let pid = record.root.as_ref().map_or(0, |root| root.pid);
         let bridge = runtime.options().bridge.clone();
-        let port = Port::prepare(&record.name, &record.network, bridge.as_deref(), pid, &[]).map_err(failed)?;
+        let port = Port::prepare(&record.link, &record.network, bridge.as_deref(), pid, &[]).map_err(failed)?;
         let read = || -> io::Result<Spec> { Ok(serde_json::from_slice(&fs::read(dir.config())?)?) };
         let spec = read().map_err(|error| PortError::failed(format!("read the configuration of {}", record.name), error))?;
         Ok(Self {

@@ -11,20 +11,20 @@ use crate::session::ports::{EthernetFrame, NetLock, PortError};
 /// The lock of one container; without a link there is nothing to lock.
 #[derive(Debug)]
 pub(super) struct ContainerLock {
-    name: crate::runtime::ContainerName,
+    link: String,
     lock: Option<Lock>,
 }
 
 impl ContainerLock {
     pub(super) fn prepare(record: &Record, pid: i32) -> Result<Self, PortError> {
-        let name = record.name.clone();
+        let link = record.link.clone();
         if record.network.ip.is_none() {
-            return Ok(Self { name, lock: None });
+            return Ok(Self { link, lock: None });
         }
         let netns = ns::open(pid, Kind::Net)
-            .map_err(|error| PortError::failed(format!("open the network namespace of {name}"), error))?;
-        let lock = Lock::prepare(&name, netns).map_err(failed)?;
-        Ok(Self { name, lock: Some(lock) })
+            .map_err(|error| PortError::failed(format!("open the network namespace of {}", record.name), error))?;
+        let lock = Lock::prepare(&link, netns).map_err(failed)?;
+        Ok(Self { link, lock: Some(lock) })
     }
 }
 
@@ -47,7 +47,7 @@ impl NetLock for ContainerLock {
     fn lift(&mut self) -> Result<(), PortError> {
         match &mut self.lock {
             Some(lock) => lock.lift().map_err(failed),
-            None => lift_leftovers(&self.name).map_err(failed),
+            None => lift_leftovers(&self.link).map_err(failed),
         }
     }
 
@@ -55,7 +55,7 @@ impl NetLock for ContainerLock {
         if let Some(lock) = &mut self.lock {
             lock.release().map_err(failed)?;
         }
-        remove(&self.name).map_err(failed)
+        remove(&self.link).map_err(failed)
     }
 }
 

@@ -8,6 +8,8 @@ use crate::regs::UserRegs;
 pub struct Stopped {
     pub(super) core: Core,
     stop: Stop,
+    /// This stop used up an interrupt that was asked for.
+    interrupt_again: bool,
 }
 
 /// NT_X86_XSTATE.
@@ -16,8 +18,14 @@ const NT_X86_XSTATE: usize = 0x202;
 const XSTATE_GUESS: usize = 16 * 1024;
 
 impl Stopped {
-    pub(super) fn new(core: Core, stop: Stop) -> Self {
-        Self { core, stop }
+    pub(super) fn new(core: Core, stop: Stop, interrupting: bool) -> Self {
+        let interrupt_again = interrupting && !matches!(stop, Stop::Interrupt | Stop::Group(_));
+        Self { core, stop, interrupt_again }
+    }
+
+    /// It stopped for what was waited for: an interrupt asked for before is not wanted any more.
+    pub(crate) fn forget_interrupt(&mut self) {
+        self.interrupt_again = false;
     }
 
     fn into_core(self) -> Core {
@@ -206,10 +214,15 @@ impl Stopped {
 
     fn resume(self, what: &'static str, number: libc::c_uint, signal: i32) -> Result<Running, Error> {
         let signal = usize::try_from(signal).unwrap_or(0);
+        let again = self.interrupt_again;
+        if again {
+            // Its failure is death, which the resume reports.
+            let _ = plain(libc::PTRACE_INTERRUPT, self.tid(), 0, 0);
+        }
         let result = self.call(what, plain(number, self.tid(), 0, signal));
         // Also on failure it is not ours to detach any more: the only failure is death.
         let core = self.into_core();
-        result.map(|_| Running { core })
+        result.map(|_| Running::new(core, again))
     }
 
     /// Asks for another stop right after the next resume, before user code.

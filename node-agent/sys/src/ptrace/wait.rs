@@ -126,6 +126,7 @@ pub(super) fn wait(running: Running, limit: Duration) -> Result<Event, Error> {
         }
         Err(errno) => return Err(Error::new("waitpid", tid, errno)),
     };
+    let interrupting = running.interrupting.get();
     let core = running.into_core();
     if libc::WIFEXITED(status) {
         return Ok(Event::Exited(tid, Exit::Code(libc::WEXITSTATUS(status))));
@@ -133,7 +134,7 @@ pub(super) fn wait(running: Running, limit: Duration) -> Result<Event, Error> {
     if libc::WIFSIGNALED(status) {
         return Ok(Event::Exited(tid, Exit::Signal(libc::WTERMSIG(status))));
     }
-    let mut stopped = Stopped::new(core, classify(status));
+    let mut stopped = Stopped::new(core, classify(status), interrupting);
     if let Stop::Event(event, _) = stopped.stop() {
         let message = stopped.event_message().unwrap_or(0);
         stopped.set_stop(Stop::Event(event, message));
@@ -147,14 +148,10 @@ pub(super) fn settle(mut running: Running, limit: Duration, born: &mut Vec<Runni
     loop {
         let tid = running.tid();
         let left = end.saturating_duration_since(Instant::now());
-        let mut stopped = match wait(running, left)? {
+        let stopped = match wait(running, left)? {
             Event::Stopped(stopped) => stopped,
             other => return Ok(other),
         };
-        if !matches!(stopped.stop(), Stop::Interrupt | Stop::Group(_)) {
-            // Any other stop uses up an interrupt that came before it.
-            let _ = stopped.interrupt_next();
-        }
         let resumed = match stopped.stop() {
             Stop::Interrupt | Stop::Group(_) => return Ok(Event::Stopped(stopped)),
             Stop::Signal(signal) => stopped.cont(signal),
@@ -233,7 +230,7 @@ pub(super) fn let_go(core: Core) {
     if let Ok(Some(status)) = poll(core.tid, Duration::from_millis(500))
         && libc::WIFSTOPPED(status)
     {
-        drop(Stopped::new(core, classify(status)));
+        drop(Stopped::new(core, classify(status), false));
     }
 }
 

@@ -98,6 +98,12 @@ fn stop_threads(
     Ok(threads)
 }
 
+/// Whether the thread has seccomp filters; true also when that cannot be read.
+fn is_filtered(tid: Tid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("Seccomp:")).is_none_or(|mode| mode.trim() != "0")
+}
+
 /// Whether the thread executes in one of `ranges`, or a signal frame on its stack leads back there.
 fn is_inside(thread: &Stopped, memory: &ProcessMemory, ranges: &[Range<u64>]) -> bool {
     let Ok(regs) = thread.regs() else { return false };
@@ -144,7 +150,8 @@ fn unmap(
         args: vec![BootArg::Value(range.start), BootArg::Value(range.end - range.start)],
     });
     let boot = Boot { calls: calls.collect(), ..Boot::default() };
-    let config = Config { size: super::Size::default(), park_signal, suspend_seccomp: false };
+    let config =
+        Config { size: super::Size::default(), park_signal, suspend_seccomp: is_filtered(helper.tid()) };
     if boot.calls.is_empty() {
         context.detach(helper)?;
     } else {

@@ -339,9 +339,10 @@ impl TargetTape {
         Ok((stopped, None))
     }
 
-    fn ended(&self, stopped: Stopped) -> Result<(Stopped, Option<i64>), TargetError> {
+    fn ended(&self, mut stopped: Stopped) -> Result<(Stopped, Option<i64>), TargetError> {
         let rip = stopped.regs()?.rip;
         if stopped.stop() == Stop::Signal(libc::SIGTRAP) && rip == self.address() + code::TARGET_END {
+            stopped.forget_interrupt();
             return Ok((stopped, None));
         }
         Err(TargetError::Unexpected { tid: stopped.tid(), stop: stopped.stop(), rip })

@@ -254,7 +254,7 @@ pub fn leave(fd: BorrowedFd<'_>, reuse_address: bool) -> crate::Result<()> {
 
 /// Builds the connection in this thread's network namespace, where its local address must exist and a route to
 /// the peer must be. The new socket **stays in repair mode**; set the program's options on it, then
-/// [`finish`] it. Bytes that were never sent are queued as such: the first frame from the peer, a [`push`] or the
+/// [`finish`] it (not [`leave`], which is for a source). Bytes that were never sent are queued as such: the first frame from the peer, a [`push`] or the
 /// kernel's own timer sends them.
 ///
 /// A state in which the peer has closed, or has acknowledged our FIN, is reached by segments given to our own stack
@@ -336,7 +336,8 @@ pub fn restore(dump: &TcpDump) -> Result<OwnedFd, RestoreError> {
         wanted => reached(socket, wanted)?,
     }
     select_queue(socket, Queue::None).restoring("TCP_REPAIR_QUEUE")?;
-    set_repair_window(socket, &dump.window).restoring("TCP_REPAIR_WINDOW")?;
+    let window = if dump.unsent > 0 || dump.fin_unsent { shut(dump) } else { dump.window };
+    set_repair_window(socket, &window).restoring("TCP_REPAIR_WINDOW")?;
     if wide != dump.buffers {
         set_buffers(socket, &dump.buffers).restoring("SO_SNDBUFFORCE, SO_RCVBUFFORCE")?;
     }
@@ -387,12 +388,16 @@ fn give(dump: &TcpDump, seq: u32, ack: u32, fin: bool) -> Result<(), RestoreErro
     inject(&segment).restoring("giving a segment to the loopback interface")
 }
 
+/// The saved window, with no room at the peer: nothing that is queued behind it leaves.
+const fn shut(dump: &TcpDump) -> RepairWindow {
+    RepairWindow { snd_wnd: 0, ..dump.window }
+}
+
 /// Queues bytes (and a FIN) that were never sent so that they still are not: behind a send window of zero.
 fn queue_unsent(fd: BorrowedFd<'_>, dump: &TcpDump, unsent: &[u8]) -> Result<(), RestoreError> {
-    let shut = RepairWindow { snd_wnd: 0, ..dump.window };
     // In states whose FIN was just received, rcv_nxt is one ahead, which the saved numbers allow for.
     select_queue(fd, Queue::None).restoring("TCP_REPAIR_QUEUE")?;
-    set_repair_window(fd, &shut).restoring("TCP_REPAIR_WINDOW")?;
+    set_repair_window(fd, &shut(dump)).restoring("TCP_REPAIR_WINDOW")?;
     repair_off(fd, Leave::Silent).restoring("TCP_REPAIR off")?;
     let queued = fill(fd, unsent).restoring("queueing unsent bytes").and_then(|()| {
         if dump.fin_unsent {
@@ -405,12 +410,15 @@ fn queue_unsent(fd: BorrowedFd<'_>, dump: &TcpDump, unsent: &[u8]) -> Result<(),
     queued
 }
 
-/// Takes a restored socket out of repair mode without sending anything: it is live.
+/// Takes a restored socket out of repair mode without sending anything: it is live. `window` and `reuse_address`
+/// are those of the [`TcpDump`]. Until here the send window of a socket with unsent bytes was shut, because setting
+/// an option such as TCP_NODELAY sends what it can, even in repair mode.
 ///
 /// # Errors
 /// Those of setsockopt(2).
-pub fn finish(fd: BorrowedFd<'_>, dump: &TcpDump) -> crate::Result<()> {
-    leave(fd, dump.reuse_address)
+pub fn finish(fd: BorrowedFd<'_>, window: &RepairWindow, reuse_address: bool) -> crate::Result<()> {
+    set_repair_window(fd, window)?;
+    leave(fd, reuse_address)
 }
 
 /// Sends what is queued and may be sent now. For the moment the network is attached: bytes that were queued

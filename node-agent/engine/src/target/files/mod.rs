@@ -48,6 +48,8 @@ pub(crate) struct Workshop<'a> {
 pub(crate) struct InRepair {
     /// The open file.
     pub(crate) id: u32,
+    /// Its windows, of which the send window is shut while bytes that were never sent wait.
+    pub(crate) window: sys::tcp::RepairWindow,
     /// SO_REUSEADDR, which repair mode overwrites.
     pub(crate) reuse_address: bool,
 }
@@ -201,7 +203,7 @@ impl Descriptions {
     pub(crate) fn leave_repair(&mut self) -> Result<(), TargetError> {
         for connection in self.in_repair.drain(..) {
             if let Some(fd) = self.held.get(&connection.id) {
-                sys::tcp::leave(fd.as_fd(), connection.reuse_address)
+                sys::tcp::finish(fd.as_fd(), &connection.window, connection.reuse_address)
                     .map_err(TargetError::errno(format!("take open file {} out of repair mode", connection.id)))?;
             }
         }

@@ -133,7 +133,7 @@ fn connected(
     })?;
     set_options(file, fd.as_fd(), &socket.options)?;
     all.put(file.id, fd);
-    all.in_repair.push(InRepair { id: file.id, reuse_address: connection.reuse_address });
+    all.in_repair.push(InRepair { id: file.id, window: dump.window, reuse_address: connection.reuse_address });
     Ok(())
 }
 

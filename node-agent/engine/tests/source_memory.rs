@@ -1,0 +1,264 @@
+//! Pages: whatever a program does to its memory, what was sent is what it holds at the freeze.
+
+mod source_support;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use engine::source::Source;
+use image::pages::Owner;
+use image::shape::{Backing, ProcessShape, Shape, Vma};
+use source_support::{Cgroup, Copy, Workload};
+
+/// Does random things to its memory, in several processes, as fast as it can.
+const MUTATOR: &str = r"
+import ctypes, mmap, os, random, sys, tempfile, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mremap.restype = ctypes.c_void_p
+libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+P = 4096
+rnd = random.Random(int(sys.argv[1]))
+FAILED = ctypes.c_void_p(-1).value
+path = tempfile.mktemp()
+with open(path, 'wb') as f: f.write(os.urandom(64 * P))
+fd = os.open(path, os.O_RDWR)
+os.unlink(path) if rnd.random() < .5 else None
+memfd = os.memfd_create('obj'); os.ftruncate(memfd, 256 * P)
+areas = []
+def store(a, n):
+    for _ in range(n):
+        k = rnd.randrange(a[1] // P)
+        ctypes.memmove(a[0] + k * P + rnd.randrange(4000), os.urandom(16), 16)
+def new():
+    kind = rnd.choice(['anon', 'file', 'shared', 'memfd', 'memfdpriv', 'sparse', 'big'])
+    n = rnd.randrange(1, 64) * P; off = 0
+    flags, f = {'anon': (0x22, -1), 'file': (2, fd), 'shared': (0x21, -1), 'memfd': (1, memfd), 'memfdpriv': (2, memfd),
+                'sparse': (0x4022, -1), 'big': (0x22, -1)}[kind]
+    if kind in ('sparse', 'big'): n = rnd.randrange(600, 3000) * P
+    if f >= 0: off = rnd.randrange(0, 8) * P; n = min(n, 50 * P)
+    # Often where something was before.
+    at = rnd.choice(gone)[0] if gone and rnd.random() < .5 else None
+    p = libc.mmap(at, n, 3, flags, f, off)
+    if p != FAILED:
+        a = [p, n, kind]; areas.append(a); store(a, rnd.randrange(0, 40))
+gone = []
+def step():
+    r = rnd.random()
+    if len(areas) < 4 or r < .12 and len(areas) < 40: return new()
+    a = rnd.choice(areas)
+    if r < .70: store(a, rnd.randrange(1, 20))
+    elif r < .76:
+        areas.remove(a); gone.append((a[0], a[1])); del gone[:-20]; libc.munmap(a[0], a[1])
+    elif r < .84:
+        k = rnd.randrange(a[1] // P); libc.madvise(a[0] + k * P, rnd.randrange(1, a[1] // P - k + 1) * P, 4)
+    elif r < .87 and a[2] in ('shared', 'memfd'):
+        k = rnd.randrange(a[1] // P); libc.madvise(a[0] + k * P, P, 9)
+    elif r < .91:
+        n = max(P, a[1] + rnd.randrange(-20, 20) * P)
+        if a[2] in ('file', 'memfd', 'memfdpriv'): n = min(n, a[1])
+        if a[2] == 'shared': n = a[1]
+        fixed = 1
+        p = libc.mremap(a[0], a[1], n, fixed, None)
+        if p != FAILED: a[0], a[1] = p, n
+    elif r < .94: os.pwrite(memfd, os.urandom(16), rnd.randrange(250 * P))
+    elif r < .96:
+        m = mmap.mmap(memfd, 256 * P); k = rnd.randrange(250 * P); m[k:k+8] = os.urandom(8); m.close()
+    elif r < .97:
+        libc.mprotect(a[0], P, 0); ctypes.get_errno(); time.sleep(0); libc.mprotect(a[0], P, 3)
+    elif r < .985:
+        pid = os.fork()
+        if pid == 0:
+            for b in areas:
+                if b[2] in ('shared', 'memfd'): store(b, 3)
+            os._exit(0)
+        os.waitpid(pid, 0)
+    else:
+        k = rnd.randrange(8)
+        ctypes.memmove(area[0] + k * 512 * P, b'x' * 64, 64)
+area = [libc.mmap(None, 8 * 512 * P, 3, 0x22, -1, 0), 8 * 512 * P, 'huge']; libc.madvise(area[0], area[1], 14)
+state = {'run': True}
+def loop():
+    while True:
+        if state['run']: step()
+        else: time.sleep(.001)
+threading.Thread(target=loop, daemon=True).start()
+if rnd.random() < .7 and os.fork() == 0:
+    state['child'] = True
+    threading.Thread(target=loop, daemon=True).start()
+    if rnd.random() < .5:
+        time.sleep(rnd.random() * .3)
+        os.execv('/proc/self/exe', ['python3', '-c', 'x = bytearray(1 << 20)\nimport time\nwhile True:\n for i in range(0, len(x), 4096): x[i] = (x[i] + 1) % 256\n time.sleep(.001)'])
+    time.sleep(1000)
+print('ready')
+for line in sys.stdin: print('ok', flush=True)
+";
+
+/// What a target does to contents when it follows from one shape to the next: it keeps them only where the
+/// same thing stays mapped.
+fn follow(copy: &mut Copy, old: &Shape, new: &Shape) {
+    let before: BTreeMap<i32, &ProcessShape> = old.processes.iter().map(|p| (p.pid, p)).collect();
+    let after: BTreeMap<i32, &ProcessShape> = new.processes.iter().map(|p| (p.pid, p)).collect();
+    copy.pages.retain(|(owner, at), _| {
+        let pid = match owner {
+            Owner::Process(pid) => pid,
+            Owner::Object(id) => return new.objects.iter().any(|object| object.id == *id),
+        };
+        let (Some(was), Some(is)) = (before.get(pid), after.get(pid)) else {
+            return false;
+        };
+        let find = |p: &ProcessShape| p.mm.vmas.iter().find(|v| (v.start..v.end).contains(at)).cloned();
+        was.mm.exe == is.mm.exe
+            && match (find(was), find(is)) {
+                (Some(was), Some(is)) => what(&was, *at) == what(&is, *at),
+                _ => false,
+            }
+    });
+}
+
+fn what(vma: &Vma, at: u64) -> String {
+    match &vma.backing {
+        Backing::File { file, offset, shared, .. } => {
+            format!("{} {:?} {} {shared}", file.path, file.ghost, at - vma.start + offset)
+        }
+        Backing::Object { id, offset, shared, .. } => format!("{id} {} {shared}", at - vma.start + offset),
+        other => format!("{other:?} {:?}", (vma.flags.no_reserve, vma.flags.huge_page)),
+    }
+}
+
+/// Compares every page of every process with what was sent. Gives the number of pages compared.
+fn compare(root: i32, shape: &Shape, copy: &Copy) -> usize {
+    let mut compared = 0;
+    for process in &shape.processes {
+        if process.zombie.is_some() {
+            continue;
+        }
+        // The test runs in the programs' pid namespace.
+        let mem = File::open(format!("/proc/{}/mem", process.pid)).unwrap();
+        for vma in &process.mm.vmas {
+            let (private, object) = match &vma.backing {
+                Backing::Anonymous => (true, None),
+                Backing::File { shared, .. } => (!shared, None),
+                Backing::Object { id, offset, shared, .. } => (!shared, Some((*id, *offset))),
+                Backing::Vdso | Backing::Vvar(_) => continue,
+            };
+            if !private && object.is_none() {
+                continue;
+            }
+            let mut content = vec![0; 4096];
+            for at in (vma.start..vma.end).step_by(4096) {
+                if mem.read_exact_at(&mut content, at).is_err() {
+                    // Beyond the end of the file.
+                    continue;
+                }
+                let under = object.and_then(|(id, offset)| {
+                    copy.pages.get(&(Owner::Object(id), at - vma.start + offset)).cloned()
+                });
+                let held = if private {
+                    copy.pages.get(&(Owner::Process(process.pid), at)).cloned()
+                } else {
+                    None
+                };
+                let expected = held.or(under).or_else(|| file_page(process.pid, vma, at)).unwrap_or_else(|| vec![0; 4096]);
+                if content != expected {
+                    // DEBUGDIFF
+                    let diff: Vec<usize> = (0..4096).filter(|i| content[*i] != expected[*i]).collect();
+                    let mut e = [0u8; 8];
+                    File::open(format!("/proc/{}/pagemap", process.pid)).unwrap().read_exact_at(&mut e, at / 4096 * 8).unwrap();
+                    eprintln!("DIFF {} bytes at {:?} pagemap {:#x} at {at:#x}", diff.len(), &diff[..diff.len().min(10)], u64::from_le_bytes(e));
+                    eprintln!("{}", std::fs::read_to_string(format!("/proc/{}/maps", process.pid)).unwrap().lines().filter(|l| l.contains("heap")).collect::<Vec<_>>().join("\n"));
+                }
+                assert!(
+                    content == expected,
+                    "root {root} pid {} page {at:#x} of {vma:?} differs: {:?}.. is, {:?}.. sent {}",
+                    process.pid,
+                    &content[..16],
+                    &expected[..16],
+                    copy.pages.contains_key(&(Owner::Process(process.pid), at)),
+                );
+                compared += 1;
+            }
+        }
+    }
+    compared
+}
+
+/// What a private file mapping shows where nothing was written.
+fn file_page(pid: i32, vma: &Vma, at: u64) -> Option<Vec<u8>> {
+    let Backing::File { offset, .. } = &vma.backing else {
+        return None;
+    };
+    let file = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end)).unwrap();
+    let mut page = vec![0; 4096];
+    let mut done = 0;
+    while let Ok(got @ 1..) = file.read_at(&mut page[done..], at - vma.start + offset + done as u64) {
+        done += got;
+    }
+    Some(page)
+}
+
+fn mutator(seed: u64) -> Workload {
+    let mut command = std::process::Command::new("python3");
+    command.args(["-u", "-c", MUTATOR, &seed.to_string()]);
+    Workload::start(command)
+}
+
+fn migrate(seed: u64) {
+    let cgroup = Cgroup::new(&format!("memory{seed}"));
+    let mut workload = mutator(seed);
+    let mut spec = workload.spec();
+    // All of the tree, wherever it was born.
+    cgroup.add(workload.pid());
+    for pid in children(workload.pid()) {
+        cgroup.add(pid);
+    }
+    spec.cgroup = Some(cgroup.0.clone());
+    let mut source = attach(&spec);
+    let mut copy = Copy::default();
+    let mut told = Shape::default();
+    for _ in 0..6 {
+        let shape = source.shape().unwrap();
+        follow(&mut copy, &told, &shape);
+        told = shape;
+        source.round(&mut copy).unwrap();
+    }
+    source.freeze().unwrap();
+    let shape = source.shape().unwrap();
+    follow(&mut copy, &told, &shape);
+    source.last_pages(&mut copy).unwrap();
+    let compared = compare(workload.pid(), &shape, &copy);
+    assert!(compared > 1000);
+    source.abort().unwrap();
+    assert_eq!(workload.ask(""), "ok");
+}
+
+/// A fork or exec in flight is refused by name; the mutator does both all the time.
+fn attach(spec: &engine::source::TreeSpec) -> Source {
+    let mut last = None;
+    for _ in 0..50 {
+        match Source::attach(spec) {
+            Ok(source) => return source,
+            Err(error) => last = Some(error),
+        }
+    }
+    panic!("{last:?}");
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|word| word.parse().unwrap()).collect()
+}
+
+#[test]
+fn what_was_sent_is_what_there_is() {
+    let seeds = std::env::var("GANTRY_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+    for seed in 0..seeds {
+        eprintln!("seed {seed}");
+        migrate(seed);
+    }
+}

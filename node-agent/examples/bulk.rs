@@ -1,0 +1,88 @@
+//! How fast one bulk stream is on this machine: TLS 1.3 over loopback, batches of 1 MiB, sender and receiver
+//! in one process. `cargo run --release -p node-agent --example bulk [GiB]`.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use engine::PageSink;
+use image::frame::FrameReader;
+use image::pages::{Batch, Owner, Run, RunKind};
+use node_agent::transfer::bulk::{Apply, BulkEvent, BulkSender, Gate, receive};
+use node_agent::transfer::stream::TlsStream;
+use proto::identity::{Identity, Role};
+use proto::tls::{Tls, TlsFiles};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+/// Counts pages in place of writing them: what is measured is the stream.
+#[derive(Clone, Debug, Default)]
+struct Count(Arc<AtomicU64>);
+
+impl Apply for Count {
+    fn apply(&self, batch: &Batch<'_>) -> io::Result<()> {
+        self.0.fetch_add(batch.data.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn main() -> Result<()> {
+    let gib: u64 = std::env::args().nth(1).map_or(Ok(4), |arg| arg.parse()).context("GiB")?;
+    let dir = tempfile::tempdir()?;
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let issue = |name: &str| -> Result<Tls> {
+        let key = KeyPair::generate()?;
+        let cert = CertificateParams::new(vec![format!("{name}.node.gantry")])?.signed_by(&key, &ca)?;
+        let dir = dir.path().join(name);
+        std::fs::create_dir(&dir)?;
+        let files = TlsFiles::in_dir(&dir);
+        std::fs::write(&files.ca, ca.pem())?;
+        std::fs::write(&files.cert, cert.pem())?;
+        std::fs::write(&files.key, key.serialize_pem())?;
+        Ok(Tls::load(&files)?)
+    };
+    let (source, target) = (issue("node-a")?, issue("node-b")?);
+
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?.to_string();
+    let (events, reports) = mpsc::channel();
+    let gate = Gate::new();
+    let count = Count::default();
+    gate.open(1, count.clone());
+    let receiver = std::thread::spawn(move || -> Result<()> {
+        let (tcp, _) = listener.accept()?;
+        let stream = TlsStream::accept(&target, tcp)?;
+        receive(FrameReader::new(stream), &gate, None, &events);
+        Ok(())
+    });
+
+    let stream = TlsStream::connect(&source, &Identity::new(Role::Node, "node-b")?, &address)?;
+    let mut sender = BulkSender::new(stream, 0, 0, || false);
+    let data: Vec<u8> = (0..1 << 20).map(|n: u32| n.to_le_bytes()[1]).collect();
+    let rounds = 4;
+    for round in 0..rounds {
+        let began = Instant::now();
+        sender.begin(round, 1)?;
+        for batch in 0..gib * 1024 / u64::from(rounds) {
+            let runs = [Run { addr: batch << 20, pages: 256, kind: RunKind::Data }];
+            PageSink::batch(&mut sender, &Batch { owner: Owner::Process(1), runs: &runs, data: &data })?;
+        }
+        sender.end(round)?;
+        match reports.recv_timeout(Duration::from_secs(10))? {
+            BulkEvent::Round { bytes, error: None, .. } => {
+                let seconds = began.elapsed().as_secs_f64();
+                #[expect(clippy::cast_precision_loss, reason = "a rate")]
+                let rate = bytes as f64 / seconds / 1e9;
+                println!("round {round}: {bytes} bytes in {:.1} ms: {rate:.2} GB/s", seconds * 1e3);
+            }
+            other => bail!("{other:?}"),
+        }
+    }
+    drop(sender);
+    receiver.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))??;
+    Ok(())
+}

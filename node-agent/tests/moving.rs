@@ -1,0 +1,293 @@
+//! What the runtime gives to migrations, on the real kernel: the sandbox of a copy, its files, the network
+//! lock and the hand-over of held frames. Needs root.
+
+mod common;
+
+use std::fs;
+use std::io;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Lan, Node, chain, request, unique, wait_for};
+use node_agent::network::{Lock, lift_leftovers};
+use node_agent::runtime::{ContainerName, MovingNode, State};
+use node_agent::session::ports::{FileSink, Incoming, Node as _, PortError, Settled};
+use serde_json::json;
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Batches, applied at once.
+struct Apply<'a>(&'a mut dyn node_agent::session::ports::FileTarget);
+
+impl FileSink for Apply<'_> {
+    fn batch(&mut self, batch: &[u8]) -> io::Result<()> {
+        self.0.apply(batch).map_err(io::Error::other)
+    }
+}
+
+fn start(node: &Node, lan: Option<&Lan>, args: &[&str], change: impl FnOnce(&mut serde_json::Value)) -> ContainerName {
+    let bundle = node.bundle_with(args, change);
+    let name = ContainerName::new(unique("m")).unwrap();
+    let mut request = request(&name, &bundle);
+    request.ip = lan.map(|lan| format!("{}/24", lan.address(2)).parse().unwrap());
+    node.runtime.run(request).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    name
+}
+
+fn moving(node: &Node) -> MovingNode {
+    MovingNode::new(Arc::new(node.reopened()))
+}
+
+fn incoming(name: &ContainerName, spec: Vec<u8>) -> Incoming {
+    Incoming { container: name.to_string(), migration: "m-1".to_owned(), epoch: 7, spec }
+}
+
+#[test]
+fn a_copy_gets_the_same_sandbox_and_files() {
+    let (source, target) = (Node::new(None), Node::new(None));
+    let script = "mkdir -p /data /tmp/deep; echo one > /data/file; ln /data/file /data/link; \
+        echo temporary > /tmp/deep/file; echo shared > /dev/shm/seg; echo started; sleep 1000";
+    let name = start(&source, None, &["sh", "-c", script], |_| {});
+    wait_for("it has written", || source.log(&name) == "started\n");
+
+    let leaving = moving(&source).source(name.as_str()).unwrap();
+    let coming = moving(&target);
+    let mut copy = coming.incoming(&incoming(&name, leaving.spec().unwrap())).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let status = target.runtime.get(&name).unwrap();
+    assert_eq!(status.state, State::Incoming);
+    let (mut from, mut to) = (leaving.files().unwrap(), copy.files().unwrap());
+    let round = from.round(&mut Apply(to.as_mut())).unwrap();
+    assert!(round.entries > 5, "{round:?}");
+    leaving.settle(Settled::Migrating, 7);
+    assert_eq!(source.runtime.get(&name).unwrap().state, State::Migrating);
+    source.runtime.stop(&name, Duration::ZERO).unwrap_err();
+    fs::write(source.runtime.record(&name).unwrap().rootfs.join("data/file"), "two\n").unwrap();
+    from.last(&mut Apply(to.as_mut())).unwrap();
+
+    // Its first process waits as pid 1 of namespaces of its own, in the copy's groups, with the socket open.
+    let options = copy.options().unwrap();
+    let pid = options.root.pid;
+    let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+    assert!(proc("status").lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")), "{}", proc("status"));
+    let link = fs::read_link(format!("/proc/{pid}/fd/{}", options.root.channel_fd)).unwrap();
+    assert!(link.to_str().unwrap().starts_with("socket:"), "{}", link.display());
+    for ns in ["pid", "mnt", "net", "uts", "ipc", "cgroup"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{ns}")).unwrap();
+        assert_ne!(of(&pid.to_string()), of("self"), "{ns}");
+    }
+    assert!(copy.cgroup().join("cgroup.procs").exists());
+    let mounts = |pid: i32| -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+        text.lines().map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect()
+    };
+    let root_pid = source.runtime.get(&name).unwrap().pid.unwrap();
+    assert_eq!(mounts(pid), mounts(root_pid));
+    let read = |path: &str| fs::read_to_string(format!("/proc/{pid}/root{path}")).unwrap();
+    assert_eq!(read("/data/link"), "two\n");
+    assert_eq!(read("/tmp/deep/file"), "temporary\n");
+    assert_eq!(read("/dev/shm/seg"), "shared\n");
+    assert_eq!(target.log(&name), "started\n");
+
+    assert!(moving(&target).reopen(name.as_str(), "m-1").unwrap().is_none(), "it is not complete");
+    copy.ready(pid).unwrap();
+    assert!(moving(&target).reopen(name.as_str(), "another").unwrap().is_none());
+    let mut again = moving(&target).reopen(name.as_str(), "m-1").unwrap().expect("it is complete");
+    again.adopt(7).unwrap();
+    let status = target.runtime.get(&name).unwrap();
+    assert_eq!((status.state, status.epoch), (State::Running, 7));
+    moving(&target).kill_incoming(name.as_str(), "m-1").unwrap();
+    assert_eq!(target.runtime.get(&name).unwrap().state, State::Running, "an adopted one is not incoming");
+
+    // The source goes.
+    leaving.kill().unwrap();
+    leaving.remove().unwrap();
+    leaving.remove().unwrap();
+    assert!(source.runtime.list().unwrap().is_empty());
+}
+
+#[test]
+fn a_copy_that_is_not_adopted_goes_without_a_trace() {
+    let lan = Lan::new();
+    let (source, target) = (Node::new(Some(lan.bridge.clone())), Node::new(Some(lan.bridge.clone())));
+    let name = start(&source, Some(&lan), &["sleep", "1000"], |_| {});
+    let spec = moving(&source).source(name.as_str()).unwrap().spec().unwrap();
+    let mut copy = moving(&target).incoming(&incoming(&name, spec.clone())).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let record = target.runtime.record(&name).unwrap();
+    let is_up = || fs::exists(format!("/sys/class/net/{}", record.link)).unwrap();
+    assert!(is_up());
+    let master = fs::exists(format!("/sys/class/net/{}/master", record.link)).unwrap();
+    assert!(!master, "its host end is attached at commit");
+    copy.discard().unwrap();
+    copy.discard().unwrap();
+    assert!(!is_up() && target.runtime.list().unwrap().is_empty() && !record.bundle.exists());
+    // Another agent killed what a dead one was building.
+    let copy = moving(&target).incoming(&incoming(&name, spec)).unwrap();
+    drop(copy);
+    moving(&target).kill_incoming(name.as_str(), "m-1").unwrap();
+    moving(&target).kill_incoming(name.as_str(), "m-1").unwrap();
+    assert!(!is_up() && target.runtime.list().unwrap().is_empty());
+    assert_eq!(source.runtime.get(&name).unwrap().state, State::Running);
+}
+
+#[test]
+fn what_the_target_lacks_is_refused_by_path() {
+    let (source, target) = (Node::new(None), Node::new(None));
+    let only_here = source.dir.path().join("only-here");
+    fs::create_dir(&only_here).unwrap();
+    let name = start(&source, None, &["sleep", "1000"], |config| {
+        let mount = json!({"destination": "/only", "type": "bind", "source": only_here, "options": ["bind"]});
+        config["mounts"].as_array_mut().unwrap().push(mount);
+    });
+    let spec = moving(&source).source(name.as_str()).unwrap().spec().unwrap();
+    fs::rename(&only_here, source.dir.path().join("gone")).unwrap();
+    let error = moving(&target).incoming(&incoming(&name, spec)).err().expect("refused");
+    let PortError::Refused(refusals) = error else { panic!("{}", chain(&error)) };
+    assert!(refusals[0].to_string().contains("only-here"), "{}", refusals[0]);
+    // A shared root directory needs its marker.
+    let shared = start(&source, None, &["sleep", "1000"], |config| {
+        config["annotations"] = json!({"dev.gantry.rootfs": "shared"});
+    });
+    let leaving = moving(&source).source(shared.as_str()).unwrap();
+    assert!(chain(&leaving.spec().unwrap_err()).contains(".gantry-shared"));
+    fs::write(source.runtime.record(&shared).unwrap().rootfs.join(".gantry-shared"), "4711").unwrap();
+    let spec = leaving.spec().unwrap();
+    let mut copy = moving(&target).incoming(&incoming(&shared, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(target.runtime.record(&shared).unwrap().rootfs, source.runtime.record(&shared).unwrap().rootfs);
+    copy.discard().unwrap();
+    assert!(source.runtime.record(&shared).unwrap().rootfs.join(".gantry-shared").exists());
+}
+
+/// A client that counts answers of an echo server and reports its longest wait.
+const PINGER: &str = "
+import socket, sys, time
+s = socket.create_connection((sys.argv[1], 7000)); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+s.settimeout(20); longest = 0; n = 0; end = time.time() + float(sys.argv[2])
+print('up', flush=True)
+while time.time() < end:
+    t = time.time(); m = b'%08d' % n; s.sendall(m); r = b''
+    while len(r) < 8:
+        d = s.recv(8 - len(r))
+        if not d: sys.exit('closed')
+        r += d
+    if r != m: sys.exit('mismatch')
+    longest = max(longest, time.time() - t); n += 1; time.sleep(0.001)
+retrans = int.from_bytes(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[100:104], 'little')
+print(n, round(longest * 1000), retrans)
+";
+
+const ECHO: &str = "
+import socket
+l = socket.create_server(('0.0.0.0', 7000)); s, _ = l.accept(); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+while True:
+    d = s.recv(64)
+    if not d: break
+    s.sendall(d)
+";
+
+fn pinger(lan: &Lan, seconds: &str) -> Child {
+    let address = lan.address(2).to_string();
+    Command::new("ip")
+        .args(["netns", "exec", &lan.client, "python3", "-c", PINGER, &address, seconds])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn the_lock_holds_frames_and_lifting_it_delivers_them() {
+    let lan = Lan::new();
+    let node = Node::new(Some(lan.bridge.clone()));
+    let name = start(&node, Some(&lan), &["python3", "-c", ECHO], |_| {});
+    let listens = || text(&node.exec(&name, &["cat", "/proc/net/tcp"]).stdout).contains(":1B58 00000000:0000 0A");
+    wait_for("the server", listens);
+    let client = pinger(&lan, "3");
+    let established = || text(&node.exec(&name, &["cat", "/proc/net/tcp"]).stdout).contains(" 01 ");
+    wait_for("a connection", established);
+
+    let leaving = moving(&node).source(name.as_str()).unwrap();
+    let mut lock = leaving.lock().unwrap();
+    for _ in 0..5 {
+        lock.engage().unwrap();
+        let frames = lock.held(Duration::from_secs(5)).unwrap();
+        assert!(!frames.is_empty(), "the client's next segment is held");
+        std::thread::sleep(Duration::from_millis(40));
+        lock.lift().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    lock.lift().unwrap();
+    drop(lock);
+    let output = client.wait_with_output().unwrap();
+    let seen = text(&output.stdout);
+    let numbers: Vec<u64> = seen.lines().last().unwrap().split(' ').map(|n| n.parse().unwrap()).collect();
+    let [answers, longest, retransmitted] = numbers.as_slice() else { panic!("{seen} {}", text(&output.stderr)) };
+    assert!(*answers > 100, "{seen}");
+    // The pause is 40 ms; a lost frame would cost 200 ms at least.
+    assert!(*longest < 190, "the client waited {longest} ms");
+    assert_eq!(*retransmitted, 0, "nothing was lost");
+    let filters = Command::new("tc").args(["qdisc", "show", "dev", &node.runtime.record(&name).unwrap().link]).output().unwrap();
+    assert!(!text(&filters.stdout).contains("clsact"), "{}", text(&filters.stdout));
+}
+
+#[test]
+fn a_lock_whose_holder_dies_stays_closed_until_it_is_lifted() {
+    let lan = Lan::new();
+    let node = Node::new(Some(lan.bridge.clone()));
+    let name = start(&node, Some(&lan), &["sleep", "1000"], |_| {});
+    let address = lan.address(2).to_string();
+    let ping = || lan.client(&["ping", "-c", "1", "-W", "1", &address]).status.success();
+    wait_for("it answers", ping);
+    let record = node.runtime.record(&name).unwrap();
+    let netns = fs::File::open(format!("/proc/{}/ns/net", record.root.unwrap().pid)).unwrap();
+    let mut lock = Lock::prepare(&record.link, netns.into()).unwrap();
+    lock.engage().unwrap();
+    // As when the process dies: the TAPs go, the filters stay.
+    drop(lock);
+    assert!(!ping(), "it fails closed");
+    let again = moving(&node).source(name.as_str()).unwrap();
+    let mut lock = again.lock().unwrap();
+    assert!(!ping(), "preparing another lock opens nothing");
+    lock.lift().unwrap();
+    assert!(ping());
+    lift_leftovers(&record.link).unwrap();
+    lift_leftovers("gvnosuchlink").unwrap();
+    assert!(ping());
+}
+
+#[test]
+fn held_frames_reach_the_container_at_its_new_place() {
+    // The same addresses behind two links: the old one locked, the new one attached at commit.
+    let lan = Lan::new();
+    let node = Node::new(Some(lan.bridge.clone()));
+    let name = start(&node, Some(&lan), &["sleep", "1000"], |_| {});
+    let record = node.runtime.record(&name).unwrap();
+    let address = lan.address(2).to_string();
+    wait_for("it answers", || lan.client(&["ping", "-c", "1", "-W", "1", &address]).status.success());
+    let netns = fs::File::open(format!("/proc/{}/ns/net", record.root.clone().unwrap().pid)).unwrap();
+    let mut lock = Lock::prepare(&record.link, netns.into()).unwrap();
+
+    let other = Node::new(Some(lan.bridge.clone()));
+    let spec = moving(&node).source(name.as_str()).unwrap().spec().unwrap();
+    let mut copy = moving(&other).incoming(&incoming(&name, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    lock.engage().unwrap();
+    let ping = Command::new("ip")
+        .args(["netns", "exec", &lan.client, "ping", "-c", "1", "-W", "5", &address])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let frames = lock.held(Duration::from_secs(5)).unwrap();
+    assert_eq!(frames.len(), 1, "the echo request");
+    copy.attach().unwrap();
+    copy.attach().unwrap();
+    copy.announce().unwrap();
+    copy.deliver(&frames).unwrap();
+    let ended = { ping }.wait().unwrap();
+    assert!(ended.success(), "the held request was answered from the new place");
+    assert!(lock.held(Duration::ZERO).unwrap().is_empty(), "the bridge has learned the new place");
+    lock.release().unwrap();
+    lock.release().unwrap();
+    copy.discard().unwrap();
+}
