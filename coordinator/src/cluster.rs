@@ -205,7 +205,13 @@ impl Cluster {
                 name: node.name.clone(),
                 ready: self.state(member) == NodeState::Ready,
                 cordoned: node.cordoned,
-                occupied: member.record.containers.iter().any(|c| c.name == container),
+                // What is left of a copy that has moved away is no obstacle: the node gives it up when it is asked
+                // to expect the container, or refuses then.
+                occupied: member
+                    .record
+                    .containers
+                    .iter()
+                    .any(|c| c.name == container && weight(c).0 && c.state() != ContainerState::Stopped),
                 promised: promised.get(&node.name).copied().unwrap_or_default(),
                 facts: facts(node.facts.as_ref()),
             }

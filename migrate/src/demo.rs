@@ -253,9 +253,11 @@ impl Client {
 
     /// Lets the clients talk for a while.
     async fn listen(&mut self, time: Duration) -> Result<(), Failure> {
-        match tokio::time::timeout(time, self.child.wait()).await {
-            Err(_) => Ok(()),
-            Ok(_) => Err(Failure::new(Exit::Other, "keep the clients talking", "they ended early")),
+        tokio::time::sleep(time).await;
+        // Not `wait`, which would close its standard input and so end it.
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            _ => Err(Failure::new(Exit::Other, "keep the clients talking", "they ended early")),
         }
     }
 

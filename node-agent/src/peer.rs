@@ -77,8 +77,11 @@ pub enum DialError {
 pub(crate) fn dial(agent: &Agent, node: &str, address: &str, hello: Hello) -> Result<Link, DialError> {
     let name = || node.to_owned();
     let expect = Agent::identity(node).map_err(|source| DialError::Name(name(), source))?;
-    let stream = TlsStream::connect(&agent.tls, &expect, address)
-        .map_err(|source| DialError::Connect { node: name(), address: address.to_owned(), source })?;
+    let stream = TlsStream::connect(&agent.tls, &expect, address).map_err(|source| DialError::Connect {
+        node: name(),
+        address: address.to_owned(),
+        source,
+    })?;
     let mut link = Link::new(stream);
     let expected = hello.peer_incarnation;
     let welcomed = link
@@ -199,7 +202,8 @@ fn greet(agent: &Arc<Agent>, tcp: TcpStream, stranger: Stranger) -> Result<(), S
     if peer.role() != PeerRole::Node {
         return unwelcome(&mut link, format!("{peer} is no node"));
     }
-    let Some(version) = hello.versions.iter().copied().find(|version| PROTOCOL_VERSIONS.contains(version)) else {
+    let Some(version) = hello.versions.iter().copied().find(|version| PROTOCOL_VERSIONS.contains(version))
+    else {
         return unwelcome(&mut link, format!("no common protocol version: {:?}", hello.versions));
     };
     let welcome = PeerMessage::Welcome { version, incarnation: agent.incarnation };
@@ -257,14 +261,26 @@ fn question(agent: &Arc<Agent>, peer: &str, hello: &Hello, link: &mut Link) -> R
         PeerMessage::Abort { .. } => abort_again(agent, peer, hello, message)?,
         other => return Err(format!("{} is no question", other.name())),
     };
-    tracing::debug!(container = hello.container, epoch = hello.epoch, answer = answer.name(), "answered a peer");
+    tracing::debug!(
+        container = hello.container,
+        epoch = hello.epoch,
+        answer = answer.name(),
+        "answered a peer"
+    );
     link.send(&answer).map_err(|error| chain(&error))
 }
 
-fn commit_again(agent: &Arc<Agent>, peer: &str, hello: &Hello, message: PeerMessage) -> Result<PeerMessage, String> {
+fn commit_again(
+    agent: &Arc<Agent>,
+    peer: &str,
+    hello: &Hello,
+    message: PeerMessage,
+) -> Result<PeerMessage, String> {
     let view = agent.target_view(&hello.container);
     Ok(match commit::target_on_commit(&view, hello.epoch) {
-        OnCommit::Take | OnCommit::UnderWay => mail(agent, peer, hello, message)?.unwrap_or(PeerMessage::Later),
+        OnCommit::Take | OnCommit::UnderWay => {
+            mail(agent, peer, hello, message)?.unwrap_or(PeerMessage::Later)
+        }
         OnCommit::Ack => PeerMessage::Ack { resumed: Duration::ZERO, took: Duration::ZERO },
         OnCommit::Stale(epoch, owner) => PeerMessage::Stale { epoch, owner },
         OnCommit::Lost => PeerMessage::Lost,
@@ -272,7 +288,12 @@ fn commit_again(agent: &Arc<Agent>, peer: &str, hello: &Hello, message: PeerMess
     })
 }
 
-fn abort_again(agent: &Arc<Agent>, peer: &str, hello: &Hello, message: PeerMessage) -> Result<PeerMessage, String> {
+fn abort_again(
+    agent: &Arc<Agent>,
+    peer: &str,
+    hello: &Hello,
+    message: PeerMessage,
+) -> Result<PeerMessage, String> {
     let view = agent.target_view(&hello.container);
     Ok(match commit::target_on_abort(&view, hello.epoch) {
         OnDiscard::Discard => mail(agent, peer, hello, message)?.unwrap_or(PeerMessage::Later),
@@ -281,14 +302,23 @@ fn abort_again(agent: &Arc<Agent>, peer: &str, hello: &Hello, message: PeerMessa
 }
 
 /// Hands a message to the thread that serves the copy, and waits for its answer.
-fn mail(agent: &Agent, peer: &str, hello: &Hello, message: PeerMessage) -> Result<Option<PeerMessage>, String> {
+fn mail(
+    agent: &Agent,
+    peer: &str,
+    hello: &Hello,
+    message: PeerMessage,
+) -> Result<Option<PeerMessage>, String> {
     let inbox = {
         let table = agent.table();
-        let Some(handle) = table.targets.get(&hello.container).filter(|handle| handle.epoch == hello.epoch) else {
+        let Some(handle) = table.targets.get(&hello.container).filter(|handle| handle.epoch == hello.epoch)
+        else {
             return Ok(None);
         };
         if handle.source_node != peer {
-            return Err(format!("{peer} is not the source of {}: {} is", hello.container, handle.source_node));
+            return Err(format!(
+                "{peer} is not the source of {}: {} is",
+                hello.container, handle.source_node
+            ));
         }
         handle.serving.as_ref().map(|serving| serving.inbox.clone())
     };

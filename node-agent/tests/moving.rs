@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Lan, Node, chain, request, unique, wait_for};
 use node_agent::network::{Lock, lift_leftovers};
@@ -187,6 +187,18 @@ while True:
     s.sendall(d)
 ";
 
+/// Ends well when the address answers a connection to a closed port, within less than TCP's first retransmission.
+const PROBE: &str = "
+import socket, sys
+try: socket.create_connection((sys.argv[1], 9), float(sys.argv[2]))
+except ConnectionRefusedError: sys.exit(0)
+except OSError: sys.exit(1)
+";
+
+fn answers(lan: &Lan, address: &str) -> bool {
+    lan.client(&["python3", "-c", PROBE, address, "0.5"]).status.success()
+}
+
 fn pinger(lan: &Lan, seconds: &str) -> Child {
     let address = lan.address(2).to_string();
     Command::new("ip")
@@ -210,12 +222,15 @@ fn the_lock_holds_frames_and_lifting_it_delivers_them() {
 
     let leaving = moving(&node).source(name.as_str()).unwrap();
     let mut lock = leaving.lock().unwrap();
+    let mut pause = Duration::ZERO;
     for _ in 0..5 {
+        let since = Instant::now();
         lock.engage().unwrap();
         let frames = lock.held(Duration::from_secs(5)).unwrap();
         assert!(!frames.is_empty(), "the client's next segment is held");
         std::thread::sleep(Duration::from_millis(40));
         lock.lift().unwrap();
+        pause = pause.max(since.elapsed());
         std::thread::sleep(Duration::from_millis(50));
     }
     lock.lift().unwrap();
@@ -225,9 +240,10 @@ fn the_lock_holds_frames_and_lifting_it_delivers_them() {
     let numbers: Vec<u64> = seen.lines().last().unwrap().split(' ').map(|n| n.parse().unwrap()).collect();
     let [answers, longest, retransmitted] = numbers.as_slice() else { panic!("{seen} {}", text(&output.stderr)) };
     assert!(*answers > 100, "{seen}");
-    // The pause is 40 ms; a lost frame would cost 200 ms at least.
-    assert!(*longest < 190, "the client waited {longest} ms");
-    assert_eq!(*retransmitted, 0, "nothing was lost");
+    // A lost frame costs 200 ms. The pause itself is 40 ms, or more when the kernel's network lock is busy.
+    let pause = u64::try_from(pause.as_millis()).unwrap();
+    assert!(*longest < pause + 100, "the client waited {longest} ms for a pause of {pause} ms");
+    assert!(pause > 150 || *retransmitted == 0, "{retransmitted} retransmissions for a pause of {pause} ms");
     let filters = Command::new("tc").args(["qdisc", "show", "dev", &node.runtime.record(&name).unwrap().link]).output().unwrap();
     assert!(!text(&filters.stdout).contains("clsact"), "{}", text(&filters.stdout));
 }
@@ -238,11 +254,11 @@ fn a_lock_whose_holder_dies_stays_closed_until_it_is_lifted() {
     let node = Node::new(Some(lan.bridge.clone()));
     let name = start(&node, Some(&lan), &["sleep", "1000"], |_| {});
     let address = lan.address(2).to_string();
-    let ping = || lan.client(&["ping", "-c", "1", "-W", "1", &address]).status.success();
+    let ping = || answers(&lan, &address);
     wait_for("it answers", ping);
     let record = node.runtime.record(&name).unwrap();
     let netns = fs::File::open(format!("/proc/{}/ns/net", record.root.unwrap().pid)).unwrap();
-    let mut lock = Lock::prepare(&record.link, netns.into()).unwrap();
+    let mut lock = Lock::prepare(&record.link, netns.into(), record.network.mac).unwrap();
     lock.engage().unwrap();
     // As when the process dies: the TAPs go, the filters stay.
     drop(lock);
@@ -265,28 +281,29 @@ fn held_frames_reach_the_container_at_its_new_place() {
     let name = start(&node, Some(&lan), &["sleep", "1000"], |_| {});
     let record = node.runtime.record(&name).unwrap();
     let address = lan.address(2).to_string();
-    wait_for("it answers", || lan.client(&["ping", "-c", "1", "-W", "1", &address]).status.success());
+    wait_for("it answers", || answers(&lan, &address));
     let netns = fs::File::open(format!("/proc/{}/ns/net", record.root.clone().unwrap().pid)).unwrap();
-    let mut lock = Lock::prepare(&record.link, netns.into()).unwrap();
+    let mut lock = Lock::prepare(&record.link, netns.into(), record.network.mac).unwrap();
 
     let other = Node::new(Some(lan.bridge.clone()));
     let spec = moving(&node).source(name.as_str()).unwrap().spec().unwrap();
     let mut copy = moving(&other).incoming(&incoming(&name, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
     lock.engage().unwrap();
     let ping = Command::new("ip")
-        .args(["netns", "exec", &lan.client, "ping", "-c", "1", "-W", "5", &address])
-        .stdout(Stdio::null())
+        .args(["netns", "exec", &lan.client, "python3", "-c", PROBE, &address, "0.9"])
         .spawn()
         .unwrap();
     let frames = lock.held(Duration::from_secs(5)).unwrap();
-    assert_eq!(frames.len(), 1, "the echo request");
+    assert_eq!(frames.len(), 1, "one request to connect");
     copy.attach().unwrap();
     copy.attach().unwrap();
     copy.announce().unwrap();
     copy.deliver(&frames).unwrap();
     let ended = { ping }.wait().unwrap();
     assert!(ended.success(), "the held request was answered from the new place");
-    assert!(lock.held(Duration::ZERO).unwrap().is_empty(), "the bridge has learned the new place");
+    let mac = record.network.mac.0;
+    let late = lock.held(Duration::ZERO).unwrap();
+    assert!(late.iter().all(|frame| frame[..6] != mac), "the bridge has learned the new place");
     lock.release().unwrap();
     lock.release().unwrap();
     copy.discard().unwrap();

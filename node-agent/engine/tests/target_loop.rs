@@ -36,9 +36,17 @@ impl Externals for NoExternals {
 /// Moves a process tree of the host into a new pid namespace; the original is killed.
 fn migrate(pid: i32) -> (Carrier, Image, RestoreTimes) {
     let spec = TreeSpec { root: pid, cgroup: None, externals: Vec::new(), namespaces: Namespaces::Host };
-    let mut source = Source::attach(&spec).unwrap();
+    migrate_as(&spec, None)
+}
+
+fn migrate_as(spec: &TreeSpec, cgroup: Option<&Path>) -> (Carrier, Image, RestoreTimes) {
+    let mut source = Source::attach(spec).unwrap();
     let (carrier, root) = Carrier::spawn();
-    let mut target = Target::build(TargetOptions { root, netns: None, cgroup: None }).unwrap();
+    if let Some(cgroup) = cgroup {
+        sys::cgroup::add_process(cgroup, carrier.pid).unwrap();
+    }
+    let options = TargetOptions { root, netns: None, cgroup: cgroup.map(Path::to_owned) };
+    let mut target = Target::build(options).unwrap();
     let mut sink = Local(target.writer());
     for _ in 0..2 {
         let shape = source.shape().unwrap();
@@ -52,6 +60,10 @@ fn migrate(pid: i32) -> (Carrier, Image, RestoreTimes) {
     let image = source.capture().unwrap();
     let times = target.restore(&image, &mut NoExternals).unwrap();
     let ready = target.ready().unwrap();
+    if let Some(cgroup) = cgroup {
+        let freezer = sys::cgroup::Freezer::open(cgroup).unwrap();
+        assert!(freezer.is_frozen().unwrap());
+    }
     source.kill().unwrap();
     ready.resume().unwrap();
     (carrier, image, times)
@@ -94,6 +106,52 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/target_support").join(name)
 }
 
+/// A cgroup of the v2 hierarchy, removed at the end.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Self {
+        let path = sys::cgroup::v2_mount().unwrap().join(format!("gantry-{name}-{}", std::process::id()));
+        sys::cgroup::create(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = sys::cgroup::Freezer::open(&self.0).and_then(|f| f.kill());
+        let _ = sys::cgroup::remove(&self.0, std::time::Duration::from_secs(5));
+    }
+}
+
+#[test]
+fn a_container_of_its_own_namespace_is_held_by_its_cgroup_alone() {
+    let log = Scratch::new("container");
+    let (there, here) = (Cgroup::new("there"), Cgroup::new("here"));
+    let script = format!("ip link set lo up && exec python3 {} {}", script("selfcheck.py").display(), log.0.display());
+    let mut command = Command::new("unshare");
+    let victim = Victim::spawn(command.args(["--pid", "--net", "--fork", "sh", "-c", &script]));
+    wait_until("the program works", || log.lines().len() > 5);
+    let init = tasks::children(victim.pid()).unwrap()[0];
+    for pid in std::iter::once(init).chain(descendants(init)) {
+        sys::cgroup::add_process(&there.0, pid).unwrap();
+    }
+    let spec = TreeSpec {
+        root: init,
+        cgroup: Some(there.0.clone()),
+        externals: Vec::new(),
+        namespaces: Namespaces::Own,
+    };
+    let (carrier, image, times) = migrate_as(&spec, Some(&here.0));
+    println!("{times:?} total {:?}", times.total());
+    assert_eq!(image.shape.processes[0].pid, 1);
+    assert_eq!(fs::read_to_string(format!("/proc/{}/comm", carrier.pid)).unwrap(), "python3\n");
+    let before = log.lines();
+    wait_until("the copy works", || log.lines().len() > before.len() + 10);
+    let bad: Vec<String> = log.lines().into_iter().filter(|l| l.starts_with("BAD")).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+}
+
 #[test]
 fn a_threaded_python_program_goes_on_where_it_was() {
     let log = Scratch::new("selfcheck");
@@ -125,8 +183,9 @@ fn a_threaded_python_program_goes_on_where_it_was() {
 fn redis_keeps_its_data() {
     let dir = Scratch::dir("redis");
     let log = dir.0.join("log");
-    let mut command = Command::new("redis-server");
-    command.args(["--port", "16399", "--save", "", "--daemonize", "no", "--logfile"]).arg(&log);
+    let mut command = Command::new("bash");
+    let close = "for fd in /proc/$$/fd/*; do n=${fd##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done; exec \"$@\"";
+    command.args(["-c", close, "bash", "redis-server"]).args(["--port", "16399", "--save", "", "--daemonize", "no", "--enable-debug-command", "yes", "--logfile"]).arg(&log);
     let victim = Victim::spawn(command.arg("--dir").arg(&dir.0));
     let client = |args: &[&str]| {
         let out = Command::new("redis-cli").args(["-p", "16399"]).args(args).output().unwrap();
@@ -148,4 +207,27 @@ fn redis_keeps_its_data() {
     assert_eq!(inside(&["get", "answer"]), "42\n");
     assert_eq!(inside(&["debug", "digest"]), digest);
     assert_eq!(inside(&["incr", "answer"]), "43\n");
+}
+
+fn attributes(extra: &[&str]) {
+    let (log, dir) = (Scratch::new("attributes-log"), Scratch::dir("attributes"));
+    let victim = Victim::spawn(Command::new("setsid").arg("python3").arg(script("attributes.py")).arg(&log.0).arg(&dir.0).args(extra));
+    wait_until("the program is ready", || log.lines().iter().any(|l| l.starts_with("ready")));
+    let (carrier, _, times) = migrate(victim.pid());
+    println!("{times:?} total {:?}", times.total());
+    let copy = tasks::children(carrier.pid).unwrap()[0];
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(copy), nix::sys::signal::Signal::SIGUSR1).unwrap();
+    wait_until("the copy has compared", || log.lines().iter().any(|l| l == "done"));
+    let bad: Vec<String> = log.lines().into_iter().filter(|l| l.starts_with("BAD")).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+}
+
+#[test]
+fn every_attribute_is_what_it_was() {
+    attributes(&[]);
+}
+
+#[test]
+fn so_are_dropped_privileges_and_filters() {
+    attributes(&["nobody"]);
 }

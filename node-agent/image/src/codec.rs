@@ -50,7 +50,8 @@ pub enum CodecError {
 /// # Errors
 /// Never for the types of this crate.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
-    postcard::to_extend(value, Vec::with_capacity(1024)).map_err(|source| CodecError::Value { what: name::<T>(), source })
+    postcard::to_extend(value, Vec::with_capacity(1024))
+        .map_err(|source| CodecError::Value { what: name::<T>(), source })
 }
 
 /// Reads a value from exactly these bytes. Memory is allocated only as bytes back it.
@@ -60,7 +61,11 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     let (value, rest) =
         postcard::take_from_bytes(bytes).map_err(|source| CodecError::Value { what: name::<T>(), source })?;
-    if rest.is_empty() { Ok(value) } else { Err(CodecError::Trailing { what: name::<T>(), count: rest.len() }) }
+    if rest.is_empty() {
+        Ok(value)
+    } else {
+        Err(CodecError::Trailing { what: name::<T>(), count: rest.len() })
+    }
 }
 
 /// Writes a value as one frame, and flushes. Returns how many bytes were written.
@@ -82,7 +87,10 @@ pub fn write<W: Write, T: Serialize>(
 ///
 /// # Errors
 /// When it is not, is not a `T`, or the stream breaks.
-pub fn read<R: Read, T: DeserializeOwned>(reader: &mut FrameReader<R>, kind: FrameKind) -> Result<T, CodecError> {
+pub fn read<R: Read, T: DeserializeOwned>(
+    reader: &mut FrameReader<R>,
+    kind: FrameKind,
+) -> Result<T, CodecError> {
     match reader.read()? {
         Some(frame) if frame.kind == kind => decode(frame.body),
         other => Err(CodecError::Unexpected { expected: kind, found: other.map(|frame| frame.kind) }),

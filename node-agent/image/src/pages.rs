@@ -147,7 +147,8 @@ pub fn decode<'a>(body: &'a [u8], runs: &'a mut Vec<Run>) -> Result<Batch<'a>, B
         _ => return Err(BatchError::Owner),
     };
     let count = usize::try_from(u32::from_le_bytes(take(head, 8))).map_err(|_| BatchError::Short)?;
-    let end = count.checked_mul(RUN_LEN).and_then(|n| n.checked_add(BATCH_HEADER)).ok_or(BatchError::Short)?;
+    let end =
+        count.checked_mul(RUN_LEN).and_then(|n| n.checked_add(BATCH_HEADER)).ok_or(BatchError::Short)?;
     let table = body.get(BATCH_HEADER..end).ok_or(BatchError::Short)?;
     runs.reserve(count);
     for (index, bytes) in table.chunks_exact(RUN_LEN).enumerate() {

@@ -1,12 +1,15 @@
 //! Whatever is written is read again, and damaged bytes are an error: never a panic, never another value.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 mod support;
 
 use std::collections::BTreeSet;
 
 use image::codec::{self, CodecError};
 use image::frame::{
-    Frame, FrameError, FrameKind, FrameReader, FrameWriter, HEADER_LEN, Header, Limits, MAX_BULK_BODY, MAX_STATE_BODY,
+    Frame, FrameError, FrameKind, FrameReader, FrameWriter, HEADER_LEN, Header, Limits, MAX_BULK_BODY,
+    MAX_STATE_BODY,
 };
 use image::shape::Shape;
 use image::state::Image;
@@ -85,11 +88,30 @@ fn the_generator_reaches_every_variant_of_an_image() {
         variants_of::<Image>(seed * 2 + 1, &mut seen);
     }
     for variant in [
-        "FileKind::Regular", "FileKind::Device", "FileKind::Pseudo", "FileKind::External", "FileKind::Pipe",
-        "FileKind::EventFd", "FileKind::TimerFd", "FileKind::SignalFd", "FileKind::Epoll", "FileKind::Memfd",
-        "FileKind::PidFd", "FileKind::Inotify", "FileKind::Unix", "FileKind::Tcp", "FileKind::Udp",
-        "TcpState::Connected", "TcpState::Listen", "TcpState::Closed", "UnixState::PeerClosed", "Backing::Object",
-        "Backing::Vvar", "ObjectKind::Memfd", "Resume::ReissueWith", "Resume::RestartBlock",
+        "FileKind::Regular",
+        "FileKind::Device",
+        "FileKind::Pseudo",
+        "FileKind::External",
+        "FileKind::Pipe",
+        "FileKind::EventFd",
+        "FileKind::TimerFd",
+        "FileKind::SignalFd",
+        "FileKind::Epoll",
+        "FileKind::Memfd",
+        "FileKind::PidFd",
+        "FileKind::Inotify",
+        "FileKind::Unix",
+        "FileKind::Tcp",
+        "FileKind::Udp",
+        "TcpState::Connected",
+        "TcpState::Listen",
+        "TcpState::Closed",
+        "UnixState::PeerClosed",
+        "Backing::Object",
+        "Backing::Vvar",
+        "ObjectKind::Memfd",
+        "Resume::ReissueWith",
+        "Resume::RestartBlock",
     ] {
         assert!(seen.contains(variant), "{variant} is never made");
     }
@@ -146,13 +168,17 @@ fn the_limits_hold_before_anything_is_allocated() {
         (FrameKind::Message, 64 * 1024),
         (FrameKind::Mark, 64 * 1024),
     ] {
-        let header = |length: usize| Header { kind, sequence: 0, length: length.try_into().unwrap(), checksum: 0 };
+        let header =
+            |length: usize| Header { kind, sequence: 0, length: length.try_into().unwrap(), checksum: 0 };
         Header::decode(&header(most).encode(), &limits).unwrap();
         let error = Header::decode(&header(most + 1).encode(), &limits).unwrap_err();
         assert!(matches!(error, FrameError::TooLarge { .. }), "{error}");
         // And the writer keeps the same limits.
         let body = vec![0; most + 1];
-        assert!(matches!(FrameWriter::new(Vec::new()).write(kind, &[&body]), Err(FrameError::TooLarge { .. })));
+        assert!(matches!(
+            FrameWriter::new(Vec::new()).write(kind, &[&body]),
+            Err(FrameError::TooLarge { .. })
+        ));
     }
 }
 
@@ -193,7 +219,8 @@ fn zero_and_unknown_kinds_and_versions_are_invalid() {
 #[test]
 fn another_kind_of_frame_is_not_taken_for_a_value() {
     let bytes = frame(FrameKind::Message, &codec::encode(&Shape::default()).unwrap());
-    let error = codec::read::<_, Shape>(&mut FrameReader::new(bytes.as_slice()), FrameKind::State).unwrap_err();
+    let error =
+        codec::read::<_, Shape>(&mut FrameReader::new(bytes.as_slice()), FrameKind::State).unwrap_err();
     assert!(matches!(error, CodecError::Unexpected { found: Some(FrameKind::Message), .. }), "{error}");
     let error = codec::read::<_, Shape>(&mut FrameReader::new(&[][..]), FrameKind::State).unwrap_err();
     assert!(matches!(error, CodecError::Unexpected { found: None, .. }), "{error}");

@@ -1,5 +1,7 @@
 //! Page batches: round trips, splitting, and what is refused.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 use image::PAGE_SIZE;
 use image::frame::MAX_BULK_BODY;
 use image::pages::{Batch, BatchError, Owner, Run, RunKind, decode, encode_head, split};
@@ -84,7 +86,8 @@ fn invalid_runs_are_named() {
         let batch = Batch { owner: Owner::Object(3), runs: &[good, bad], data: &[] };
         assert_eq!(encode(&batch), Err(BatchError::Run(1)), "{bad:?}");
     }
-    let lacking = Batch { owner: Owner::Process(1), runs: &[Run { kind: RunKind::Data, ..good }], data: &[0; 100] };
+    let lacking =
+        Batch { owner: Owner::Process(1), runs: &[Run { kind: RunKind::Data, ..good }], data: &[0; 100] };
     assert_eq!(encode(&lacking), Err(BatchError::Data { found: 100, expected: 4096 }));
 }
 

@@ -176,7 +176,12 @@ pub enum OnResolveSource {
 
 /// An operator has said who owns the container; `epoch` is the resolution's own, new one.
 #[must_use]
-pub fn source_on_resolve(view: &SourceView, epoch: Epoch, owner: Owner, resolved: Option<Owner>) -> OnResolveSource {
+pub fn source_on_resolve(
+    view: &SourceView,
+    epoch: Epoch,
+    owner: Owner,
+    resolved: Option<Owner>,
+) -> OnResolveSource {
     if epoch == view.highest && resolved == Some(owner) {
         return OnResolveSource::Done;
     }

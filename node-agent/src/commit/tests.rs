@@ -214,7 +214,8 @@ fn orders_that_are_repeated_continue_the_open_session() {
 
 #[test]
 fn the_way_of_one_migration() {
-    let source = |committed, copy| SourceView { highest: 1, open: Some(1), committed, copy, ..SourceView::default() };
+    let source =
+        |committed, copy| SourceView { highest: 1, open: Some(1), committed, copy, ..SourceView::default() };
     let running = SourceView { copy: Copy::Running, ..SourceView::default() };
     assert_eq!(source_on_start(&running, 1), OnStart::Begin);
     assert_eq!(source_on_query(&source(None, Copy::Frozen), 1), Answer::Undecided);
@@ -225,7 +226,13 @@ fn the_way_of_one_migration() {
     assert_eq!(source_on_query(&source(synced, Copy::Frozen), 1), Answer::Committed);
     assert_eq!(source_on_ack(&source(synced, Copy::Frozen), 1), OnAck::Kill);
 
-    let ready = TargetView { highest: 1, expected: Some(1), ready: Some(1), copy: Copy::Frozen, ..TargetView::default() };
+    let ready = TargetView {
+        highest: 1,
+        expected: Some(1),
+        ready: Some(1),
+        copy: Copy::Frozen,
+        ..TargetView::default()
+    };
     assert_eq!(target_on_commit(&ready, 1), OnCommit::Take);
     let taking = TargetView { seen: Some(1), ..ready };
     assert_eq!(target_on_commit(&taking, 1), OnCommit::UnderWay);

@@ -1,9 +1,13 @@
 //! The lock on a container's network while it is switched over.
 //!
-//! Both directions of the host end are redirected: what is meant for the container into a TAP that this
-//! process reads, what comes from it into one that nobody reads. When this process dies the TAPs go, and
+//! Both directions of the host end are redirected into TAPs of this process. When it dies the TAPs go, and
 //! the redirects drop every frame: the lock fails closed. Everything that takes time is prepared by
 //! [`Lock::prepare`]; engaging is two messages to the kernel.
+//!
+//! What is meant for the container is kept until the lock is lifted or released. What the container still
+//! sent while it was being stopped is kept, too: it goes out where the container runs on, because the
+//! peer would otherwise wait for a retransmission. Only the first [`Lock::held`] takes it along: later
+//! the copy here is dead, and what its kernel says (FIN, RST) must reach nobody.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,15 +15,18 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sys::Errno;
-use sys::net::packet::PacketSocket;
 use sys::net::tap::Tap;
 use sys::net::tc::{Direction, redirect_message};
 use sys::net::{Message, Netlink};
 
-use super::{Context as _, NetworkError};
+use super::port::Replay;
+use super::{Context as _, Mac, NetworkError};
 
 /// Priority of the filters, so that others on the link are left alone.
 const PRIORITY: u16 = 1;
+
+/// How long frames may still come after the filters went.
+const SETTLE: Duration = Duration::from_millis(2);
 
 /// Largest frame: a segment that the link's offloading has not cut.
 const MAX_FRAME: usize = 128 * 1024;
@@ -34,20 +41,24 @@ pub struct Lock {
     netlink: Netlink,
     towards: Tap,
     away: Tap,
+    mac: Mac,
     engage: [Message; 2],
-    replay: PacketSocket,
+    replay: Replay,
     engaged: bool,
+    /// The first [`Lock::held`] is over.
+    taken: bool,
     held: Vec<Vec<u8>>,
     buffer: Vec<u8>,
 }
 
 impl Lock {
-    /// Prepares the lock of the link with host end `link`, of a container whose network namespace is `netns`. Filters that an earlier agent
+    /// Prepares the lock of the link with host end `link`, of a container with network
+    /// namespace `netns` and MAC address `mac`. Filters that an earlier agent
     /// left stay in place.
     ///
     /// # Errors
     /// When the link is not there or a TAP cannot be made.
-    pub fn prepare(link: &str, netns: OwnedFd) -> Result<Self, NetworkError> {
+    pub fn prepare(link: &str, netns: OwnedFd, mac: Mac) -> Result<Self, NetworkError> {
         let what = || format!("prepare the network lock of {link}");
         let mut netlink = Netlink::open().during(what)?;
         let index = netlink.link(link).during(what)?.index;
@@ -59,7 +70,7 @@ impl Lock {
             redirect_message(index, Direction::Egress, PRIORITY, towards.index()),
             redirect_message(index, Direction::Ingress, PRIORITY, away.index()),
         ];
-        let replay = PacketSocket::open(index).during(what)?;
+        let replay = Replay::open(index, netns.as_fd(), mac).during(what)?;
         Ok(Self {
             link: link.to_owned(),
             netns: Some(netns),
@@ -67,9 +78,11 @@ impl Lock {
             netlink,
             towards,
             away,
+            mac,
             engage,
             replay,
             engaged: false,
+            taken: false,
             held: Vec::new(),
             buffer: vec![0; MAX_FRAME],
         })
@@ -90,6 +103,7 @@ impl Lock {
             let _ = self.netlink.remove_filters(self.index, Direction::Ingress, PRIORITY);
         }
         self.engaged = done.is_ok();
+        self.taken = false;
         done.during(|| format!("lock the network of {}", self.link))
     }
 
@@ -99,7 +113,11 @@ impl Lock {
     /// # Errors
     /// When the TAP cannot be read.
     pub fn held(&mut self, wait: Duration) -> Result<Vec<Vec<u8>>, NetworkError> {
-        let mut frames = self.drain()?;
+        let mut frames = self.arrived()?;
+        if !self.taken {
+            self.taken = true;
+            frames.extend(self.sent()?);
+        }
         if frames.is_empty() && !wait.is_zero() {
             let end = Instant::now() + wait;
             while frames.is_empty() && Instant::now() < end {
@@ -107,24 +125,26 @@ impl Lock {
                 let limit = Timespec::try_from(left).unwrap_or_default();
                 let mut fds = [PollFd::new(&self.towards, PollFlags::IN)];
                 poll(&mut fds, Some(&limit)).during(|| format!("wait for frames of {}", self.link))?;
-                frames = self.drain()?;
+                frames = self.arrived()?;
             }
         }
         self.held.extend(frames.iter().cloned());
         Ok(frames)
     }
 
-    /// What waits in the TAP and is not the TAP's own business.
-    fn drain(&mut self) -> Result<Vec<Vec<u8>>, NetworkError> {
-        let mut frames = Vec::new();
-        while let Some(length) = self
-            .towards
-            .read_frame(&mut self.buffer)
-            .during(|| format!("read held frames of {}", self.link))?
-        {
-            frames.push(self.buffer[..length].to_vec());
-        }
+    /// What arrived for the container. Frames with its own source address are echoes of what it (or its copy on
+    /// another node) sent: a bridge floods them; passed on they would go round for ever.
+    fn arrived(&mut self) -> Result<Vec<Vec<u8>>, NetworkError> {
+        let mut frames =
+            drain(&self.towards, &mut self.buffer).during(|| format!("read held frames of {}", self.link))?;
+        let own = self.mac.0;
+        frames.retain(|frame| frame.get(6..12).is_some_and(|source| source != own));
         Ok(frames)
+    }
+
+    /// What the container sent since the lock was engaged.
+    fn sent(&mut self) -> Result<Vec<Vec<u8>>, NetworkError> {
+        drain(&self.away, &mut self.buffer).during(|| format!("read what {} sent", self.link))
     }
 
     /// Opens the lock and delivers every kept frame to the container. Removes filters that an earlier agent
@@ -134,20 +154,28 @@ impl Lock {
     /// When a filter is left.
     pub fn lift(&mut self) -> Result<(), NetworkError> {
         let what = || format!("unlock the network of {}", self.link);
-        match self.netlink.remove_clsact(self.index) {
-            Ok(()) | Err(Errno::ENODEV) => {}
-            Err(error) => return Err(error).during(what),
+        for direction in [Direction::Egress, Direction::Ingress] {
+            self.netlink.remove_filters(self.index, direction, PRIORITY).or_else(gone_is_fine).during(what)?;
         }
         self.engaged = false;
-        let late = self.drain()?;
-        self.held.extend(late);
+        self.replay()?;
+        // A processor that had found the filter just before it went may still be on its way into a TAP.
+        std::thread::sleep(SETTLE);
+        self.replay()
+    }
+
+    /// Puts every kept frame back on the link.
+    fn replay(&mut self) -> Result<(), NetworkError> {
+        let what = || format!("read held frames of {}", self.link);
+        self.held.extend(drain(&self.towards, &mut self.buffer).during(what)?);
+        self.held.extend(drain(&self.away, &mut self.buffer).during(what)?);
         for frame in self.held.drain(..) {
             // A frame that cannot be delivered is lost as any frame can be.
             if let Err(error) = self.replay.send(&frame) {
                 tracing::debug!(link = self.link, %error, "a held frame was not delivered");
             }
         }
-        self.netlink.add_clsact(self.index).or_else(gone_is_fine).during(|| format!("prepare the lock of {}", self.link))
+        Ok(())
     }
 
     /// After the container is gone: removes the link with the lock on it, and forgets the frames. May be
@@ -171,6 +199,15 @@ impl Drop for Lock {
         }
         tracing::trace!(away = self.away.name(), towards = ?self.towards.as_fd(), "network lock dropped");
     }
+}
+
+/// Every frame that waits in a TAP.
+fn drain(tap: &Tap, buffer: &mut [u8]) -> sys::Result<Vec<Vec<u8>>> {
+    let mut frames = Vec::new();
+    while let Some(length) = tap.read_frame(buffer)? {
+        frames.push(buffer[..length].to_vec());
+    }
+    Ok(frames)
 }
 
 /// Removes the filters of a dead agent from a container's link. Ok when there are none. Idempotent.

@@ -1,7 +1,7 @@
 //! A container's network at the target of a migration: ready before the pause, attached at commit.
 
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use serde::{Deserialize, Serialize};
 use sys::net::link::master_message;
@@ -50,8 +50,7 @@ pub struct Port {
     link: String,
     netlink: Netlink,
     attach: Option<Message>,
-    deliver: PacketSocket,
-    announce: PacketSocket,
+    replay: Replay,
     announcement: Vec<u8>,
 }
 
@@ -80,13 +79,12 @@ impl Port {
             None => None,
         };
         let netns = ns::open(pid, Kind::Net).during(what)?;
-        let announce = ns::in_netns(netns.as_fd(), || inside(peers)).and_then(|done| done).during(what)?;
+        ns::in_netns(netns.as_fd(), || introduce(peers)).and_then(|done| done).during(what)?;
         Ok(Some(Self {
-            deliver: PacketSocket::open(index).during(what)?,
+            replay: Replay::open(index, netns.as_fd(), network.mac).during(what)?,
             link: link.to_owned(),
             netlink,
             attach,
-            announce,
             announcement: announcement(network.mac.0, ip.address),
         }))
     }
@@ -105,27 +103,52 @@ impl Port {
     /// # Errors
     /// When the frame cannot be sent.
     pub fn announce(&self) -> Result<(), NetworkError> {
-        self.announce.send(&self.announcement).during(|| format!("announce the address behind {}", self.link))
+        self.replay.inside.send(&self.announcement).during(|| format!("announce the address behind {}", self.link))
     }
 
-    /// Delivers frames to the container, in order.
+    /// Delivers frames to the container, in order; those that it sent itself go out.
     ///
     /// # Errors
     /// When the link does not take one.
     pub fn deliver(&self, frames: &[Vec<u8>]) -> Result<(), NetworkError> {
         for frame in frames {
-            self.deliver.send(frame).during(|| format!("deliver frames through {}", self.link))?;
+            self.replay.send(frame).during(|| format!("deliver frames through {}", self.link))?;
         }
         Ok(())
     }
 }
 
-fn inside(peers: &[Peer]) -> sys::Result<PacketSocket> {
+fn introduce(peers: &[Peer]) -> sys::Result<()> {
     let mut netlink = Netlink::open()?;
     let index = netlink.link(INSIDE)?.index;
     for peer in peers {
         let entry = Neighbour { index, ip: peer.ip, mac: Some(peer.mac.0.to_vec()), state: neigh::STALE, flags: 0 };
         netlink.set_neighbour(&entry)?;
     }
-    PacketSocket::open(index)
+    Ok(())
+}
+
+/// Puts frames back on a container's link, each in its own direction.
+#[derive(Debug)]
+pub(super) struct Replay {
+    /// On the host end: what it sends arrives in the container.
+    outside: PacketSocket,
+    /// On the container's end: what it sends leaves the container.
+    inside: PacketSocket,
+    mac: Mac,
+}
+
+impl Replay {
+    pub(super) fn open(index: u32, netns: BorrowedFd<'_>, mac: Mac) -> sys::Result<Self> {
+        let inside = || {
+            let index = Netlink::open()?.link(INSIDE)?.index;
+            PacketSocket::open(index)
+        };
+        Ok(Self { outside: PacketSocket::open(index)?, inside: ns::in_netns(netns, inside)??, mac })
+    }
+
+    pub(super) fn send(&self, frame: &[u8]) -> sys::Result<()> {
+        let from = frame.get(6..12);
+        if from == Some(&self.mac.0) { self.inside.send(frame) } else { self.outside.send(frame) }
+    }
 }

@@ -201,7 +201,13 @@ impl Agent {
     }
 
     /// Begins to publish one side of a migration.
-    pub(crate) fn publish(self: &Arc<Self>, role: Role, migration: &str, epoch: Epoch, container: &str) -> Publisher {
+    pub(crate) fn publish(
+        self: &Arc<Self>,
+        role: Role,
+        migration: &str,
+        epoch: Epoch,
+        container: &str,
+    ) -> Publisher {
         let status = Status {
             migration: migration.to_owned(),
             epoch,

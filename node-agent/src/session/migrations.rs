@@ -16,7 +16,9 @@ use super::ports::{Node, PortError};
 use super::recover;
 use super::source;
 use super::status::{Role, Status};
-use crate::commit::{self, Copy, Epoch, OnAbort, OnPrepare, OnResolveSource, OnResolveTarget, OnStart, Owner};
+use crate::commit::{
+    self, Copy, Epoch, OnAbort, OnPrepare, OnResolveSource, OnResolveTarget, OnStart, Owner,
+};
 use crate::journal::{Begin, End, Journal, Record};
 use crate::peer;
 use crate::transfer::bulk::chain;
@@ -137,20 +139,30 @@ impl Migrations {
                 }
             }
         }
-        tracing::info!(container, migration = order.migration, epoch = order.epoch, source = order.source_node, "expecting a session");
+        tracing::info!(
+            container,
+            migration = order.migration,
+            epoch = order.epoch,
+            source = order.source_node,
+            "expecting a session"
+        );
         Ok(Prepared { incarnation: agent.incarnation, peer_address: agent.peer_address.clone() })
     }
 
-    /// A relay of late frames for a container that comes back ends first.
+    /// A container that comes back right after it left: its committed source session here is given time to clean
+    /// up, and its relay of late frames ends first.
     fn end_relay(&self, container: &str) {
         let deadline = Instant::now() + GIVE_WAY;
         loop {
-            let stop = {
+            let leaving = {
                 let table = self.agent.table();
-                table.sources.get(container).filter(|handle| handle.relaying).map(|handle| Arc::clone(&handle.stop_relay))
+                let handle = table.sources.get(container).filter(|handle| handle.synced || handle.relaying);
+                handle.map(|handle| (handle.relaying, Arc::clone(&handle.stop_relay)))
             };
-            let Some(stop) = stop else { return };
-            stop.store(true, Ordering::SeqCst);
+            let Some((relaying, stop)) = leaving else { return };
+            if relaying {
+                stop.store(true, Ordering::SeqCst);
+            }
             if Instant::now() >= deadline {
                 return;
             }
@@ -163,7 +175,8 @@ impl Migrations {
         let deadline = Instant::now() + GIVE_WAY;
         loop {
             let mut table = self.agent.table();
-            let Some(handle) = table.targets.get(container).filter(|handle| handle.epoch < order.epoch) else {
+            let Some(handle) = table.targets.get(container).filter(|handle| handle.epoch < order.epoch)
+            else {
                 return Ok(());
             };
             let migration = handle.migration.clone();
@@ -269,7 +282,8 @@ impl Migrations {
         let agent = &self.agent;
         let found = {
             let table = agent.table();
-            if let Some((_, handle)) = table.targets.iter().find(|(_, handle)| handle.migration == migration) {
+            if let Some((_, handle)) = table.targets.iter().find(|(_, handle)| handle.migration == migration)
+            {
                 return Err(OrderError::NotSource {
                     migration: migration.to_owned(),
                     source_node: handle.source_node.clone(),
@@ -306,9 +320,13 @@ impl Migrations {
                 match commit::source_on_resolve(&view, order.epoch, order.owner, resolved) {
                     OnResolveSource::GiveBack | OnResolveSource::Kill => true,
                     OnResolveSource::Done => false,
-                    OnResolveSource::Stale(known) => return Err(self.stale(&order.container, order.epoch, known)),
+                    OnResolveSource::Stale(known) => {
+                        return Err(self.stale(&order.container, order.epoch, known));
+                    }
                     OnResolveSource::Refuse => {
-                        return Err(contrary("a session decides by itself, or no copy lives here that could own it"));
+                        return Err(contrary(
+                            "a session decides by itself, or no copy lives here that could own it",
+                        ));
                     }
                 }
             }
@@ -317,14 +335,17 @@ impl Migrations {
                 match commit::target_on_resolve(&view, order.epoch, order.owner, resolved) {
                     OnResolveTarget::Take | OnResolveTarget::Discard => true,
                     OnResolveTarget::Done => false,
-                    OnResolveTarget::Stale(known) => return Err(self.stale(&order.container, order.epoch, known)),
+                    OnResolveTarget::Stale(known) => {
+                        return Err(self.stale(&order.container, order.epoch, known));
+                    }
                     OnResolveTarget::Refuse => {
                         return Err(contrary("no complete copy waits here, or it is being taken over"));
                     }
                 }
             }
         };
-        let record = Record::Resolved { container: order.container.clone(), epoch: order.epoch, owner: order.owner };
+        let record =
+            Record::Resolved { container: order.container.clone(), epoch: order.epoch, owner: order.owner };
         agent.journal.append_sync(&[record])?;
         tracing::warn!(container = order.container, owner = ?order.owner, epoch = order.epoch, act, "resolved by an operator");
         // The thread that holds the copy looks at the journal before each of its tries.

@@ -99,7 +99,10 @@ pub fn decide(limits: &Limits, rounds: &[Measured], elapsed: Duration) -> Decisi
     let (next, reason) = if fits && now.remaining == 0 {
         (Next::Cut, format!("nothing is being dirtied; predicted pause {:.1} ms", ms(now.pause)))
     } else if fits && !falls {
-        (Next::Cut, format!("predicted pause {:.1} ms no longer falls and is below {limit:.1} ms", ms(now.pause)))
+        (
+            Next::Cut,
+            format!("predicted pause {:.1} ms no longer falls and is below {limit:.1} ms", ms(now.pause)),
+        )
     } else if fits && now.pause <= METADATA + METADATA / 5 {
         (Next::Cut, format!("predicted pause {:.1} ms is nearly all fixed cost", ms(now.pause)))
     } else if let Some(out_of) = out_of {
@@ -143,18 +146,29 @@ struct Forecast {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, and the value is not negative")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, and the value is not negative"
+)]
 fn forecast(rounds: &[Measured]) -> Forecast {
     let transfer_rate = transfer_rate(rounds);
     let last = rounds.last().copied().unwrap_or_default();
     let Some(before) = rounds.len().checked_sub(2).and_then(|n| rounds.get(n)) else {
-        return Forecast { known: false, dirty_rate: 0.0, transfer_rate, remaining: last.dirty, pause: Duration::MAX };
+        return Forecast {
+            known: false,
+            dirty_rate: 0.0,
+            transfer_rate,
+            remaining: last.dirty,
+            pause: Duration::MAX,
+        };
     };
     // What this round found was dirtied while the one before it ran.
     let dirty_rate = last.dirty as f64 / before.took.as_secs_f64().max(1e-6);
     // Never more than the last round found in a longer time: a rate of a short round is noise.
     let remaining = (dirty_rate * last.took.as_secs_f64()) as u64;
-    let send = Duration::try_from_secs_f64(remaining as f64 / transfer_rate.max(1.0)).unwrap_or(Duration::MAX);
+    let send =
+        Duration::try_from_secs_f64(remaining as f64 / transfer_rate.max(1.0)).unwrap_or(Duration::MAX);
     let pause = METADATA.saturating_add(last.fixed).saturating_add(send);
     Forecast { known: true, dirty_rate, transfer_rate, remaining, pause }
 }

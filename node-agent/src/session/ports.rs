@@ -74,7 +74,8 @@ pub trait Node: Debug + Send + Sync {
     ///
     /// # Errors
     /// When it cannot be told; the caller tries again.
-    fn reopen(&self, container: &str, migration: &str) -> Result<Option<Box<dyn ContainerTarget>>, PortError>;
+    fn reopen(&self, container: &str, migration: &str)
+    -> Result<Option<Box<dyn ContainerTarget>>, PortError>;
 
     /// Kills and removes a copy that was being received when the agent stopped. Ok when there is none.
     ///

@@ -124,7 +124,12 @@ pub(super) struct Unacknowledged {
 }
 
 /// Tells Commit until it is acknowledged or an operator decides. COMMITTED is synced.
-pub(super) fn until_acknowledged(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher, mut copy: Unacknowledged) {
+pub(super) fn until_acknowledged(
+    agent: &Arc<Agent>,
+    begin: &Begin,
+    publish: &Publisher,
+    mut copy: Unacknowledged,
+) {
     let mut backoff = Backoff::new();
     let mut stays = false;
     loop {
@@ -234,10 +239,11 @@ pub(super) fn recover_all(agent: &Arc<Agent>) {
         // Registered before any peer is served: a Commit must not find a copy that has not been looked for.
         let inbox = (begin.role == Role::Target).then(|| waiting::register(agent, &begin));
         let agent = Arc::clone(agent);
-        let spawned = thread::Builder::new().name(format!("recover-{container}")).spawn(move || match inbox {
-            Some(inbox) => waiting::recover_target(&agent, begin, publish, inbox),
-            None => recover_source(&agent, &begin, &publish),
-        });
+        let spawned =
+            thread::Builder::new().name(format!("recover-{container}")).spawn(move || match inbox {
+                Some(inbox) => waiting::recover_target(&agent, begin, publish, inbox),
+                None => recover_source(&agent, &begin, &publish),
+            });
         if let Err(error) = spawned {
             tracing::error!(%error, container, "cannot start the recovery of a container; restart the agent");
         }
@@ -289,7 +295,9 @@ fn recover_source(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
             let mut backoff = Backoff::new();
             for _ in 0..5 {
                 // Best effort: a Ready copy asks by itself, any other died with its connection.
-                if peer::ask(agent, &begin.peer, &begin.peer_address, begin, &abort, peer::ANSWER_TIMEOUT).is_ok() {
+                if peer::ask(agent, &begin.peer, &begin.peer_address, begin, &abort, peer::ANSWER_TIMEOUT)
+                    .is_ok()
+                {
                     break;
                 }
                 thread::sleep(backoff.next());
@@ -298,7 +306,11 @@ fn recover_source(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
         (SourceRestart::Forget(_) | SourceRestart::Undo(_), _) => {
             retry("journal the end", publish, || agent.journal.append_sync(&[end(End::Lost)]));
             agent.table().sources.remove(&begin.container);
-            publish.end(Phase::Failed, "CopyLost", "the container is not here any more; nothing was told to the target");
+            publish.end(
+                Phase::Failed,
+                "CopyLost",
+                "the container is not here any more; nothing was told to the target",
+            );
         }
         (SourceRestart::Nothing, _) => {
             agent.table().sources.remove(&begin.container);
@@ -312,7 +324,8 @@ fn tell_without_copy(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
     let mut backoff = Backoff::new();
     loop {
         let commit = PeerMessage::Commit { held: Vec::new() };
-        let answer = peer::ask(agent, &begin.peer, &begin.peer_address, begin, &commit, peer::QUESTION_TIMEOUT);
+        let answer =
+            peer::ask(agent, &begin.peer, &begin.peer_address, begin, &commit, peer::QUESTION_TIMEOUT);
         let resolution = agent.resolution(&begin.container, begin.epoch);
         match (answer, resolution) {
             (Ok(PeerMessage::Ack { .. }), _) | (_, Some(Owner::Target)) => {

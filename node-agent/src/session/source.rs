@@ -131,12 +131,12 @@ impl Session {
             return Err(Failure::Refused(vec![Refusal {
                 pid: 0,
                 subject: Subject::Container,
-                reason: "it is frozen: a stopped program cannot be asked for what only it can read".to_owned(),
+                reason: "it is frozen: a stopped program cannot be asked for what only it can read"
+                    .to_owned(),
                 way_out: "resume it first".to_owned(),
             }]));
         }
-        let inventory =
-            engine::source::inspect(&self.tree).map_err(|error| Failure::Source(error.into()))?;
+        let inventory = engine::source::inspect(&self.tree).map_err(|error| Failure::Source(error.into()))?;
         if !inventory.refusals.is_empty() {
             return Err(Failure::Refused(inventory.refusals));
         }
@@ -280,7 +280,9 @@ impl Session {
     /// Sends what changed in the files, as a round of its own if anything did. The target applies it before
     /// it looks at any later shape.
     pub(super) fn file_round(&mut self, last: bool) -> Result<FileRound, Failure> {
-        let (Some(files), Some(bulk)) = (self.files.as_mut(), self.bulk.as_mut()) else { return Err(no_link()) };
+        let (Some(files), Some(bulk)) = (self.files.as_mut(), self.bulk.as_mut()) else {
+            return Err(no_link());
+        };
         let index = self.round;
         let mut sink = LazyRound { bulk, index, begun: false };
         let sent = if last { files.last(&mut sink) } else { files.round(&mut sink) };
@@ -391,11 +393,21 @@ impl Session {
         let told = self.link.as_mut().is_some_and(|link| link.send(&abort).is_ok());
         if !told && !matches!(failure, Failure::Dial(_) | Failure::Refused(_)) {
             // Best effort: a Ready copy asks by itself, any other dies with its connection.
-            let answer =
-                peer::ask(&self.agent, &self.begin.peer, &self.begin.peer_address, &self.begin, &abort, peer::ANSWER_TIMEOUT);
+            let answer = peer::ask(
+                &self.agent,
+                &self.begin.peer,
+                &self.begin.peer_address,
+                &self.begin,
+                &abort,
+                peer::ANSWER_TIMEOUT,
+            );
             tracing::debug!(told = answer.is_ok(), "told the target by another connection");
         }
-        tracing::info!(reason = failure.reason(), message = failure.text(), "migration ended; the container runs on here");
+        tracing::info!(
+            reason = failure.reason(),
+            message = failure.text(),
+            "migration ended; the container runs on here"
+        );
         self.publish.update(|status| status.refusals = failure.refusals().to_vec());
         self.publish.end(failure.phase(), failure.reason(), failure.text());
     }

@@ -53,7 +53,9 @@ impl Session {
         self.send_shape()?;
         let index = self.round;
         let generation = self.generation();
-        let (Some(bulk), Some(engine)) = (self.bulk.as_mut(), self.engine.as_mut()) else { return Err(no_link()) };
+        let (Some(bulk), Some(engine)) = (self.bulk.as_mut(), self.engine.as_mut()) else {
+            return Err(no_link());
+        };
         bulk.begin(index, generation).map_err(Failure::Bulk)?;
         let pages = match engine.last_pages(bulk) {
             Ok(pages) => pages,
@@ -81,7 +83,8 @@ impl Session {
             }
         };
         let wire = sent.elapsed().saturating_sub(restore);
-        self.publish.event(format!("frozen; {} last pages, {count} frames held; the target is ready", pages.pages));
+        self.publish
+            .event(format!("frozen; {} last pages, {count} frames held; the target is ready", pages.pages));
         self.step(phase, "ready")?;
         Ok(Frozen { since, freeze, last_pages, capture, restore, wire })
     }
@@ -92,8 +95,7 @@ impl Session {
         if !self.cancel.commit() {
             return Err(Failure::Cancelled(self.cancel.reason()));
         }
-        let record =
-            Record::Committed { container: self.begin.container.clone(), epoch: self.begin.epoch };
+        let record = Record::Committed { container: self.begin.container.clone(), epoch: self.begin.epoch };
         // From here on no error leads back, whatever became of the record.
         let written = self.agent.journal.append(&[record]);
         super::failure::failpoint("session-source-switchover-appended").unwrap_or_else(|failure| {
@@ -148,7 +150,8 @@ impl Session {
             }
             Err(error) => {
                 drop(entered);
-                self.publish.event(format!("no Ack on the session's connection ({error}); telling Commit again"));
+                self.publish
+                    .event(format!("no Ack on the session's connection ({error}); telling Commit again"));
                 self.hand_over();
             }
         }

@@ -64,16 +64,25 @@ pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Sess
             return Err(format!("no migration of {} is expected", hello.container));
         };
         if handle.migration != hello.migration || handle.epoch != hello.epoch {
-            return Err(format!("{} epoch {} is not the migration that is expected", hello.migration, hello.epoch));
+            return Err(format!(
+                "{} epoch {} is not the migration that is expected",
+                hello.migration, hello.epoch
+            ));
         }
         if handle.source_node != peer {
-            return Err(format!("{} is expected from {}, not from {peer}", hello.container, handle.source_node));
+            return Err(format!(
+                "{} is expected from {}, not from {peer}",
+                hello.container, handle.source_node
+            ));
         }
         if handle.serving.is_some() {
             return Err(format!("a session of {} is open", hello.migration));
         }
         if !commit::target_on_session(&view, hello.epoch, nonce) {
-            return Err(format!("the session of {} is bound to another run of this agent, or is stale", hello.migration));
+            return Err(format!(
+                "the session of {} is bound to another run of this agent, or is stale",
+                hello.migration
+            ));
         }
         handle.serving =
             Some(Serving { cancel: Arc::clone(&cancel), bulk: Some(bulk_sender), inbox: inbox_sender });
@@ -117,7 +126,17 @@ impl Session {
             Ok((ready, held)) => {
                 let Some(container) = self.container.take() else { return };
                 let Self { agent, begin, publish, inbox, .. } = self;
-                Waiting { agent, begin, publish, container, ready: Some(ready), link: Some(link), inbox, held }.decide();
+                Waiting {
+                    agent,
+                    begin,
+                    publish,
+                    container,
+                    ready: Some(ready),
+                    link: Some(link),
+                    inbox,
+                    held,
+                }
+                .decide();
             }
             Err(failure) => {
                 if failure.is_violation() {
@@ -130,7 +149,10 @@ impl Session {
         }
     }
 
-    fn until_ready(&mut self, link: &mut Link) -> Result<(engine::target::Ready, Vec<EthernetFrame>), Failure> {
+    fn until_ready(
+        &mut self,
+        link: &mut Link,
+    ) -> Result<(engine::target::Ready, Vec<EthernetFrame>), Failure> {
         loop {
             let message = self.hear(link)?;
             let arrived = Instant::now();
@@ -279,14 +301,18 @@ impl Session {
                     if round == index {
                         return Ok(());
                     }
-                    return Err(Failure::Protocol(format!("round {round} on the bulk stream, {index} was announced")));
+                    return Err(Failure::Protocol(format!(
+                        "round {round} on the bulk stream, {index} was announced"
+                    )));
                 }
                 Ok(BulkEvent::Ended(Some(error))) => return Err(error.into()),
                 Ok(BulkEvent::Ended(None)) => {
                     return Err(Failure::Protocol("the bulk stream ended inside a round".to_owned()));
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
-                Err(_) => return Err(Failure::Protocol(format!("round {index} did not arrive in full in time"))),
+                Err(_) => {
+                    return Err(Failure::Protocol(format!("round {index} did not arrive in full in time")));
+                }
             }
         }
     }
@@ -315,7 +341,11 @@ impl Session {
             .and_then(|()| {
                 let Begin { container, epoch, .. } = &self.begin;
                 let boot = self.agent.boot.clone();
-                Ok(self.agent.journal.append(&[Record::Ready { container: container.clone(), epoch: *epoch, boot }])?)
+                Ok(self.agent.journal.append(&[Record::Ready {
+                    container: container.clone(),
+                    epoch: *epoch,
+                    boot,
+                }])?)
             });
         match recorded {
             Ok(()) => Ok(ready),
@@ -339,7 +369,8 @@ impl Session {
         }
         if self.agent.journal.entry(&self.begin.container).open.is_some_and(|open| open.begin == self.begin) {
             let end = End::Discarded;
-            let record = Record::Ended { container: self.begin.container.clone(), epoch: self.begin.epoch, end };
+            let record =
+                Record::Ended { container: self.begin.container.clone(), epoch: self.begin.epoch, end };
             if let Err(error) = self.agent.journal.append(&[record]) {
                 tracing::warn!(%error, "cannot journal the end of a discarded copy; a restart will look again");
             }

@@ -100,7 +100,10 @@ impl Waiting {
                         return Some((Word::Abort, None));
                     }
                     Ok(other) => {
-                        tracing::warn!(message = other.name(), "out of order for a Ready copy; closing the connection");
+                        tracing::warn!(
+                            message = other.name(),
+                            "out of order for a Ready copy; closing the connection"
+                        );
                         self.link = None;
                     }
                     Err(LinkError::Timeout { .. } | LinkError::Interrupted) => {}
@@ -133,7 +136,14 @@ impl Waiting {
     /// Asks the source, then the coordinator.
     fn ask(&self) -> OnAnswer {
         let Begin { peer, peer_address, container, migration, epoch, .. } = &self.begin;
-        let question = peer::ask(&self.agent, peer, peer_address, &self.begin, &PeerMessage::Query, peer::ANSWER_TIMEOUT);
+        let question = peer::ask(
+            &self.agent,
+            peer,
+            peer_address,
+            &self.begin,
+            &PeerMessage::Query,
+            peer::ANSWER_TIMEOUT,
+        );
         let decision = match question {
             Ok(PeerMessage::Answer(decision)) => Some(decision),
             Ok(_) => None,
@@ -150,7 +160,8 @@ impl Waiting {
                 self.publish.update(|status| {
                     status.phase = Phase::OutcomeUnknown;
                     "SourceSilent".clone_into(&mut status.reason);
-                    "a complete copy waits here, frozen; its source does not tell".clone_into(&mut status.message);
+                    "a complete copy waits here, frozen; its source does not tell"
+                        .clone_into(&mut status.message);
                 });
                 self.agent.decisions.ask(migration, *epoch).unwrap_or(Answer::Unknown)
             }
@@ -163,7 +174,9 @@ impl Waiting {
         let name = |epoch| (self.begin.container.clone(), epoch);
         let (container, epoch) = name(self.begin.epoch);
         let seen = Record::CommitSeen { container: container.clone(), epoch };
-        retry("journal the takeover", &self.publish, || self.agent.journal.append(std::slice::from_ref(&seen)));
+        retry("journal the takeover", &self.publish, || {
+            self.agent.journal.append(std::slice::from_ref(&seen))
+        });
         pass("session-target-completing-seen");
         self.publish.update(|status| status.phase = Phase::Completing);
         retry("attach the container's network", &self.publish, || self.container.attach());
@@ -298,15 +311,27 @@ pub(super) fn recover_target(agent: &Arc<Agent>, begin: Begin, publish: Publishe
             waiting(agent, begin, publish, container, inbox).take(Vec::new(), Instant::now(), None);
         }
         (TargetRestart::Lost(_), _) => {
-            retry("remove what is left of a copy", &publish, || agent.node.kill_incoming(&begin.container, &begin.migration));
+            retry("remove what is left of a copy", &publish, || {
+                agent.node.kill_incoming(&begin.container, &begin.migration)
+            });
             ended(agent, &begin, &publish, End::Lost);
-            publish.end(Phase::Failed, "CopyLost", "the complete copy that waited here died; its source will hear so");
+            publish.end(
+                Phase::Failed,
+                "CopyLost",
+                "the complete copy that waited here died; its source will hear so",
+            );
         }
         (TargetRestart::Nothing, _) => {}
         (_, _) => {
-            retry("kill an unfinished copy", &publish, || agent.node.kill_incoming(&begin.container, &begin.migration));
+            retry("kill an unfinished copy", &publish, || {
+                agent.node.kill_incoming(&begin.container, &begin.migration)
+            });
             ended(agent, &begin, &publish, End::Discarded);
-            publish.end(Phase::Failed, "AgentRestarted", "the agent was restarted before the copy was complete");
+            publish.end(
+                Phase::Failed,
+                "AgentRestarted",
+                "the agent was restarted before the copy was complete",
+            );
         }
     }
 }

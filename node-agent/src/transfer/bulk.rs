@@ -66,7 +66,10 @@ pub struct BulkSender {
 
 impl std::fmt::Debug for BulkSender {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BulkSender").field("sent", &self.sent).field("rate", &self.rate).finish_non_exhaustive()
+        f.debug_struct("BulkSender")
+            .field("sent", &self.sent)
+            .field("rate", &self.rate)
+            .finish_non_exhaustive()
     }
 }
 
@@ -317,7 +320,9 @@ fn rounds<A: Apply>(
                     .map_err(|_| BulkError::Protocol("an invalid page batch"))?;
                 if failure.is_none() {
                     failure = match &writer {
-                        Some(writer) => writer.apply(&batch).err().map(|error| format!("apply pages: {error}")),
+                        Some(writer) => {
+                            writer.apply(&batch).err().map(|error| format!("apply pages: {error}"))
+                        }
                         None => Some("pages for a shape that was not built".to_owned()),
                     };
                 }
@@ -325,7 +330,10 @@ fn rounds<A: Apply>(
             (FrameKind::Files, Some(_)) => {
                 if failure.is_none() {
                     failure = match files {
-                        Some(files) => files.apply(frame.body).err().map(|error| format!("apply files: {}", chain(&error))),
+                        Some(files) => files
+                            .apply(frame.body)
+                            .err()
+                            .map(|error| format!("apply files: {}", chain(&error))),
                         None => Some("file changes on a stream that carries none".to_owned()),
                     };
                 }

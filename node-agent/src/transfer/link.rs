@@ -65,11 +65,7 @@ impl Link {
     pub fn new(stream: TlsStream) -> Self {
         let peer = stream.peer().to_string();
         let limits = Limits { state: 0 };
-        Self {
-            reader: FrameReader::with_limits(stream, limits),
-            writer: FrameWriter::new(Vec::new()),
-            peer,
-        }
+        Self { reader: FrameReader::with_limits(stream, limits), writer: FrameWriter::new(Vec::new()), peer }
     }
 
     /// Accepts large messages from now on: the peer has been recognised.

@@ -52,7 +52,9 @@ pub fn step(state: SessionState, message: &PeerMessage) -> Result<SessionState, 
         (Filling { generation, round }, PeerMessage::RoundEnd { index }) if *index == round => {
             Filling { generation, round: round.saturating_add(1) }
         }
-        (Filling { generation: 1.., round }, PeerMessage::Switchover { index, .. }) if *index == round => Ready,
+        (Filling { generation: 1.., round }, PeerMessage::Switchover { index, .. }) if *index == round => {
+            Ready
+        }
         (Ready, PeerMessage::Commit { .. }) => Committed,
         (Committed, PeerMessage::Late(_)) => Committed,
         (Greeted | Checked | Filling { .. } | Ready, PeerMessage::Abort { .. }) => Aborted,

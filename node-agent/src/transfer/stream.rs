@@ -102,8 +102,9 @@ impl TlsStream {
             tls.complete_io(&mut tcp).map_err(ConnectError::Handshake)?;
         }
         let peer = peer_identity(tls.peer_certificates())?;
-        let timeouts =
-            tcp.set_read_timeout(Some(FRAME_TIMEOUT)).and_then(|()| tcp.set_write_timeout(Some(FRAME_TIMEOUT)));
+        let timeouts = tcp
+            .set_read_timeout(Some(FRAME_TIMEOUT))
+            .and_then(|()| tcp.set_write_timeout(Some(FRAME_TIMEOUT)));
         timeouts.map_err(|source| ConnectError::Option("SO_RCVTIMEO", source))?;
         tls.set_buffer_limit(Some(BUFFER));
         // The handshake may have read application data already.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use image::state::HostFacts;
 use node_agent::commit::Answer;
 use node_agent::session::orders::DecisionSource;
 use node_agent::session::ports::{
-    ContainerSource, ContainerTarget, EthernetFrame, FileRound, FileSink, FileSource, FileTarget, Incoming, NetLock,
-    Node, PortError, Settled,
+    ContainerSource, ContainerTarget, EthernetFrame, FileRound, FileSink, FileSource, FileTarget, Incoming,
+    NetLock, Node, PortError, Settled,
 };
 use node_agent::session::status::Status;
 use node_agent::session::{Migrations, Options};
@@ -79,7 +79,12 @@ impl Node for FakeNode {
     fn source(&self, container: &str) -> Result<Box<dyn ContainerSource>, PortError> {
         let pid = self.containers.lock().unwrap().get(container).copied();
         let pid = pid.ok_or_else(|| PortError::NoContainer(container.to_owned()))?;
-        Ok(Box::new(FakeContainer { name: container.to_owned(), pid, log: self.log.clone(), dir: self.dir.clone() }))
+        Ok(Box::new(FakeContainer {
+            name: container.to_owned(),
+            pid,
+            log: self.log.clone(),
+            dir: self.dir.clone(),
+        }))
     }
 
     fn incoming(&self, request: &Incoming) -> Result<Box<dyn ContainerTarget>, PortError> {
@@ -313,14 +318,11 @@ impl TestAgent {
             peer_address: address.clone(),
             incarnation: 1 + u64::from(listener.local_addr().unwrap().port()),
         };
-        let migrations = Migrations::open(options, Arc::clone(&node) as Arc<dyn Node>, Arc::new(Silent)).unwrap();
+        let migrations =
+            Migrations::open(options, Arc::clone(&node) as Arc<dyn Node>, Arc::new(Silent)).unwrap();
         migrations.recover_all();
         migrations.serve(listener).unwrap();
         Self { migrations, log, address, node, dir }
-    }
-
-    pub(crate) fn journal(&self) -> &Path {
-        self.dir.path()
     }
 
     /// Waits until the status of `migration` satisfies `until`.

@@ -265,6 +265,12 @@ impl MmReader<'_> {
             b"[timerfd]" if info.timerfd.is_some() => Class::TimerFd,
             b"[signalfd]" if info.signalfd.is_some() => Class::SignalFd,
             b"[eventpoll]" => Class::Epoll,
+            b"inotify" | b"[inotify]" if !info.inotify.is_empty() => self.refuse(
+                pid,
+                fd,
+                "inotify watches: what they watch cannot be told yet",
+                CLOSE,
+            ),
             b"inotify" | b"[inotify]" => Class::Inotify,
             b"[pidfd]" => Class::PidFd,
             _ => {

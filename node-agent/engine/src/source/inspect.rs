@@ -2,6 +2,7 @@
 
 use super::findings::Findings;
 use super::look::{Depth, Flags, Looker};
+use super::outside;
 use super::sockets::{Kind, tcp_state};
 use super::spec::TreeSpec;
 use super::{InspectError, Inventory};
@@ -11,6 +12,7 @@ pub(crate) fn inspect(spec: &TreeSpec) -> Result<Inventory, InspectError> {
     let mut looker = Looker::new(spec)?;
     let mut findings = Findings::default();
     let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
+    outside::check(&look, spec.root, &mut findings)?;
     let processes = &look.processes;
     Ok(Inventory {
         processes: processes.len(),

@@ -13,6 +13,7 @@ mod inspect;
 mod look;
 mod memory;
 mod mm;
+mod outside;
 mod registry;
 mod recover;
 mod rules;

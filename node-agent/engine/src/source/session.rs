@@ -27,6 +27,7 @@ use super::memory::process::{ObjectRanges, TrackedMemory};
 use super::memory::sent::PageSet;
 use super::memory::tracker::{PagemapScan, SoftDirty, Tracker};
 use super::memory::last_pid;
+use super::outside;
 use super::spec::TreeSpec;
 use super::stopping::{Held, stop_threads, stop_tree};
 use super::told;
@@ -110,6 +111,7 @@ impl Source {
         let mut looker = Looker::new(spec)?;
         let mut findings = Findings::default();
         let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
+        outside::check(&look, spec.root, &mut findings)?;
         refuse(findings)?;
         let trackers = sys::pagemap::probe();
         if !trackers.pagemap_scan && !trackers.soft_dirty {

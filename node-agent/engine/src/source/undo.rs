@@ -53,23 +53,25 @@ impl Source {
         let parked: Vec<ParkedThread> = frozen.parked.into_values().flatten().collect();
         let held = frozen.held.into_stopped();
         // What we trace shows its end to us first, and to its parent only then.
-        for tid in parked.iter().map(|thread| thread.tid).chain(held.iter().map(|thread| thread.tid())) {
-            reap(tid);
-        }
+        let tids: Vec<i32> =
+            parked.iter().map(|thread| thread.tid).chain(held.iter().map(|thread| thread.tid())).collect();
         drop((parked, held));
         let end = Instant::now() + KILL_LIMIT;
         for (pid, pidfd) in &pidfds {
-            reap(*pid);
-            let left = end.saturating_duration_since(Instant::now());
-            match sys::pidfd::wait_exit(pidfd.as_fd(), left) {
-                Ok(true) => {}
-                Ok(false) => {
-                    return Err(SourceError::Timeout {
-                        what: format!("the end of killed process {pid}"),
-                        limit_ms: u64::try_from(KILL_LIMIT.as_millis()).unwrap_or(u64::MAX),
-                    });
+            loop {
+                // A leader's end shows only after that of its last thread: all are looked at, again and again.
+                tids.iter().chain([pid]).for_each(|tid| reap(*tid));
+                match sys::pidfd::wait_exit(pidfd.as_fd(), Duration::from_millis(1)) {
+                    Ok(true) => break,
+                    Ok(false) if Instant::now() < end => {}
+                    Ok(false) => {
+                        return Err(SourceError::Timeout {
+                            what: format!("the end of killed process {pid}"),
+                            limit_ms: u64::try_from(KILL_LIMIT.as_millis()).unwrap_or(u64::MAX),
+                        });
+                    }
+                    Err(errno) => return Err(SourceError::kernel("wait for a killed process", *pid, errno)),
                 }
-                Err(errno) => return Err(SourceError::kernel("wait for a killed process", *pid, errno)),
             }
         }
         Ok(())
@@ -176,23 +178,19 @@ fn remove_tapes(tapes: Tapes, mut threads: Vec<ParkedThread>) -> Result<(), Sour
     tapes.remove(threads)
 }
 
-/// Takes the exit status of a process that we traced or that is our child.
-fn reap(pid: i32) {
-    use nix::sys::wait::{WaitPidFlag, waitpid};
+/// Takes what a task that we traced, or that is our child, has to show: stops, and in the end its exit status.
+fn reap(tid: i32) {
+    use nix::errno::Errno;
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
     let flags = WaitPidFlag::__WALL | WaitPidFlag::WNOHANG;
-    let end = Instant::now() + Duration::from_millis(500);
-    while Instant::now() < end {
-        match waitpid(nix::unistd::Pid::from_raw(pid), Some(flags)) {
-            Ok(nix::sys::wait::WaitStatus::StillAlive) => std::thread::sleep(Duration::from_micros(200)),
-            Ok(status) if status.pid().is_some() && !is_end(status) => {}
-            _ => return,
+    loop {
+        match waitpid(nix::unistd::Pid::from_raw(tid), Some(flags)) {
+            Ok(WaitStatus::StillAlive | WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return,
+            // A stop, or one that nix has no name for.
+            Ok(_) | Err(Errno::EINTR | Errno::EINVAL) => {}
+            Err(_) => return,
         }
     }
-}
-
-fn is_end(status: nix::sys::wait::WaitStatus) -> bool {
-    use nix::sys::wait::WaitStatus;
-    matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..))
 }
 
 impl Drop for Source {

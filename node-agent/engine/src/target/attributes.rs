@@ -21,7 +21,6 @@ const SIGSET: u64 = 8;
 const PR_SET_MDWE: i32 = 65;
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 const SECBIT_NO_SETUID_FIXUP: u64 = 4;
-const CAP_SYS_ADMIN: u32 = 21;
 const SS_ONSTACK: i32 = 1;
 const SS_DISABLE: i32 = 2;
 /// _LINUX_CAPABILITY_VERSION_3.
@@ -86,9 +85,7 @@ fn prctl(what: &'static str, option: i32, value: u64) -> Call {
 }
 
 /// POSIX timers with the ids that the program knows. Threads must exist.
-///
-/// `keeps_ids`: the kernel has PR_TIMER_CREATE_RESTORE_IDS (6.15). Without it ids are counted up per
-/// process (or, before 4.x, per user), so timers are made and deleted until the right one comes.
+/// Takes PR_TIMER_CREATE_RESTORE_IDS (Linux 6.15).
 pub(crate) fn posix_timers(timers: &[PosixTimer]) -> Vec<Call> {
     if timers.is_empty() {
         return Vec::new();
@@ -200,15 +197,23 @@ fn scheduling(thread: &Thread) -> Block {
     Block::new(attr)
 }
 
-/// Credentials, no_new_privs and seccomp filters of a thread, in the one order that works; `last_cap` is
-/// the highest capability that this kernel knows.
+/// What skeletons may do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Capabilities {
+    /// The highest capability that this kernel knows.
+    pub(crate) last: u32,
+    /// Those that skeletons have, permitted.
+    pub(crate) held: u64,
+}
+
+/// Credentials, no_new_privs and seccomp filters of a thread, in the one order that works.
 ///
 /// Inheritable capabilities may exceed the bounding set, so they come before it shrinks. User ids change
 /// under NO_SETUID_FIXUP, so that no capability is lost on the way. A filter without no_new_privs takes
 /// CAP_SYS_ADMIN, so it comes before the last capset(2); PTRACE_O_SUSPEND_SECCOMP keeps it from acting.
-pub(crate) fn credentials(creds: &Creds, filters: &Filters<'_>, last_cap: u32) -> Vec<Call> {
-    let all = (1u64 << (last_cap + 1)) - 1;
-    let mut calls = vec![capset("capset for restore", all, all, creds.cap_inheritable).accept(&[libc::EPERM])];
+pub(crate) fn credentials(creds: &Creds, filters: &Filters<'_>, kernel: &Capabilities) -> Vec<Call> {
+    let Capabilities { last: last_cap, held } = *kernel;
+    let mut calls = vec![capset("capset for restore", held, held, creds.cap_inheritable)];
     for cap in (0..=last_cap).filter(|c| creds.cap_bounding & (1 << c) == 0) {
         calls.push(prctl("PR_CAPBSET_DROP", libc::PR_CAPBSET_DROP, u64::from(cap)));
     }
@@ -292,9 +297,4 @@ pub(crate) fn one_history(process: &ProcessState) -> bool {
     let mut threads = process.threads.iter();
     let Some(first) = threads.next() else { return true };
     threads.all(|t| (t.seccomp_mode, &t.seccomp_filters) == (first.seccomp_mode, &first.seccomp_filters))
-}
-
-/// Whether a filter needs CAP_SYS_ADMIN to be installed, which the restoring skeleton must hold.
-pub(crate) fn needs_admin(creds: &Creds) -> bool {
-    !creds.no_new_privs && creds.cap_bounding & (1 << CAP_SYS_ADMIN) == 0
 }

@@ -41,6 +41,7 @@ use image::shape::Shape;
 use image::state::Image;
 
 pub use error::TargetError;
+use attributes::Capabilities;
 use files::{Descriptions, Workshop};
 use mapping::Surroundings;
 use objects::Objects;
@@ -234,7 +235,8 @@ impl Target {
         times.files = watch.lap();
         fail::fail_point!("target-files");
 
-        let mut restorer = Restorer { tree, tape, channel, image, last_cap: last_capability()? };
+        let capabilities = capabilities(tree.get(root)?.host)?;
+        let mut restorer = Restorer { tree, tape, channel, image, capabilities };
         restorer.descriptors(&files)?;
         times.descriptors = watch.lap();
         fail::fail_point!("target-descriptors");
@@ -281,9 +283,11 @@ impl Target {
     }
 }
 
-/// The highest capability that this kernel knows.
-fn last_capability() -> Result<u32, TargetError> {
+/// What the skeletons, which all have the root process's capabilities, may do.
+fn capabilities(host: i32) -> Result<Capabilities, TargetError> {
     let path = "/proc/sys/kernel/cap_last_cap";
     let text = std::fs::read_to_string(path).map_err(TargetError::system(format!("read {path}")))?;
-    text.trim().parse().map_err(|_| TargetError::Image(format!("{path} holds no number")))
+    let last = text.trim().parse().map_err(|_| TargetError::Image(format!("{path} holds no number")))?;
+    let held = sys::prctl::caps(host).map_err(TargetError::errno("capget of the root process"))?.permitted;
+    Ok(Capabilities { last, held })
 }

@@ -12,7 +12,7 @@ use sys::ptrace::{Event, Exit, Stop, Stopped};
 use sys::regs::NO_SYSCALL;
 use sys::tape::target::TargetTape;
 
-use super::attributes::{self, Filters};
+use super::attributes::{self, Capabilities, Filters};
 use super::error::TargetError;
 use super::files::Descriptions;
 use super::mapping;
@@ -42,7 +42,7 @@ pub(crate) struct Restorer<'a> {
     pub(crate) tape: &'a TargetTape,
     pub(crate) channel: &'a Channel,
     pub(crate) image: &'a Image,
-    pub(crate) last_cap: u32,
+    pub(crate) capabilities: Capabilities,
 }
 
 /// The live processes of the image with their states.
@@ -180,13 +180,13 @@ impl Restorer<'_> {
                 let filters = if one_history { Filters::NONE } else { own };
                 let mut calls = attributes::thread_before_credentials(process, thread);
                 calls.extend(attributes::thread_signals(pid, thread).map_err(TargetError::Refused)?);
-                calls.extend(attributes::credentials(&thread.creds, &filters, self.last_cap));
+                calls.extend(attributes::credentials(&thread.creds, &filters, &self.capabilities));
                 calls.extend(attributes::thread_after_credentials(thread));
                 task.run(self.tape, &calls)?;
             }
             let all_threads = one_history && !others.is_empty();
             let filters = Filters { mode: first.seccomp_mode, list: &first.seccomp_filters, all_threads };
-            let mut last = attributes::credentials(&first.creds, &filters, self.last_cap);
+            let mut last = attributes::credentials(&first.creds, &filters, &self.capabilities);
             last.extend(attributes::thread_after_credentials(first));
             last.extend(attributes::process_after_credentials(process));
             last.extend(attributes::arm_posix_timers(&process.timers));

@@ -132,7 +132,11 @@ impl<'de> de::Deserializer<'de> for &mut Random {
         visitor.visit_unit()
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Never> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Never> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -220,7 +224,11 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
         visitor.visit_seq(Elements { random: self.random, left })
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Never> {
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Never> {
         visitor.visit_seq(Elements { random: self.random, left: fields.len() })
     }
 }

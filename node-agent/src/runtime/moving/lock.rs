@@ -23,7 +23,7 @@ impl ContainerLock {
         }
         let netns = ns::open(pid, Kind::Net)
             .map_err(|error| PortError::failed(format!("open the network namespace of {}", record.name), error))?;
-        let lock = Lock::prepare(&link, netns).map_err(failed)?;
+        let lock = Lock::prepare(&link, netns, record.network.mac).map_err(failed)?;
         Ok(Self { link, lock: Some(lock) })
     }
 }

@@ -221,10 +221,8 @@ fn kind(
             let queued = sys::tcp::inq(open.file.as_fd()).map_err(|errno| fail("FIONREAD", errno))?;
             if queued > 0 {
                 refused(context.findings, open, "inotify with events that wait to be read")
-            } else if info.inotify.is_empty() {
-                FileKind::Inotify { watches: Vec::new() }
             } else {
-                refused(context.findings, open, "inotify watches: what they watch cannot be told yet")
+                FileKind::Inotify { watches: Vec::new() }
             }
         }
         Class::Socket | Class::Refused => nothing(),

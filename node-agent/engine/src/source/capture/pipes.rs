@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sys::{Errno, fds};
 
 use super::table::{Open, Table};
+use super::unix::OUTSIDE;
 use crate::source::SourceError;
 use crate::source::descriptor::Class;
 use crate::source::findings::Findings;
@@ -17,7 +18,6 @@ use crate::source::findings::Findings;
 const O_ACCMODE: u32 = 3;
 const O_RDONLY: u32 = 0;
 const O_DIRECT: u32 = 0o40_000;
-const OUTSIDE: &str = "give it to the container as an external file, or close it before the move";
 
 /// Pipes by inode, with their place in the image.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use super::files::Context;
 use super::options::Reader;
 use super::table::{Open, Table};
 use crate::proc::fdinfo;
-use crate::source::SourceError;
+use crate::source::{InspectError, SourceError};
 use crate::source::descriptor::{Class, Descriptor};
 use crate::source::sockets::{self, Kind};
 use crate::source::tree::Process;
@@ -23,7 +23,7 @@ pub(crate) struct Peers {
     sockets: HashMap<u64, UnixSocket>,
 }
 
-const OUTSIDE: &str = "give it to the container as an external file, or close it before the move";
+pub(crate) const OUTSIDE: &str = "give it to the container as an external file, or close it before the move";
 const CLOSE: &str = "have the program close it before the move";
 /// Kernel numbers of unix socket states.
 const CONNECTED: u8 = 1;
@@ -32,8 +32,8 @@ const BOTH_WAYS: u8 = 3;
 
 impl Peers {
     /// Asks the kernel, in the network namespace of the tree.
-    pub(crate) fn list(root: i32) -> Result<Self, SourceError> {
-        let fail = |errno| SourceError::kernel("list unix sockets", root, errno);
+    pub(crate) fn list(root: i32) -> Result<Self, InspectError> {
+        let fail = |errno| InspectError::kernel("list unix sockets", root, errno);
         let netns = ns::open(root, ns::Kind::Net).map_err(fail)?;
         let list = || -> sys::Result<Vec<UnixSocket>> { Diag::open()?.unix() };
         let sockets = ns::in_netns(netns.as_fd(), list).map_err(fail)?.map_err(fail)?;
@@ -43,6 +43,12 @@ impl Peers {
                 .map(|socket| (u64::from(socket.inode), socket))
                 .collect(),
         })
+    }
+
+    /// The inode of a socket's peer.
+    pub(crate) fn peer_of(&self, inode: u64) -> Option<u64> {
+        let peer = self.sockets.get(&inode)?.peer?;
+        (peer != 0).then_some(u64::from(peer))
     }
 
     fn of(&self, open: &Open) -> Option<&UnixSocket> {

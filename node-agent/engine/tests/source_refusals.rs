@@ -1,0 +1,180 @@
+//! What cannot be carried over is refused by name, before anything was touched.
+
+mod source_support;
+
+use engine::source::{Source, SourceError, inspect};
+use image::{Refusal, Subject};
+use source_support::{Cgroup, Workload, traces, tracer, wait_until};
+
+/// Runs python code that may set `fd` to a descriptor, and gives what is refused.
+fn refusals(code: &str) -> (Workload, Vec<Refusal>, i32) {
+    let program = format!(
+        "import ctypes, fcntl, mmap, os, socket, sys, time\n\
+         libc = ctypes.CDLL(None, use_errno=True); libc.syscall.restype = ctypes.c_long\n\
+         fd = -1\n{code}\nprint('ready')\nprint(fd)\n\
+         for line in sys.stdin: print('ok')\n"
+    );
+    let mut workload = Workload::python(&program);
+    let fd = workload.line().parse().unwrap();
+    let spec = workload.spec();
+    let before = traces(workload.pid());
+    let refusals = inspect(&spec).unwrap().refusals;
+    if !refusals.is_empty() {
+        match Source::attach(&spec) {
+            Err(SourceError::Refused(list)) => assert_eq!(list, refusals),
+            other => panic!("attached all the same: {other:?}"),
+        }
+    }
+    assert_eq!(traces(workload.pid()), before, "it was touched");
+    assert_eq!(tracer(workload.pid()), 0);
+    assert_eq!(workload.ask(""), "ok");
+    (workload, refusals, fd)
+}
+
+/// The code must be refused for its descriptor, with this in the reason.
+fn refuses_fd(code: &str, reason: &str) {
+    let (workload, refusals, fd) = refusals(code);
+    assert!(fd >= 0, "the program could not make it: {code}");
+    let found = refusals
+        .iter()
+        .find(|refusal| refusal.subject == Subject::Fd(fd) && refusal.reason.contains(reason));
+    let found = found.unwrap_or_else(|| panic!("{reason}: {refusals:#?}"));
+    assert_eq!(found.pid, workload.pid());
+    assert!(!found.way_out.is_empty());
+}
+
+#[test]
+fn kernel_objects() {
+    refuses_fd("params = ctypes.create_string_buffer(120)\nfd = libc.syscall(425, 4, params)", "io_uring");
+    refuses_fd("fd = libc.syscall(323, 1)", "userfaultfd");
+    refuses_fd("fd = libc.fanotify_init(0, 0)", "fanotify");
+    refuses_fd("fd = libc.inotify_init(); libc.inotify_add_watch(fd, b'/tmp', 2)", "inotify");
+    refuses_fd("fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)", "terminals");
+    refuses_fd("fd = os.open('/tmp', 0o10000000)", "O_PATH");
+    refuses_fd("fd = os.open('/proc/self/ns/net', 0)", "cannot move");
+}
+
+#[test]
+fn kinds_of_sockets() {
+    refuses_fd("s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); fd = s.fileno()", "netlink");
+    refuses_fd("s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); fd = s.fileno()", "packet");
+    refuses_fd("s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 1); fd = s.fileno()", "raw");
+    refuses_fd(
+        "l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen(3); fd = l.fileno()\n\
+         c = socket.create_connection(l.getsockname())",
+        "wait to be accepted",
+    );
+    refuses_fd(
+        "s = socket.socket(); fd = s.fileno()\n\
+         code = ctypes.create_string_buffer(b'\\x06\\0\\0\\0\\xff\\xff\\0\\0', 8)\n\
+         import struct\n\
+         s.setsockopt(1, 26, struct.pack('HxxxxxxQ', 1, ctypes.addressof(code)))",
+        "packet filter",
+    );
+}
+
+#[test]
+fn locks_and_outside_ends() {
+    refuses_fd(
+        "import tempfile\nf = tempfile.NamedTemporaryFile(); fcntl.flock(f, fcntl.LOCK_EX); fd = f.fileno()",
+        "file lock",
+    );
+    // A child outside of the tree that the test looks at.
+    let code = "import subprocess\n\
+        a, b = socket.socketpair(); r, w = os.pipe()\n\
+        if os.fork() != 0:\n    b.close(); os.close(w); mine = True\n\
+        else:\n    a.close(); os.close(r); mine = False\n\
+        if not mine:\n    time.sleep(1000)\n\
+        fd = r";
+    let (workload, refusals, _) = refusals(code);
+    // The child holds both other ends, and is in the tree.
+    assert_eq!(refusals, []);
+    let child = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", workload.pid())).unwrap();
+    let mut spec = workload.spec();
+    spec.root = child.trim().parse().unwrap();
+    let refusals = inspect(&spec).unwrap().refusals;
+    let reasons: Vec<&str> = refusals.iter().map(|refusal| refusal.reason.as_str()).collect();
+    assert_eq!(
+        reasons,
+        [
+            "pipe whose reading end is outside of the container",
+            "unix socket whose peer is outside of the container"
+        ],
+        "{refusals:#?}"
+    );
+    kill(spec.root);
+}
+
+fn kill(pid: i32) {
+    let pidfd = sys::pidfd::open(pid).unwrap();
+    sys::pidfd::send_signal(std::os::fd::AsFd::as_fd(&pidfd), 9).unwrap();
+}
+
+#[test]
+fn memory_of_the_kernel() {
+    let (_workload, refusals, _) = refusals(
+        "libc.shmat.restype = ctypes.c_void_p\n\
+         i = libc.shmget(0, 8192, 0o1600); p = libc.shmat(i, None, 0); libc.shmctl(i, 0, None)",
+    );
+    assert_eq!(refusals.len(), 1, "{refusals:#?}");
+    assert!(matches!(refusals[0].subject, Subject::Address(_)));
+    assert!(refusals[0].reason.contains("System V"));
+}
+
+#[test]
+fn an_aio_context() {
+    let (_workload, refusals, _) = refusals("ctx = ctypes.c_ulong(0)\nassert libc.syscall(206, 8, ctypes.byref(ctx)) == 0");
+    assert!(
+        refusals.iter().any(|refusal| refusal.reason.contains("asynchronous I/O")),
+        "{refusals:#?}"
+    );
+}
+
+#[test]
+fn namespaces_and_tracers() {
+    let (_workload, refusals, _) = refusals(
+        "if os.fork() == 0:\n    assert libc.unshare(0x40000000) == 0\n    time.sleep(1000)\ntime.sleep(.2)",
+    );
+    assert!(
+        refusals.iter().any(|refusal| refusal.reason.contains("another net namespace")),
+        "{refusals:#?}"
+    );
+    let workload = Workload::python("print('ready')\ninput()");
+    let tracee = sys::ptrace::Running::seize(workload.pid(), sys::ptrace::Options::NONE).unwrap();
+    let refusals = inspect(&workload.spec()).unwrap().refusals;
+    assert_eq!(refusals.len(), 1, "{refusals:#?}");
+    assert!(refusals[0].reason.contains("being traced"));
+    drop(tracee);
+    wait_until(|| tracer(workload.pid()) == 0);
+    assert_eq!(inspect(&workload.spec()).unwrap().refusals, []);
+}
+
+#[test]
+fn cgroups() {
+    let cgroup = Cgroup::new("refusals");
+    let workload = Workload::python("print('ready')\ninput()");
+    let stranger = Workload::python("print('ready')\ninput()");
+    let mut spec = workload.spec();
+    spec.cgroup = Some(cgroup.0.clone());
+    let reasons = |spec| -> Vec<String> {
+        let refusals = inspect(spec).unwrap().refusals;
+        refusals.into_iter().map(|refusal| refusal.reason).collect()
+    };
+    assert_eq!(reasons(&spec), ["it is not in the container's cgroup"]);
+    cgroup.add(workload.pid());
+    assert!(reasons(&spec).is_empty());
+    cgroup.add(stranger.pid());
+    assert!(reasons(&spec)[0].contains("came from outside"));
+    drop(stranger);
+    std::fs::write(cgroup.0.join("cgroup.freeze"), "1").unwrap();
+    assert_eq!(reasons(&spec), ["it is frozen already"]);
+}
+
+#[test]
+fn a_process_that_is_not_there() {
+    let workload = Workload::python("print('ready')\ninput()");
+    let mut spec = workload.spec();
+    drop(workload);
+    spec.root = i32::MAX - 1;
+    assert!(matches!(inspect(&spec), Err(engine::source::InspectError::NoSuchProcess { .. })));
+}
