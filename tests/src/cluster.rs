@@ -101,7 +101,7 @@ impl Cluster {
     /// When `dev up` fails; the logs stay where the message points.
     pub fn up() -> Result<Self> {
         let base = std::env::temp_dir().join(format!("gantry-test-{}-{}", std::process::id(), unique()));
-        let mut cluster = Self { dir: base, env: Vec::new(), keep: false };
+        let mut cluster = Self { dir: base, env: Vec::new(), keep: true };
         let up = cluster.migrate(["dev", "up", "--nodes", "2", "--dir", cluster.dir_str()])?;
         ensure!(up.code == 0, "dev up: {up:?}");
         let env = cluster.migrate(["dev", "env", "--dir", cluster.dir_str()])?;
@@ -249,23 +249,28 @@ impl Cluster {
         .map(|_| ())
     }
 
-    /// Keeps the directory and its logs after the test.
-    pub fn keep_logs(&mut self) {
-        self.keep = true;
+    /// The test has passed: its logs are not needed any more.
+    pub fn passed(mut self) {
+        self.keep = false;
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.keep |= std::thread::panicking();
+        if self.keep {
+            // `dev down` removes the hosts' directory, and the logs with it.
+            let logs = self.dir.with_extension("logs");
+            let copied = Command::new("cp").arg("-r").arg(self.dir.join("hosts")).arg(&logs).status();
+            if copied.is_ok_and(|status| status.success()) {
+                eprintln!("the logs of all hosts are in {}", logs.display());
+            }
+        }
         if let Ok(finished) = self.migrate(["dev", "down", "--dir", self.dir_str()])
             && finished.code != 0
         {
             eprintln!("dev down: {finished:?}");
         }
-        if !self.keep {
-            let _ = fs::remove_dir_all(&self.dir);
-        }
+        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 

@@ -56,6 +56,7 @@ fn redis() -> Result<()> {
     ensure!(verdict.replies > 1000, "too few replies to mean anything: {verdict:?}");
     cluster.client_once(&["redis-verify", &at, &keys])?;
     println!("redis: {verdict:?}");
+    cluster.passed();
     Ok(())
 }
 
@@ -84,6 +85,7 @@ fn nginx() -> Result<()> {
     let verdict = clients.verdict()?;
     ensure!(verdict.replies > 4, "too few downloads to mean anything: {verdict:?}");
     println!("nginx: {verdict:?}");
+    cluster.passed();
     Ok(())
 }
 
@@ -105,5 +107,6 @@ fn python() -> Result<()> {
     let verdict = clients.verdict()?;
     ensure!(verdict.replies > 100, "too few replies to mean anything: {verdict:?}");
     println!("python: {verdict:?}");
+    cluster.passed();
     Ok(())
 }

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use proto::v1::{CreateMigrationRequest, Migration, MigrationSpec, Policy, WatchMigrationsRequest};
+use proto::v1::{
+    CreateMigrationRequest, GetMigrationRequest, Migration, MigrationSpec, Phase, Policy,
+    WatchMigrationsRequest,
+};
 use tonic::Code;
 
 use super::container::new_request_id;
@@ -16,6 +19,8 @@ use crate::settings::Settings;
 
 /// How long a coordinator that went away in the middle of a move is waited for.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(60);
+/// How long the source's figures are waited for after a move has succeeded.
+const FIGURES_LIMIT: Duration = Duration::from_secs(5);
 
 /// Arguments of `move`.
 #[derive(Debug, clap::Args)]
@@ -181,10 +186,25 @@ async fn watch(
         *revision = event.revision;
         view.show(&migration);
         if exit::of_migration(&migration).is_some() {
-            return Ok(Some(migration));
+            return with_figures(api, migration).await.map(Some);
         }
     }
     Ok(None)
+}
+
+/// The ended migration with what it cost. That it has succeeded is known from the target; the source measures the
+/// pause and tells it a moment later, once the old copy is gone.
+async fn with_figures(api: &mut Api, mut migration: Migration) -> Result<Migration, tonic::Status> {
+    let start = Instant::now();
+    while migration.phase() == Phase::Succeeded
+        && migration.downtime.is_none_or(|downtime| downtime.total_ms <= 0.0)
+        && start.elapsed() < FIGURES_LIMIT
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let request = GetMigrationRequest { name: migration.name.clone() };
+        migration = api.client.get_migration(request).await?.into_inner();
+    }
+    Ok(migration)
 }
 
 /// One line on how it went.
@@ -233,7 +253,7 @@ pub(crate) fn failed(migration: &Migration, tried: &str, exit: Exit) -> Failure 
 
 #[cfg(test)]
 mod tests {
-    use proto::v1::{Downtime, Phase, Refusal};
+    use proto::v1::{Downtime, Refusal};
 
     use super::*;
 

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod proc;
 pub mod source;
 pub mod target;

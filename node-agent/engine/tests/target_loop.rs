@@ -231,3 +231,28 @@ fn every_attribute_is_what_it_was() {
 fn so_are_dropped_privileges_and_filters() {
     attributes(&["nobody"]);
 }
+
+#[test]
+fn a_checkpoint_on_disk_is_restored_after_the_original_has_ended() {
+    let (log, file) = (Scratch::new("checkpoint"), Scratch::new("checkpoint-file"));
+    let victim = Victim::spawn(Command::new("python3").arg(script("selfcheck.py")).arg(&log.0));
+    wait_until("the program works", || log.lines().len() > 5);
+    let spec =
+        TreeSpec { root: victim.pid(), cgroup: None, externals: Vec::new(), namespaces: Namespaces::Host };
+    let mut source = Source::attach(&spec).unwrap();
+    let to = io::BufWriter::new(fs::File::create(&file.0).unwrap());
+    engine::checkpoint::save(&mut source, 1, to).unwrap();
+    source.kill().unwrap();
+    drop(victim);
+    let before = log.lines();
+
+    let (carrier, root) = Carrier::spawn();
+    let mut target = Target::build(TargetOptions { root, netns: None, cgroup: None }).unwrap();
+    let from = io::BufReader::new(fs::File::open(&file.0).unwrap());
+    engine::checkpoint::load(&mut target, &mut NoExternals, from).unwrap();
+    target.ready().unwrap().resume().unwrap();
+    wait_until("the copy works", || log.lines().len() > before.len() + 10);
+    let bad: Vec<String> = log.lines().into_iter().filter(|l| l.starts_with("BAD")).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    drop(carrier);
+}

@@ -8,10 +8,12 @@
 //! * [`state`] is what is read while the container is frozen: registers, signals, timers, credentials.
 //! * [`files`] and [`sockets`] are the open file descriptions.
 //! * [`refusal`] names what cannot be carried over.
+//! * [`checkpoint`] is a whole container as one stream.
 //! * [`frame`], [`pages`] and [`codec`] are the byte form, with limits checked before any allocation.
 
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod codec;
 pub mod files;
 pub mod frame;

@@ -49,7 +49,7 @@ pub fn target_on_prepare(view: &TargetView, epoch: Epoch) -> OnPrepare {
         return OnPrepare::Busy;
     }
     // An announced session that never became Ready gives way to a newer attempt.
-    if view.expected.is_none() && view.copy != Copy::None {
+    if view.copy == Copy::Running || (view.expected.is_none() && view.copy != Copy::None) {
         return OnPrepare::Here;
     }
     OnPrepare::Expect

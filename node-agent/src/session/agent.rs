@@ -256,7 +256,8 @@ impl Agent {
                 synced: handle.is_some_and(|handle| handle.epoch == open.begin.epoch && handle.synced),
             }),
             relaying: handle.is_some_and(|handle| handle.relaying),
-            incoming: table.targets.contains_key(container)
+            // An expectation that no session has come for does not hold the container.
+            incoming: table.targets.get(container).is_some_and(|handle| handle.serving.is_some())
                 || entry.open.is_some_and(|open| open.begin.role == Role::Target),
             copy,
         }

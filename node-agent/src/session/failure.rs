@@ -116,6 +116,19 @@ impl From<engine::source::SourceError> for Failure {
     }
 }
 
+/// Ends the process when its thread panics: past a point of no return, unwinding would run undo code. The
+/// supervisor restarts the agent, and the journal says how to go on.
+#[derive(Debug)]
+pub(super) struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 /// Passes a failpoint: tests make it fail, stop, or kill the agent there.
 pub(crate) fn failpoint(name: &str) -> Result<(), Failure> {
     if hit(name) { Err(Failure::Failpoint(name.to_owned())) } else { Ok(()) }

@@ -11,7 +11,7 @@ use image::shape::Shape;
 use image::{Refusal, Subject};
 
 use super::agent::{Agent, Cancel, Publisher, is_frozen};
-use super::failure::{Failure, failpoint};
+use super::failure::{AbortOnPanic, Failure, failpoint};
 use super::orders::{Limits, Start};
 use super::policy::{self, Measured, Next};
 use super::ports::{ContainerSource, EthernetFrame, FileRound, FileSink, FileSource, NetLock, Settled};
@@ -29,6 +29,9 @@ const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A source session, on its own thread.
 pub(super) struct Session {
+    /// Set at the commit point. The first field, so that it is dropped before the engine's source, which
+    /// would give the container back.
+    pub(super) committed: Option<AbortOnPanic>,
     pub(super) agent: Arc<Agent>,
     pub(super) begin: Begin,
     pub(super) limits: Limits,
@@ -63,6 +66,7 @@ impl Session {
     ) -> Self {
         let tree = container.tree();
         Self {
+            committed: None,
             agent,
             begin,
             limits: order.policy,
@@ -391,6 +395,13 @@ impl Session {
         self.agent.table().sources.remove(&self.begin.container);
         let abort = PeerMessage::Abort { reason: failure.text() };
         let told = self.link.as_mut().is_some_and(|link| link.send(&abort).is_ok());
+        tracing::info!(
+            reason = failure.reason(),
+            message = failure.text(),
+            "migration ended; the container runs on here"
+        );
+        self.publish.update(|status| status.refusals = failure.refusals().to_vec());
+        self.publish.end(failure.phase(), failure.reason(), failure.text());
         if !told && !matches!(failure, Failure::Dial(_) | Failure::Refused(_)) {
             // Best effort: a Ready copy asks by itself, any other dies with its connection.
             let answer = peer::ask(
@@ -403,13 +414,6 @@ impl Session {
             );
             tracing::debug!(told = answer.is_ok(), "told the target by another connection");
         }
-        tracing::info!(
-            reason = failure.reason(),
-            message = failure.text(),
-            "migration ended; the container runs on here"
-        );
-        self.publish.update(|status| status.refusals = failure.refusals().to_vec());
-        self.publish.end(failure.phase(), failure.reason(), failure.text());
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::failure::Failure;
+use super::failure::{AbortOnPanic, Failure};
 use super::ports::Settled;
 use super::recover::{self, Unacknowledged};
 use super::source::{Session, held, no_engine, no_link, unexpected};
@@ -32,18 +32,24 @@ pub(super) struct Frozen {
     restore: Duration,
     /// Both ways between image and Ready.
     wire: Duration,
+    /// Pages of the last round.
+    pages: u64,
+    /// Frames that were held until the image was sent.
+    frames: usize,
 }
 
 impl Session {
     /// Freezes, sends the rest, waits for Ready.
     pub(super) fn switchover(&mut self) -> Result<Frozen, Failure> {
         let phase = Phase::Switchover;
-        self.lock.as_mut().ok_or_else(no_link)?.engage()?;
-        self.step(phase, "locked")?;
         let since = Instant::now();
         self.engine.as_mut().ok_or_else(no_engine)?.freeze()?;
-        let freeze = since.elapsed();
         self.step(phase, "frozen")?;
+        // Not before it stands still: a frame that it sent and the lock dropped would cost its peer a retransmission
+        // timeout. And before any socket is read.
+        self.lock.as_mut().ok_or_else(no_link)?.engage()?;
+        let freeze = since.elapsed();
+        self.step(phase, "locked")?;
 
         let began = Instant::now();
         if let Some(bulk) = self.bulk.as_mut() {
@@ -83,10 +89,8 @@ impl Session {
             }
         };
         let wire = sent.elapsed().saturating_sub(restore);
-        self.publish
-            .event(format!("frozen; {} last pages, {count} frames held; the target is ready", pages.pages));
         self.step(phase, "ready")?;
-        Ok(Frozen { since, freeze, last_pages, capture, restore, wire })
+        Ok(Frozen { since, freeze, last_pages, capture, restore, wire, pages: pages.pages, frames: count })
     }
 
     /// The commit point. On Err nothing was written and the migration may be undone; after Ok it may not, and
@@ -95,6 +99,7 @@ impl Session {
         if !self.cancel.commit() {
             return Err(Failure::Cancelled(self.cancel.reason()));
         }
+        self.committed = Some(AbortOnPanic);
         let record = Record::Committed { container: self.begin.container.clone(), epoch: self.begin.epoch };
         // From here on no error leads back, whatever became of the record.
         let written = self.agent.journal.append(&[record]);
@@ -128,6 +133,10 @@ impl Session {
         };
         let until_told = told.duration_since(frozen.since);
         self.publish.update(|status| status.phase = Phase::Completing);
+        self.publish.event(format!(
+            "committed; {} last pages, {} frames held at the capture",
+            frozen.pages, frozen.frames
+        ));
         self.bulk = None;
         let acked = sent.and_then(|()| self.await_ack());
         self.ignore_failpoint("answered");

@@ -4,6 +4,7 @@
 //! order that [`crate::transfer::step`] allows; a thread for each bulk stream fills memory. Whatever fails before
 //! Ready ends with nothing left of the copy.
 
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -27,8 +28,8 @@ use crate::transfer::message::{Hello, PeerMessage};
 use crate::transfer::step::{SessionState, step};
 use crate::transfer::stream::TlsStream;
 
-/// How long the source may say nothing during pre-copy while its connection stands.
-const SILENCE: Duration = Duration::from_secs(120);
+/// How long the source may send nothing at all during pre-copy while its connections stand.
+const SILENCE: Duration = Duration::from_secs(60);
 /// How long a bulk stream may take to be opened.
 const BULK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a round that was announced may take to be in its place.
@@ -48,6 +49,13 @@ pub(crate) struct Session {
     container: Option<Box<dyn ContainerTarget>>,
     engine: Option<Target>,
     received: u64,
+    bulk: Option<BulkThread>,
+}
+
+/// The thread of a bulk stream, with what ends it.
+struct BulkThread {
+    socket: TcpStream,
+    thread: thread::JoinHandle<()>,
 }
 
 /// Decides whether `hello` opens the session that was prepared, and takes its place. Err is the reason for a
@@ -111,6 +119,7 @@ pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Sess
         container: None,
         engine: None,
         received: 0,
+        bulk: None,
     })
 }
 
@@ -209,19 +218,26 @@ impl Session {
 
     /// The next message; questions by other connections are answered meanwhile.
     fn hear(&mut self, link: &mut Link) -> Result<PeerMessage, Failure> {
-        let (inbox, cancel) = (&self.inbox, &self.cancel);
+        let (inbox, cancel, gate) = (&self.inbox, &self.cancel, &self.gate);
         let mut aborted = None;
-        let heard = link.recv(SILENCE, &mut || {
-            while let Ok(mail) = inbox.try_recv() {
-                if matches!(mail.message, PeerMessage::Abort { .. }) {
-                    aborted = Some(mail);
-                } else {
-                    // Nothing here can be committed yet.
-                    let _ = mail.reply.send(PeerMessage::Later);
+        let heard = loop {
+            let before = gate.progress();
+            let heard = link.recv(SILENCE, &mut || {
+                while let Ok(mail) = inbox.try_recv() {
+                    if matches!(mail.message, PeerMessage::Abort { .. }) {
+                        aborted = Some(mail);
+                    } else {
+                        // Nothing here can be committed yet.
+                        let _ = mail.reply.send(PeerMessage::Later);
+                    }
                 }
+                aborted.is_some() || cancel.is_cancelled()
+            });
+            // A long round is silent on this connection and busy on the other.
+            if !matches!(heard, Err(LinkError::Timeout { .. })) || gate.progress() == before {
+                break heard;
             }
-            aborted.is_some() || cancel.is_cancelled()
-        });
+        };
         match (heard, aborted) {
             (_, Some(mail)) => {
                 let _ = mail.reply.send(PeerMessage::Done);
@@ -260,10 +276,12 @@ impl Session {
         // Silence is watched on the control connection.
         reader.get_mut().set_read_timeout(None).map_err(Failure::Bulk)?;
         let (gate, events) = (Arc::clone(&self.gate), self.events.0.clone());
-        thread::Builder::new()
+        let socket = reader.get_mut().socket().map_err(Failure::Bulk)?;
+        let thread = thread::Builder::new()
             .name(format!("bulk-{}", self.begin.container))
             .spawn(move || bulk::receive(reader, &gate, Some(files), &events))
             .map_err(Failure::Thread)?;
+        self.bulk = Some(BulkThread { socket, thread });
         Ok(())
     }
 
@@ -358,7 +376,14 @@ impl Session {
 
     /// Removes everything; only before Ready.
     fn discard(mut self, failure: &Failure) {
+        // Nothing may write into the copy while it is removed.
         self.gate.close();
+        if let Some(bulk) = self.bulk.take() {
+            let _ = bulk.socket.shutdown(Shutdown::Both);
+            if bulk.thread.join().is_err() {
+                tracing::error!("the thread of a bulk stream panicked");
+            }
+        }
         self.publish.update(|status| status.refusals = failure.refusals().to_vec());
         self.publish.event(format!("discarding the copy: {}", failure.text()));
         if let Some(engine) = self.engine.take() {

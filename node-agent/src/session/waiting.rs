@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use engine::target::Ready;
 
 use super::agent::{Agent, Cancel, Mail, Publisher, Serving, TargetHandle, set_frozen};
+use super::failure::AbortOnPanic;
 use super::ports::{ContainerTarget, EthernetFrame};
 use super::recover::{Backoff, retry, target_demand};
 use super::status::Phase;
@@ -44,6 +45,7 @@ enum Word {
 impl Waiting {
     /// Waits for the decision and obeys it. The container runs here, or nothing of it is left, on return.
     pub(super) fn decide(mut self) {
+        let _guard = AbortOnPanic;
         let mut backoff = Backoff::new();
         let mut asked = Instant::now();
         let mut pause = Duration::ZERO;
@@ -171,8 +173,8 @@ impl Waiting {
 
     /// Takes ownership. Goes on until it is done: after COMMIT_SEEN there is no way back.
     pub(super) fn take(mut self, late: Vec<EthernetFrame>, told: Instant, mail: Option<Mail>) {
-        let name = |epoch| (self.begin.container.clone(), epoch);
-        let (container, epoch) = name(self.begin.epoch);
+        let _guard = AbortOnPanic;
+        let (container, epoch) = (self.begin.container.clone(), self.begin.epoch);
         let seen = Record::CommitSeen { container: container.clone(), epoch };
         retry("journal the takeover", &self.publish, || {
             self.agent.journal.append(std::slice::from_ref(&seen))
@@ -205,6 +207,8 @@ impl Waiting {
             self.agent.journal.append_sync(std::slice::from_ref(&owned))
         });
         pass("session-target-completing-owned");
+        // From here on OWNED answers; the container may be moved on as soon as the source has heard.
+        self.agent.table().targets.remove(&self.begin.container);
         let ack = PeerMessage::Ack { resumed, took: told.elapsed() };
         if let Some(link) = self.link.as_mut()
             && let Err(error) = link.send(&ack)
@@ -212,7 +216,6 @@ impl Waiting {
             tracing::warn!(%error, "cannot send Ack; the source will ask again");
         }
         answer(mail, ack);
-        self.agent.table().targets.remove(&self.begin.container);
         self.publish.event(format!(
             "took over: attached, announced, {} frames delivered, resumed in {:.1} ms",
             self.held.len(),

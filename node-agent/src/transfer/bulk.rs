@@ -6,6 +6,7 @@
 //! target's answer instead of a broken pipe.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -191,6 +192,7 @@ impl Apply for engine::target::PageWriter {
 pub struct Gate<A> {
     open: Mutex<GateState<A>>,
     changed: Condvar,
+    frames: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -205,7 +207,7 @@ impl<A: Clone> Gate<A> {
     #[must_use]
     pub fn new() -> Arc<Self> {
         let state = GateState { generation: 0, writer: None, closed: false };
-        Arc::new(Self { open: Mutex::new(state), changed: Condvar::new() })
+        Arc::new(Self { open: Mutex::new(state), changed: Condvar::new(), frames: AtomicU64::new(0) })
     }
 
     /// The shape of `generation` stands; its memory is written through `writer`.
@@ -222,6 +224,11 @@ impl<A: Clone> Gate<A> {
         state.closed = true;
         state.writer = None;
         self.changed.notify_all();
+    }
+
+    /// Frames that have come through so far; it changes while a round is under way.
+    pub fn progress(&self) -> u64 {
+        self.frames.load(Ordering::Relaxed)
     }
 
     fn wait(&self, generation: u32) -> Option<A> {
@@ -293,6 +300,7 @@ fn rounds<A: Apply>(
     let mut bytes = 0u64;
     while let Some(frame) = reader.read().map_err(BulkError::Frame)? {
         bytes += frame.body.len() as u64;
+        gate.frames.fetch_add(1, Ordering::Relaxed);
         match (frame.kind, current) {
             (FrameKind::Mark, _) => {
                 let mark = codec::decode(frame.body).map_err(|_| BulkError::Protocol("an invalid mark"))?;

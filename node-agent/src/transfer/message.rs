@@ -182,3 +182,35 @@ impl PeerMessage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image::codec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            let _ = codec::decode::<PeerMessage>(&bytes);
+        }
+
+        #[test]
+        fn any_bytes_after_a_valid_tag_decode_without_panic(tag in 0u8..30, mut bytes in prop::collection::vec(any::<u8>(), 1..500)) {
+            bytes[0] = tag;
+            if let Ok(message) = codec::decode::<PeerMessage>(&bytes) {
+                let again = codec::encode(&message).unwrap();
+                prop_assert_eq!(codec::decode::<PeerMessage>(&again).unwrap(), message);
+            }
+        }
+    }
+
+    #[test]
+    fn the_zero_tags_are_no_message_purpose_or_mark() {
+        use super::super::bulk::Mark;
+        assert_eq!(codec::encode(&PeerMessage::Invalid).unwrap(), [0]);
+        assert_eq!(codec::encode(&Purpose::Invalid).unwrap(), [0]);
+        assert_eq!(codec::encode(&Mark::Invalid).unwrap(), [0]);
+    }
+}
