@@ -128,6 +128,9 @@ fn turn(core: &Core, record: &Record, slots: &Slots, promised: &BTreeMap<String,
             return Turn::Never(End::failed("SourceNotReady", message), Vec::new());
         }
     }
+    if container.state() == ContainerState::Migrating {
+        return Turn::Wait(format!("{source} has not said yet that the last migration of {name} is over"));
+    }
     if container.state() != ContainerState::Running {
         let message = format!("{name} on {source} is not running but {}", container.state().as_str_name());
         return Turn::Never(End::failed("ContainerNotRunning", message), Vec::new());

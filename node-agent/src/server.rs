@@ -66,7 +66,6 @@ pub async fn serve(
     Ok(())
 }
 
-#[expect(clippy::result_large_err, reason = "the signature is tonic's")]
 fn authorize(request: Request<()>) -> Result<Request<()>, Status> {
     let identity = &peer(&request)?.identity;
     match identity.role() {
@@ -131,7 +130,7 @@ impl NodeAgent for Service {
         &self,
         request: Request<v1::RunContainerRequest>,
     ) -> Result<Response<v1::Container>, Status> {
-        let request = convert::run_request(request.into_inner()).map_err(|status| *status)?;
+        let request = convert::run_request(request.into_inner())?;
         let status = self.runtime(move |runtime| runtime.run(request)).await?;
         tracing::info!(container = %status.name, pid = status.pid, "started");
         Ok(Response::new(convert::container(status, &self.node)))
@@ -142,7 +141,7 @@ impl NodeAgent for Service {
         request: Request<v1::StopContainerRequest>,
     ) -> Result<Response<v1::Container>, Status> {
         let request = request.into_inner();
-        let name = convert::name(&request.name).map_err(|status| *status)?;
+        let name = convert::name(&request.name)?;
         let seconds = if request.grace_seconds == 0 { 10 } else { request.grace_seconds };
         let grace = std::time::Duration::from_secs(seconds.into());
         let status = self.runtime(move |runtime| runtime.stop(&name, grace)).await?;
@@ -155,7 +154,7 @@ impl NodeAgent for Service {
         request: Request<v1::DeleteContainerRequest>,
     ) -> Result<Response<v1::DeleteContainerResponse>, Status> {
         let request = request.into_inner();
-        let name = convert::name(&request.name).map_err(|status| *status)?;
+        let name = convert::name(&request.name)?;
         let deleted = name.clone();
         self.runtime(move |runtime| runtime.delete(&name, request.force)).await?;
         tracing::info!(container = %deleted, "deleted");
@@ -166,7 +165,7 @@ impl NodeAgent for Service {
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let request = request.into_inner();
-        let name = convert::name(&request.name).map_err(|status| *status)?;
+        let name = convert::name(&request.name)?;
         let reader = self.runtime(move |runtime| runtime.logs(&name)).await?;
         Ok(Response::new(streams::logs(Arc::clone(&self.runtime), reader, request.follow)))
     }
@@ -176,7 +175,7 @@ impl NodeAgent for Service {
     async fn exec(&self, request: Request<Streaming<v1::ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {
         let mut input = request.into_inner();
         let first = input.message().await?.unwrap_or_default();
-        let name = convert::name(&first.name).map_err(|status| *status)?;
+        let name = convert::name(&first.name)?;
         if first.args.is_empty() {
             return Err(invalid_field("args", "a command is needed").status());
         }

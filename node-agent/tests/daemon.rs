@@ -1,5 +1,7 @@
 //! The daemon as a process: configuration errors, gRPC with roles, containers that outlive it. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is the test's failure")]
+
 mod common;
 
 use std::fs;

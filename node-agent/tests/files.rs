@@ -1,6 +1,8 @@
 //! Synchronisation of files on the real file system: every kind of entry, changes, deletions, and batches
 //! that want to get out. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is the test's failure")]
+
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};

@@ -1,6 +1,8 @@
 //! The embedded runtime on the real kernel: start, stop, logs, exec, limits, network, restart of the agent.
 //! Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is the test's failure")]
+
 mod common;
 
 use std::fs;
@@ -142,10 +144,13 @@ fn limits_are_in_the_control_groups() {
     assert_eq!(cgroup.processes().unwrap(), [pid]);
 }
 
+/// Changes a configuration.
+type Change = Box<dyn FnOnce(&mut serde_json::Value)>;
+
 #[test]
 fn what_cannot_be_done_is_refused_by_name_and_leaves_nothing() {
     let node = Node::new(None);
-    let cases: [(&str, Box<dyn FnOnce(&mut serde_json::Value)>); 6] = [
+    let cases: [(&str, Change); 6] = [
         ("process.terminal", Box::new(|c| c["process"]["terminal"] = json!(true))),
         ("RlimitNofile", Box::new(|c| c["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 9_000_000_u64, "hard": 9_000_000_u64}]))),
         ("hugepageLimits", Box::new(|c| c["linux"]["resources"] = json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}))),

@@ -1,11 +1,13 @@
 //! The process that runs on the client host. A test binary starts itself there with `__client` as its first
-//! argument; closing the child's standard input ends the run, and the verdict is one JSON line.
+//! argument. A line on its standard input asks whether every client has answers still, closing it ends the run;
+//! the answer to either is a verdict, one JSON line.
 
-use std::io::Read as _;
+use std::io::BufRead as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -68,20 +70,36 @@ fn run(args: &[String]) -> Result<Verdict> {
 
 type Check<'a> = dyn Fn(usize, &dyn Fn() -> bool) -> Result<(u64, Duration)> + Sync + 'a;
 
+/// How long a client may take for its next answers when it is asked whether it has any.
+const PROGRESS: Duration = Duration::from_secs(40);
+
 /// Runs `clients` threads until standard input is closed.
 fn many(clients: usize, check: &Check<'_>) -> Verdict {
     let stop = AtomicBool::new(false);
+    let answers: Vec<Mutex<Answers>> = (0..clients).map(|_| Mutex::new(Answers::default())).collect();
     let mut verdict = Verdict::default();
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..clients)
             .map(|id| {
-                let stop = &stop;
-                scope.spawn(move || check(id, &|| stop.load(Ordering::Relaxed)))
+                let (stop, answers) = (&stop, &answers);
+                scope.spawn(move || {
+                    check(id, &|| {
+                        // Every client looks at this once an answer.
+                        if let Ok(mut answers) = answers[id].lock() {
+                            answers.another();
+                        }
+                        stop.load(Ordering::Relaxed)
+                    })
+                })
             })
             .collect();
-        let mut rest = Vec::new();
-        if let Err(error) = std::io::stdin().read_to_end(&mut rest) {
-            verdict.errors.push(format!("standard input: {error}"));
+        for line in std::io::stdin().lock().lines() {
+            if let Err(error) = line {
+                verdict.errors.push(format!("standard input: {error}"));
+                break;
+            }
+            let ended = |id: usize| threads[id].is_finished();
+            println!("{}", serde_json::to_string(&progress(&answers, &ended)).unwrap_or_default());
         }
         stop.store(true, Ordering::Relaxed);
         for thread in threads {
@@ -95,5 +113,52 @@ fn many(clients: usize, check: &Check<'_>) -> Verdict {
             }
         }
     });
+    verdict
+}
+
+/// What one client has had.
+#[derive(Debug)]
+struct Answers {
+    count: u64,
+    last: Instant,
+    longest: Duration,
+}
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self { count: 0, last: Instant::now(), longest: Duration::ZERO }
+    }
+}
+
+impl Answers {
+    fn another(&mut self) {
+        self.count += 1;
+        self.longest = self.longest.max(self.last.elapsed());
+        self.last = Instant::now();
+    }
+}
+
+/// Waits until every client has had two more answers, asked for after now. The longest gap is that since this was
+/// asked last.
+fn progress(answers: &[Mutex<Answers>], ended: &dyn Fn(usize) -> bool) -> Verdict {
+    let count = |id: usize| answers[id].lock().map(|answers| answers.count).unwrap_or_default();
+    let began = Instant::now();
+    let before: Vec<u64> = (0..answers.len()).map(count).collect();
+    let mut verdict = Verdict::default();
+    for (id, before) in before.iter().enumerate() {
+        while count(id) < before + 3 && !ended(id) && began.elapsed() < PROGRESS {
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        if ended(id) {
+            verdict.errors.push(format!("client {id} has ended"));
+        } else if count(id) < before + 3 {
+            verdict.errors.push(format!("client {id} has had no answer for {PROGRESS:?}"));
+        }
+        verdict.replies += count(id);
+        if let Ok(mut answers) = answers[id].lock() {
+            let longest = std::mem::take(&mut answers.longest);
+            verdict.longest_gap_ms = verdict.longest_gap_ms.max(longest.as_secs_f64() * 1e3);
+        }
+    }
     verdict
 }

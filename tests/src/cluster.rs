@@ -3,10 +3,10 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -121,7 +121,8 @@ impl Cluster {
         &self.dir
     }
 
-    fn dir_str(&self) -> &str {
+    /// The same as text.
+    pub(crate) fn dir_str(&self) -> &str {
         self.dir.to_str().unwrap_or_default()
     }
 
@@ -160,8 +161,10 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Background> {
-        let child = self.command(args)?.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        Ok(Background { child: Some(child) })
+        let mut child =
+            self.command(args)?.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let stdout = child.stdout.take().map(BufReader::new);
+        Ok(Background { child: Some(child), stdout })
     }
 
     /// Makes a bundle that runs `command` and starts it as container `name` on `node`.
@@ -278,9 +281,31 @@ impl Drop for Cluster {
 #[derive(Debug)]
 pub struct Background {
     child: Option<Child>,
+    stdout: Option<BufReader<ChildStdout>>,
 }
 
 impl Background {
+    /// Asks a checking client whether all its connections are being answered, and waits for the answer.
+    ///
+    /// # Errors
+    /// With what it saw, when one is not.
+    pub fn progress(&mut self) -> Result<Verdict> {
+        let stdin = self.child.as_mut().and_then(|child| child.stdin.as_mut()).context("its standard input")?;
+        stdin.write_all(b"\n").context("ask the client")?;
+        let mut line = String::new();
+        self.stdout.as_mut().context("its standard output")?.read_line(&mut line)?;
+        let verdict: Verdict =
+            serde_json::from_str(&line).with_context(|| format!("the client said {line:?}"))?;
+        ensure!(verdict.errors.is_empty(), "the clients saw: {verdict:?}");
+        Ok(verdict)
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
+    }
+
     /// Closes its standard input, waits for its end and reads the verdict.
     ///
     /// # Errors
@@ -309,7 +334,7 @@ impl Background {
             text
         });
         let mut stdout = String::new();
-        if let Some(mut pipe) = child.stdout.take() {
+        if let Some(mut pipe) = self.stdout.take() {
             pipe.read_to_string(&mut stdout)?;
         }
         let code = child.wait()?.code().unwrap_or(128);

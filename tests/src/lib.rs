@@ -4,11 +4,16 @@
 //!   failpoints, and removes them again.
 //! * [`client`] is the process that runs on the client host and checks every answer.
 //! * [`workload`] holds the programs and their clients.
+//! * [`faults`] makes a cluster's processes, links and files fail, and [`residue`] sees what that left.
+//! * [`stage`] is a container under checking clients that is moved while they do.
 //! * [`suite`] turns functions into tests that can be skipped with a reason.
 
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod cluster;
+pub mod faults;
+pub mod residue;
+pub mod stage;
 pub mod suite;
 pub mod workload;

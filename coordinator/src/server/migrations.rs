@@ -67,7 +67,9 @@ impl Api {
         if !spec.target_node.is_empty() && self.core.cluster.node(&spec.target_node).is_none() {
             return Err(not_found("node", &spec.target_node).status());
         }
-        if container.state() != ContainerState::Running {
+        // Migrating, and no migration is under way: its node has not said yet that the last one is over. It waits in
+        // the queue for that.
+        if !matches!(container.state(), ContainerState::Running | ContainerState::Migrating) {
             let state = container.state().as_str_name();
             let message = format!("{} is not running but {state}", container.name);
             return Err(ApiError::new(Code::FailedPrecondition, "CONTAINER_NOT_RUNNING", message)

@@ -1,6 +1,7 @@
 //! What agents call. A node's name is its certificate's, never the message's.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use proto::error::{ApiError, invalid_field, not_found};
 use proto::v1::registry_server::Registry;
@@ -131,7 +132,9 @@ impl Registry for Api {
             self.core.update(&name, |record| merge(record, status))?;
         } else if status.phase() == Phase::Succeeded && status.epoch == m.epoch && record.resolution.is_none()
         {
-            // The target says so only once it has written that it owns the container.
+            // The target says so only once it has written that it owns the container. The source knows how long the
+            // pause was and says so a moment later: its word is better, if it comes.
+            self.source_speaks(&name).await?;
             self.core
                 .finish(&name, &End::new(Phase::Succeeded, "Committed", "the target owns the container"))?;
         }
@@ -159,12 +162,32 @@ impl Registry for Api {
     }
 }
 
+/// How long the source of a migration that has succeeded at its target may take to say so itself.
+const SOURCE_SPEAKS: Duration = Duration::from_secs(2);
+
 impl Api {
+    /// Waits until the migration is over by what its source says, but not for long.
+    async fn source_speaks(&self, name: &str) -> Result<(), Status> {
+        let mut changes = self.core.store.latest();
+        let over = async {
+            while self.core.store.get(name)?.is_some_and(|record| !record.is_over()) {
+                if changes.changed().await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        // Over time: then the target's word has to do.
+        tokio::time::timeout(SOURCE_SPEAKS, over).await.unwrap_or(Ok(()))
+    }
+
     fn heard(&self, name: &str, beat: HeartbeatRequest) -> Result<HeartbeatResponse, Status> {
         match self.core.cluster.heartbeat(name, beat.containers, beat.facts) {
             Some(changed) => {
                 if let Some(record) = changed {
                     self.core.store.put_node(&record, false)?;
+                    // A migration may wait for just this.
+                    self.core.wake.notify_one();
                 }
                 Ok(HeartbeatResponse {})
             }

@@ -1,9 +1,11 @@
 //! The source side on real processes: looking, tracking, freezing, giving back.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod source_support;
 
 use engine::source::{Source, inspect};
-use source_support::{Copy, Workload, traces, tracer};
+use source_support::{Copy, Workload, tracer, traces};
 
 const RICH: &str = r"
 import os, select, socket, threading, time, signal, tempfile, mmap, sys

@@ -1,17 +1,20 @@
 //! The ends of a source: killed, left frozen, dropped half-way, found by a restarted agent.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod source_support;
 
 use std::os::fd::AsFd;
 
 use engine::source::{Source, recover};
-use source_support::{Cgroup, Copy, Workload, traces, tracer, wait_until};
+use source_support::{Cgroup, Copy, Workload, tracer, traces, wait_until};
 
 const CONNECTED: &str = r"
 import os, socket, sys, threading, time
 l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen(7)
 c = socket.create_connection(l.getsockname()); s, _ = l.accept()
 if os.fork() == 0:
+    import ctypes; ctypes.CDLL(None).prctl(1, 9)
     while True: time.sleep(.001)
 print('ready')
 n = 0
@@ -22,9 +25,7 @@ for line in sys.stdin:
 ";
 
 fn frozen(cgroup: &Cgroup) -> bool {
-    std::fs::read_to_string(cgroup.0.join("cgroup.events"))
-        .unwrap()
-        .contains("frozen 1")
+    std::fs::read_to_string(cgroup.0.join("cgroup.events")).unwrap().contains("frozen 1")
 }
 
 fn in_cgroup(name: &str) -> (Workload, Cgroup, engine::source::TreeSpec) {

@@ -1,11 +1,13 @@
 //! Freezing and giving back, again and again, without the program noticing.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod source_support;
 
 use std::time::{Duration, Instant};
 
 use engine::source::Source;
-use source_support::{Cgroup, Copy, Workload, traces, tracer, wait_until};
+use source_support::{Cgroup, Copy, Workload, tracer, traces, wait_until};
 
 /// Threads in every kind of sleep that a stop could disturb. `report` tells what went wrong so far.
 const SENSITIVE: &str = r"

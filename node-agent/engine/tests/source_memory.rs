@@ -1,5 +1,7 @@
 //! Pages: whatever a program does to its memory, what was sent is what it holds at the freeze.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod source_support;
 
 use std::collections::BTreeMap;
@@ -89,6 +91,7 @@ def loop():
         else: time.sleep(.001)
 threading.Thread(target=loop, daemon=True).start()
 if rnd.random() < .7 and os.fork() == 0:
+    libc.prctl(1, 9)
     state['child'] = True
     threading.Thread(target=loop, daemon=True).start()
     if rnd.random() < .5:
@@ -159,20 +162,12 @@ fn compare(root: i32, shape: &Shape, copy: &Copy) -> usize {
                 let under = object.and_then(|(id, offset)| {
                     copy.pages.get(&(Owner::Object(id), at - vma.start + offset)).cloned()
                 });
-                let held = if private {
-                    copy.pages.get(&(Owner::Process(process.pid), at)).cloned()
-                } else {
-                    None
-                };
-                let expected = held.or(under).or_else(|| file_page(process.pid, vma, at)).unwrap_or_else(|| vec![0; 4096]);
-                if content != expected {
-                    // DEBUGDIFF
-                    let diff: Vec<usize> = (0..4096).filter(|i| content[*i] != expected[*i]).collect();
-                    let mut e = [0u8; 8];
-                    File::open(format!("/proc/{}/pagemap", process.pid)).unwrap().read_exact_at(&mut e, at / 4096 * 8).unwrap();
-                    eprintln!("DIFF {} bytes at {:?} pagemap {:#x} at {at:#x}", diff.len(), &diff[..diff.len().min(10)], u64::from_le_bytes(e));
-                    eprintln!("{}", std::fs::read_to_string(format!("/proc/{}/maps", process.pid)).unwrap().lines().filter(|l| l.contains("heap")).collect::<Vec<_>>().join("\n"));
-                }
+                let held =
+                    if private { copy.pages.get(&(Owner::Process(process.pid), at)).cloned() } else { None };
+                let expected = held
+                    .or(under)
+                    .or_else(|| file_page(process.pid, vma, at))
+                    .unwrap_or_else(|| vec![0; 4096]);
                 assert!(
                     content == expected,
                     "root {root} pid {} page {at:#x} of {vma:?} differs: {:?}.. is, {:?}.. sent {}",

@@ -1,5 +1,7 @@
 //! The whole way on one host: a program is captured while it runs, and goes on in another pid namespace.
 
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
 mod target_support;
 
 use std::collections::BTreeMap;
@@ -128,7 +130,8 @@ impl Drop for Cgroup {
 fn a_container_of_its_own_namespace_is_held_by_its_cgroup_alone() {
     let log = Scratch::new("container");
     let (there, here) = (Cgroup::new("there"), Cgroup::new("here"));
-    let script = format!("ip link set lo up && exec python3 {} {}", script("selfcheck.py").display(), log.0.display());
+    let script =
+        format!("ip link set lo up && exec python3 {} {}", script("selfcheck.py").display(), log.0.display());
     let mut command = Command::new("unshare");
     let victim = Victim::spawn(command.args(["--pid", "--net", "--fork", "sh", "-c", &script]));
     wait_until("the program works", || log.lines().len() > 5);
@@ -184,8 +187,22 @@ fn redis_keeps_its_data() {
     let dir = Scratch::dir("redis");
     let log = dir.0.join("log");
     let mut command = Command::new("bash");
-    let close = "for fd in /proc/$$/fd/*; do n=${fd##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done; exec \"$@\"";
-    command.args(["-c", close, "bash", "redis-server"]).args(["--port", "16399", "--save", "", "--daemonize", "no", "--enable-debug-command", "yes", "--logfile"]).arg(&log);
+    let close =
+        "for fd in /proc/$$/fd/*; do n=${fd##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done; exec \"$@\"";
+    command
+        .args(["-c", close, "bash", "redis-server"])
+        .args([
+            "--port",
+            "16399",
+            "--save",
+            "",
+            "--daemonize",
+            "no",
+            "--enable-debug-command",
+            "yes",
+            "--logfile",
+        ])
+        .arg(&log);
     let victim = Victim::spawn(command.arg("--dir").arg(&dir.0));
     let client = |args: &[&str]| {
         let out = Command::new("redis-cli").args(["-p", "16399"]).args(args).output().unwrap();
@@ -211,7 +228,14 @@ fn redis_keeps_its_data() {
 
 fn attributes(extra: &[&str]) {
     let (log, dir) = (Scratch::new("attributes-log"), Scratch::dir("attributes"));
-    let victim = Victim::spawn(Command::new("setsid").arg("python3").arg(script("attributes.py")).arg(&log.0).arg(&dir.0).args(extra));
+    let victim = Victim::spawn(
+        Command::new("setsid")
+            .arg("python3")
+            .arg(script("attributes.py"))
+            .arg(&log.0)
+            .arg(&dir.0)
+            .args(extra),
+    );
     wait_until("the program is ready", || log.lines().iter().any(|l| l.starts_with("ready")));
     let (carrier, _, times) = migrate(victim.pid());
     println!("{times:?} total {:?}", times.total());
@@ -255,4 +279,74 @@ fn a_checkpoint_on_disk_is_restored_after_the_original_has_ended() {
     let bad: Vec<String> = log.lines().into_iter().filter(|l| l.starts_with("BAD")).collect();
     assert!(bad.is_empty(), "{bad:#?}");
     drop(carrier);
+}
+
+/// A program without the descriptors that the test runner leaves open.
+fn clean(program: &str) -> Command {
+    let close =
+        "for fd in /proc/$$/fd/*; do n=${fd##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done; exec \"$@\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", close, "bash", "setsid", program]);
+    command
+}
+
+/// Runs a program in the network namespace of a carrier.
+fn inside(carrier: &Carrier, program: &[&str]) -> String {
+    let pid = carrier.pid.to_string();
+    let output = Command::new("nsenter").args(["-t", &pid, "-n"]).args(program).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn nginx_serves_on_with_all_its_workers() {
+    let dir = Scratch::dir("nginx");
+    let conf = dir.0.join("nginx.conf");
+    let root = dir.0.display();
+    let text = format!(
+        "user root; daemon off; worker_processes 3; pid {root}/pid; error_log {root}/error.log;
+         events {{ worker_connections 64; }}
+         http {{ access_log {root}/access.log; client_body_temp_path {root}/a; proxy_temp_path {root}/b;
+                fastcgi_temp_path {root}/c; uwsgi_temp_path {root}/d; scgi_temp_path {root}/e;
+                limit_req_zone $binary_remote_addr zone=one:1m rate=1000r/s;
+                server {{ listen 127.0.0.1:16380; location / {{ limit_req zone=one; return 200 \"it works\"; }} }} }}"
+    );
+    fs::write(&conf, text).unwrap();
+    let victim = Victim::spawn(clean("nginx").arg("-c").arg(&conf));
+    let url = "http://127.0.0.1:16380/";
+    wait_until("nginx answers", || {
+        Command::new("curl").args(["-s", url]).output().is_ok_and(|o| o.stdout == b"it works")
+    });
+    let (carrier, image, times) = migrate(victim.pid());
+    println!("{times:?} total {:?}", times.total());
+    assert_eq!(image.shape.processes.len(), 4);
+    for _ in 0..20 {
+        assert_eq!(inside(&carrier, &["curl", "-s", "-m", "5", url]), "it works");
+    }
+    // The master still commands its workers: a reload replaces them all.
+    let master = tasks::children(carrier.pid).unwrap()[0];
+    let old = tasks::children(master).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(master), nix::sys::signal::Signal::SIGHUP).unwrap();
+    wait_until("new workers", || {
+        let new = tasks::children(master).unwrap();
+        new.len() == 3 && new.iter().all(|pid| !old.contains(pid))
+    });
+    assert_eq!(inside(&carrier, &["curl", "-s", "-m", "5", url]), "it works");
+}
+
+#[test]
+fn memcached_keeps_its_items() {
+    let victim =
+        Victim::spawn(clean("memcached").args(["-u", "root", "-l", "127.0.0.1", "-p", "16311", "-t", "4"]));
+    let ask = r#"
+import socket, sys
+s = socket.create_connection(("127.0.0.1", 16311), 5)
+s.sendall(sys.argv[1].encode().decode("unicode_escape").encode())
+print(s.recv(1000).decode().split())"#;
+    let set = |text: &str| Command::new("python3").args(["-c", ask, text]).output().unwrap().stdout;
+    wait_until("memcached answers", || set("set a 0 0 5\\r\\nhello\\r\\n") == b"['STORED']\n");
+    let (carrier, image, times) = migrate(victim.pid());
+    println!("{times:?} total {:?}", times.total());
+    assert!(image.processes[0].threads.len() >= 5);
+    let answer = inside(&carrier, &["python3", "-c", ask, "get a\\r\\n"]);
+    assert_eq!(answer, "['VALUE', 'a', '0', '5', 'hello', 'END']\n");
 }

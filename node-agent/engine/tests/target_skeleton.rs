@@ -1,5 +1,7 @@
 //! Skeletons: their tree, mappings and memory, seen through /proc.
 
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
 mod target_support;
 
 use std::process::Command;
@@ -46,11 +48,9 @@ fn only_child(pid: i32) -> i32 {
 
 #[test]
 fn a_skeleton_has_the_mappings_and_memory_of_its_source() {
-    let victim = Victim::spawn(Command::new("python3").args(["-c", "import time, json; time.sleep(1000)"]));
+    let victim =
+        Victim::spawn(Command::new("python3").args(["-c", "import time, json; time.sleep(1000)"])).asleep();
     let pid = victim.pid();
-    wait_until("python sleeps", || {
-        std::fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|w| w.contains("nanosleep"))
-    });
     let shape = shape_of(pid);
     let (carrier, mut target) = build();
     target.reconcile(&shape).unwrap();
@@ -112,7 +112,8 @@ fn a_tree_with_dead_leaders_is_made_and_follows_changes() {
     let want = [(10, 1, 10, 10), (12, 10, 11, 10), (13, 10, 11, 10), (21, 1, 20, 20)];
     assert_eq!(tree(carrier.pid), want);
     // One ends, one is new, one is left by its parent.
-    let second = vec![process(1, 0, 0, 0), process(12, 1, 11, 10), process(21, 1, 20, 20), process(22, 21, 20, 20)];
+    let second =
+        vec![process(1, 0, 0, 0), process(12, 1, 11, 10), process(21, 1, 20, 20), process(22, 21, 20, 20)];
     target.reconcile(&shape(second)).unwrap();
     assert_eq!(tree(carrier.pid), [(12, 1, 11, 10), (21, 1, 20, 20), (22, 21, 20, 20)]);
     target.discard();
@@ -122,7 +123,7 @@ fn a_tree_with_dead_leaders_is_made_and_follows_changes() {
 #[test]
 fn pages_given_back_are_zero_again_and_changed_mappings_keep_the_rest() {
     let (carrier, mut target) = build();
-    let victim = Victim::spawn(Command::new("sleep").arg("1000"));
+    let victim = Victim::spawn(Command::new("sleep").arg("1000")).asleep();
     let mut shape = shape_of(victim.pid());
     let mm = &mut shape.processes[0].mm;
     let at = 0x2000_0000;
@@ -169,7 +170,7 @@ fn pages_given_back_are_zero_again_and_changed_mappings_keep_the_rest() {
 #[test]
 fn a_file_that_differs_is_named() {
     let (_carrier, mut target) = build();
-    let victim = Victim::spawn(Command::new("sleep").arg("1000"));
+    let victim = Victim::spawn(Command::new("sleep").arg("1000")).asleep();
     let mut shape = shape_of(victim.pid());
     let path = shape.processes[0].mm.exe.path.clone();
     for vma in &mut shape.processes[0].mm.vmas {

@@ -149,7 +149,9 @@ impl<R: Read> CheckpointReader<R> {
             Expect::Pages => {
                 let frame = self.frames.read()?.ok_or(CheckpointError::Order("it ends without an image"))?;
                 self.expect = match (frame.kind, frame.body) {
-                    (FrameKind::Pages, body) => return Ok(Some(Item::Pages(pages::decode(body, &mut self.runs)?))),
+                    (FrameKind::Pages, body) => {
+                        return Ok(Some(Item::Pages(pages::decode(body, &mut self.runs)?)));
+                    }
                     (FrameKind::Mark, [MORE]) => Expect::Shape,
                     (FrameKind::Mark, [LAST]) => Expect::Image,
                     _ => return Err(CheckpointError::Order("a frame that is neither pages nor a mark")),

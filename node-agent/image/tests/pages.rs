@@ -21,7 +21,7 @@ fn owner() -> impl Strategy<Value = Owner> {
 /// Data for these runs, every page another.
 fn data(runs: &[Run]) -> Vec<u8> {
     let pages: u32 = runs.iter().filter(|run| run.kind == RunKind::Data).map(|run| run.pages).sum();
-    (0..pages).flat_map(|page| [u8::try_from(page % 251).unwrap(); PAGE_SIZE as usize]).collect()
+    (0..pages).flat_map(|page| [u8::try_from(page % 251).unwrap(); 4096]).collect()
 }
 
 fn encode(batch: &Batch<'_>) -> Result<Vec<u8>, BatchError> {

@@ -228,7 +228,8 @@ impl Pass<'_, '_> {
             now.push(hash);
             let next = offset + length(&data);
             // A new file is all zeros already.
-            if !known && !(fresh && data.iter().all(|byte| *byte == 0)) {
+            let zeros = fresh && data.iter().all(|byte| *byte == 0);
+            if !known && !zeros {
                 self.out.done.bytes += length(&data);
                 self.out.push(Op::Chunk { offset, data, hash })?;
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -15,7 +15,7 @@ use super::error::RuntimeError;
 use super::launch::launch;
 use super::name::ContainerName;
 use super::paths::ContainerDir;
-use super::record::{Process, Record, Stage};
+use super::record::{Record, Stage};
 use super::sandbox::{Purpose, Sandbox};
 use super::status::ContainerStatus;
 use super::{Runtime, hold};
@@ -23,6 +23,9 @@ use crate::network::{self, Addressing, Cidr, Mac};
 
 /// How long the kernel may take to end a killed container.
 const KILL: Duration = Duration::from_secs(10);
+
+/// How long a shim may take to write down how its container ended.
+const SHIM: Duration = Duration::from_secs(5);
 
 /// What is to be started.
 #[derive(Clone, Debug)]
@@ -247,12 +250,11 @@ fn not_held(record: &Record) -> Result<(), RuntimeError> {
 /// The shim writes the exit status after the root process ended; without it there is none to wait for.
 pub(super) fn wait_for_shim(record: &Record) {
     let Some(shim) = record.shim.as_ref() else { return };
-    let end = Instant::now() + Duration::from_secs(5);
     let Some(pid) = rustix::process::Pid::from_raw(shim.pid) else { return };
-    if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
-        if Process::is_alive(shim) {
-            let _ = ended(&pidfd, end.saturating_duration_since(Instant::now()));
-        }
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    // Still the same one, now that its pid cannot be taken by another.
+    if shim.is_alive() {
+        let _ = ended(&pidfd, SHIM);
     }
 }
 

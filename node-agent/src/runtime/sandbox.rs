@@ -12,7 +12,7 @@ pub const CONTROL_FD: i32 = 900;
 
 /// Why a sandbox is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// To run the program of the bundle.
     Start,
     /// To be filled by the engine; the first process waits.
@@ -21,7 +21,7 @@ pub enum Purpose {
 
 /// Everything that is needed to build a container's sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     /// The container's name; its host name when the bundle gives none.
     pub name: String,
     /// Why it is built.
@@ -42,7 +42,7 @@ pub struct Sandbox {
 
 /// Messages from the shim and the first process to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Event {
+pub(crate) enum Event {
     /// The shim started the first process: its pid as the agent sees it.
     Pid(i32),
     /// The first process is in its namespaces and waits for [`Order::Build`].
@@ -55,7 +55,7 @@ pub enum Event {
 
 /// Messages from the agent to the first process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Order {
+pub(crate) enum Order {
     /// It is in its control groups and its network exists: build the rest.
     Build,
     /// Execute the program.

@@ -22,13 +22,13 @@ use super::paths::write_atomic;
 use super::sandbox::{Event, Exit, Sandbox};
 
 /// The hidden first argument that makes a shim.
-pub const SHIM: &str = "__shim";
+pub(super) const SHIM: &str = "__shim";
 /// The hidden first argument that makes the first process of a container.
-pub const INIT: &str = "__init";
+pub(super) const INIT: &str = "__init";
 
 /// Runs a shim; `sandbox` is the path of a [`Sandbox`] in JSON.
 #[must_use]
-pub fn main(sandbox: &Path) -> ExitCode {
+pub(super) fn main(sandbox: &Path) -> ExitCode {
     match supervise(sandbox) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

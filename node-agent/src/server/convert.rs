@@ -44,13 +44,13 @@ fn timestamp(time: SystemTime) -> prost_types::Timestamp {
 }
 
 /// A container's name out of a request.
-pub(super) fn name(text: &str) -> Result<ContainerName, Box<Status>> {
-    ContainerName::new(text).map_err(|error| Box::new(invalid_field("name", error.to_string()).status()))
+pub(super) fn name(text: &str) -> Result<ContainerName, Status> {
+    ContainerName::new(text).map_err(|error| invalid_field("name", error.to_string()).status())
 }
 
 /// What is to be started.
-pub(super) fn run_request(request: v1::RunContainerRequest) -> Result<RunRequest, Box<Status>> {
-    let wrong = |field: &str, why: String| Box::new(invalid_field(field, why).status());
+pub(super) fn run_request(request: v1::RunContainerRequest) -> Result<RunRequest, Status> {
+    let wrong = |field: &str, why: String| invalid_field(field, why).status();
     let optional = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let ip = optional(&request.ip).map(|text| text.parse()).transpose();
     let mac = optional(&request.mac).map(|text| text.parse()).transpose();

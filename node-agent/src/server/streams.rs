@@ -85,7 +85,6 @@ pub(super) fn watch(mut status: watch::Receiver<status::Status>) -> WatchStream 
 }
 
 /// Runs a command and relays its streams. When the client goes away the command is killed.
-#[expect(clippy::result_large_err, reason = "tonic's error is what the caller answers")]
 pub(super) fn exec(command: std::process::Command, input: Streaming<v1::ExecInput>) -> Result<ExecStream, Status> {
     let mut command = Command::from(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

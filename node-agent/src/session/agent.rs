@@ -265,7 +265,9 @@ impl Agent {
 
     /// What is known about a container as a target. A copy that a session or a recovery serves counts as frozen.
     pub(crate) fn target_view(&self, container: &str) -> TargetView {
-        let own = self.own_copy(container);
+        let served = self.table().targets.get(container).is_some_and(|handle| handle.serving.is_some());
+        // The runtime is not asked while a session answers: this is on the way from Commit to the thaw.
+        let copy = if served { Copy::Frozen } else { self.own_copy(container) };
         let table = self.table();
         let entry = self.journal.entry(container);
         let handle = table.targets.get(container);
@@ -279,10 +281,7 @@ impl Agent {
             owned: entry.owned,
             leaving: entry.open.as_ref().is_some_and(|open| open.begin.role == Role::Source)
                 || table.sources.contains_key(container),
-            copy: match handle.and_then(|handle| handle.serving.as_ref()) {
-                Some(_) => Copy::Frozen,
-                None => own,
-            },
+            copy,
         }
     }
 

@@ -373,8 +373,11 @@ impl Session {
     fn undo(mut self, failure: &Failure) {
         self.publish.event(format!("giving the container back: {}", failure.text()));
         self.bulk = None;
-        if let Some(engine) = self.engine.take() {
-            // Undo order: lock off and held frames delivered while it still stands, then the thaw.
+        if let Some(mut engine) = self.engine.take() {
+            // Undo order: repair off, lock off, held frames delivered while it still stands, then the thaw.
+            if let Err(error) = engine.leave_repair() {
+                tracing::error!(error = %crate::transfer::bulk::chain(&error), "engine: a socket stays in repair mode");
+            }
             let locked = self.lock.as_mut().is_some_and(|lock| !super::recover::lift(&mut **lock));
             if let Err(error) = engine.abort() {
                 tracing::error!(error = %crate::transfer::bulk::chain(&error), "engine: undo incomplete");

@@ -2,6 +2,7 @@
 //! guards that remove everything again.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failed step is the test's failure")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +16,7 @@ use node_agent::runtime::{ContainerName, Options, RunRequest, Runtime};
 use serde_json::{Value, json};
 
 /// Waits until `condition` holds; panics with `what` after 20 s.
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < end, "waited 20 s for {what}");
@@ -24,13 +25,13 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// A name that no other test and no other run of it has.
-pub fn unique(prefix: &str) -> String {
+pub(crate) fn unique(prefix: &str) -> String {
     let id = uuid::Uuid::new_v4().simple().to_string();
     format!("{prefix}-{}", &id[..8])
 }
 
 /// A bundle that runs a program of this machine, with the machine's own /usr, /etc and so on.
-pub fn bundle(dir: &Path, args: &[&str], change: impl FnOnce(&mut Value)) -> PathBuf {
+pub(crate) fn bundle(dir: &Path, args: &[&str], change: impl FnOnce(&mut Value)) -> PathBuf {
     let mut mounts = vec![
         json!({"destination": "/proc", "type": "proc", "source": "proc"}),
         json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
@@ -77,14 +78,14 @@ pub fn bundle(dir: &Path, args: &[&str], change: impl FnOnce(&mut Value)) -> Pat
 
 /// A runtime with a state directory and a control group of its own. Everything that it started is removed
 /// when this is dropped.
-pub struct Node {
-    pub runtime: Runtime,
-    pub dir: tempfile::TempDir,
+pub(crate) struct Node {
+    pub(crate) runtime: Runtime,
+    pub(crate) dir: tempfile::TempDir,
     options: Options,
 }
 
 impl Node {
-    pub fn new(bridge: Option<String>) -> Self {
+    pub(crate) fn new(bridge: Option<String>) -> Self {
         let dir = tempfile::Builder::new().prefix("gantry-test-").tempdir().unwrap();
         let options = Options {
             state_dir: dir.path().join("state"),
@@ -96,30 +97,30 @@ impl Node {
     }
 
     /// The same node's runtime as a restarted agent would open it.
-    pub fn reopened(&self) -> Runtime {
+    pub(crate) fn reopened(&self) -> Runtime {
         Runtime::open(self.options.clone()).unwrap()
     }
 
-    pub fn bundle(&self, args: &[&str]) -> PathBuf {
+    pub(crate) fn bundle(&self, args: &[&str]) -> PathBuf {
         bundle(self.dir.path(), args, |_| {})
     }
 
-    pub fn bundle_with(&self, args: &[&str], change: impl FnOnce(&mut Value)) -> PathBuf {
+    pub(crate) fn bundle_with(&self, args: &[&str], change: impl FnOnce(&mut Value)) -> PathBuf {
         bundle(self.dir.path(), args, change)
     }
 
     /// Starts a container without a link.
-    pub fn run(&self, bundle: &Path) -> ContainerName {
+    pub(crate) fn run(&self, bundle: &Path) -> ContainerName {
         let name = ContainerName::new(unique("c")).unwrap();
         self.runtime.run(request(&name, bundle)).unwrap_or_else(|error| panic!("{}", chain(&error)));
         name
     }
 
-    pub fn log(&self, name: &ContainerName) -> String {
+    pub(crate) fn log(&self, name: &ContainerName) -> String {
         fs::read_to_string(self.runtime.state().container(name).log()).unwrap_or_default()
     }
 
-    pub fn exec(&self, name: &ContainerName, args: &[&str]) -> Output {
+    pub(crate) fn exec(&self, name: &ContainerName, args: &[&str]) -> Output {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         self.runtime.exec(name, &args).unwrap().output().unwrap()
     }
@@ -137,7 +138,7 @@ impl Drop for Node {
     }
 }
 
-pub fn request(name: &ContainerName, bundle: &Path) -> RunRequest {
+pub(crate) fn request(name: &ContainerName, bundle: &Path) -> RunRequest {
     RunRequest {
         name: name.clone(),
         bundle: bundle.to_owned(),
@@ -148,7 +149,7 @@ pub fn request(name: &ContainerName, bundle: &Path) -> RunRequest {
 }
 
 /// An error with its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -160,17 +161,17 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// A bridge in this network namespace with a client in a namespace of its own.
-pub struct Lan {
-    pub bridge: String,
-    pub client: String,
+pub(crate) struct Lan {
+    pub(crate) bridge: String,
+    pub(crate) client: String,
     /// The first three bytes of its network.
-    pub net: [u8; 3],
+    pub(crate) net: [u8; 3],
 }
 
 static NEXT_NET: Mutex<u8> = Mutex::new(0);
 
 impl Lan {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let id = &unique("")[1..7];
         let mut next = NEXT_NET.lock().unwrap();
         *next += 1;
@@ -191,13 +192,13 @@ impl Lan {
         lan
     }
 
-    pub fn address(&self, host: u8) -> Ipv4Addr {
+    pub(crate) fn address(&self, host: u8) -> Ipv4Addr {
         let [a, b, c] = self.net;
         Ipv4Addr::new(a, b, c, host)
     }
 
     /// Runs a command in the client's namespace.
-    pub fn client(&self, args: &[&str]) -> Output {
+    pub(crate) fn client(&self, args: &[&str]) -> Output {
         Command::new("ip").args(["netns", "exec", &self.client]).args(args).output().unwrap()
     }
 }
@@ -209,7 +210,7 @@ impl Drop for Lan {
     }
 }
 
-pub fn ip(args: &str) {
+pub(crate) fn ip(args: &str) {
     let output = Command::new("ip").args(args.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -185,16 +185,12 @@ mod tests {
               tfd:        4 events: 40000019 data: ffffffffffffffff  pos:0 ino:6195 sdev:f\n",
         )
         .unwrap();
-        assert_eq!(
-            info.epoll[0],
-            EpollLine { fd: 0, events: 0x8000_0019, data: 0x1f, inode: 0x6563 }
-        );
+        assert_eq!(info.epoll[0], EpollLine { fd: 0, events: 0x8000_0019, data: 0x1f, inode: 0x6563 });
         assert_eq!(info.epoll[1].data, u64::MAX);
 
-        let info = parse(
-            b"clockid: 1\nticks: 3\nsettime flags: 01\nit_value: (2, 500)\nit_interval: (0, 7)\n",
-        )
-        .unwrap();
+        let info =
+            parse(b"clockid: 1\nticks: 3\nsettime flags: 01\nit_value: (2, 500)\nit_interval: (0, 7)\n")
+                .unwrap();
         assert_eq!(
             info.timerfd,
             Some(TimerFd {

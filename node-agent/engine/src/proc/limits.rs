@@ -41,18 +41,11 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<RLimit>, ProcError> {
 
 fn parse_row(rest: &[u8]) -> Option<RLimit> {
     let mut words = super::words(rest);
-    Some(RLimit {
-        soft: limit(words.next()?)?,
-        hard: limit(words.next()?)?,
-    })
+    Some(RLimit { soft: limit(words.next()?)?, hard: limit(words.next()?)? })
 }
 
 fn limit(word: &[u8]) -> Option<u64> {
-    if word == b"unlimited" {
-        Some(u64::MAX)
-    } else {
-        number(word)
-    }
+    if word == b"unlimited" { Some(u64::MAX) } else { number(word) }
 }
 
 /// Reads /proc/PID/limits.

@@ -8,18 +8,8 @@ use super::{ProcError, text};
 
 /// Names in /proc/PID/ns that the engine compares. `pid_for_children` and `time_for_children` differ from
 /// the task's own ones after unshare(2).
-pub const NAMESPACES: [&str; 10] = [
-    "cgroup",
-    "ipc",
-    "mnt",
-    "net",
-    "pid",
-    "pid_for_children",
-    "time",
-    "time_for_children",
-    "user",
-    "uts",
-];
+pub const NAMESPACES: [&str; 10] =
+    ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"];
 
 /// Reads a link of /proc/PID, raw.
 ///
@@ -66,10 +56,7 @@ pub fn identity(metadata: &Metadata) -> (u64, u64) {
 /// Modification time in nanoseconds since the epoch.
 #[must_use]
 pub fn mtime_ns(metadata: &Metadata) -> i64 {
-    metadata
-        .st_mtime()
-        .saturating_mul(1_000_000_000)
-        .saturating_add(metadata.st_mtime_nsec())
+    metadata.st_mtime().saturating_mul(1_000_000_000).saturating_add(metadata.st_mtime_nsec())
 }
 
 #[cfg(test)]

@@ -63,11 +63,7 @@ impl Flags {
     /// Parses the part after `VmFlags:`.
     #[must_use]
     pub fn parse(line: &[u8]) -> Self {
-        Self(
-            words(line)
-                .filter_map(|word| <[u8; 2]>::try_from(word).ok())
-                .collect(),
-        )
+        Self(words(line).filter_map(|word| <[u8; 2]>::try_from(word).ok()).collect())
     }
 
     /// True when nothing was read.
@@ -128,10 +124,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Entry>, ProcError> {
 fn parse_line(line: &[u8]) -> Option<Entry> {
     let mut rest = line;
     let mut word = || {
-        let end = rest
-            .iter()
-            .position(|byte| *byte == b' ')
-            .unwrap_or(rest.len());
+        let end = rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len());
         let (word, tail) = rest.split_at(end);
         rest = tail.get(1..).unwrap_or_default();
         word
@@ -215,13 +208,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 
     #[test]
     fn rejects_what_is_no_mapping() {
-        for bad in [
-            "zz-55 r--p 0 0:0 0",
-            "55 r--p 0 0:0 0",
-            "1-2 rp 0 0:0 0",
-            "1-2 r--p 0 00 0",
-            "1-2",
-        ] {
+        for bad in ["zz-55 r--p 0 0:0 0", "55 r--p 0 0:0 0", "1-2 rp 0 0:0 0", "1-2 r--p 0 00 0", "1-2"] {
             assert!(parse(bad.as_bytes()).is_err(), "{bad}");
         }
     }

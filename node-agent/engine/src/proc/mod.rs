@@ -50,10 +50,7 @@ impl ProcError {
     }
 
     pub(crate) fn parse(path: &str, detail: impl Into<String>) -> Self {
-        Self::Parse {
-            path: path.to_owned(),
-            detail: detail.into(),
-        }
+        Self::Parse { path: path.to_owned(), detail: detail.into() }
     }
 }
 
@@ -82,10 +79,7 @@ pub fn read_path(path: &str) -> Result<Vec<u8>, ProcError> {
     let mut bytes = Vec::with_capacity(8192);
     File::open(path)
         .and_then(|mut file| file.read_to_end(&mut bytes))
-        .map_err(|source| ProcError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(|source| ProcError::Read { path: path.to_owned(), source })?;
     Ok(bytes)
 }
 
@@ -102,22 +96,17 @@ pub fn read_number(pid: i32, name: &str, radix: u32) -> Result<i64, ProcError> {
 
 /// Splits into lines without their line feeds.
 pub(crate) fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    bytes
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
+    bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
 }
 
 /// Splits at runs of blanks.
 pub(crate) fn words(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    bytes
-        .split(|byte| matches!(byte, b' ' | b'\t'))
-        .filter(|word| !word.is_empty())
+    bytes.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty())
 }
 
 /// The rest of a line after `KEY:` and blanks.
 pub(crate) fn value<'a>(line: &'a [u8], key: &str) -> Option<&'a [u8]> {
-    line.strip_prefix(key.as_bytes())
-        .map(|rest| rest.trim_ascii_start())
+    line.strip_prefix(key.as_bytes()).map(|rest| rest.trim_ascii_start())
 }
 
 pub(crate) fn number<T: TryFrom<i128>>(bytes: &[u8]) -> Option<T> {

@@ -6,10 +6,7 @@ use super::{ProcError, words};
 
 /// The numeric names in a directory of procfs, ascending.
 fn numeric_entries(path: &str) -> Result<Vec<i32>, ProcError> {
-    let fail = |source: io::Error| ProcError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let fail = |source: io::Error| ProcError::Read { path: path.to_owned(), source };
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(path).map_err(fail)? {
         let name = entry.map_err(fail)?.file_name();
@@ -58,9 +55,7 @@ pub fn children(pid: i32) -> Result<Vec<i32>, ProcError> {
 
 fn parse_children(bytes: &[u8]) -> Result<Vec<i32>, ProcError> {
     words(bytes)
-        .map(|word| {
-            super::number(word).ok_or_else(|| ProcError::parse("children", super::text(word)))
-        })
+        .map(|word| super::number(word).ok_or_else(|| ProcError::parse("children", super::text(word))))
         .collect()
 }
 

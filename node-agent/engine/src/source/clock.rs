@@ -73,10 +73,7 @@ impl SchedulerClock {
             return Nap::default();
         };
         let place = crate::proc::read(pid, &format!("task/{tid}/wchan")).unwrap_or_default();
-        Nap {
-            slept: since(start),
-            place: String::from_utf8_lossy(&place).into_owned(),
-        }
+        Nap { slept: since(start), place: String::from_utf8_lossy(&place).into_owned() }
     }
 }
 
@@ -111,9 +108,6 @@ mod tests {
             assert!(!std::path::Path::new("/proc/self/sched").exists());
             return;
         };
-        assert!(
-            (Duration::from_millis(150)..Duration::from_secs(5)).contains(&slept),
-            "{slept:?}"
-        );
+        assert!((Duration::from_millis(150)..Duration::from_secs(5)).contains(&slept), "{slept:?}");
     }
 }

@@ -32,13 +32,23 @@ pub(crate) enum Class {
     /// The runtime supplies it.
     External(String),
     /// A regular file or a directory.
-    File { file: FileIdentity, directory: bool },
+    File {
+        file: FileIdentity,
+        directory: bool,
+    },
     /// A stateless device.
-    Device { path: String, rdev: u64 },
+    Device {
+        path: String,
+        rdev: u64,
+    },
     /// A file of procfs, sysfs or cgroupfs.
-    Pseudo { path: String },
+    Pseudo {
+        path: String,
+    },
     /// A pipe, or with a path a fifo.
-    Pipe { fifo: Option<String> },
+    Pipe {
+        fifo: Option<String>,
+    },
     EventFd,
     TimerFd,
     SignalFd,
@@ -46,7 +56,9 @@ pub(crate) enum Class {
     Inotify,
     PidFd,
     /// A memory object.
-    Memfd { object: u32 },
+    Memfd {
+        object: u32,
+    },
     Socket,
     /// It was refused.
     Refused,
@@ -99,12 +111,7 @@ impl MmReader<'_> {
                 "have the program release the lock before the move",
             );
         }
-        Ok(Descriptor {
-            fd,
-            info,
-            key,
-            class,
-        })
+        Ok(Descriptor { fd, info, key, class })
     }
 
     fn class(
@@ -154,7 +161,9 @@ impl MmReader<'_> {
         let kind = file.metadata.st_mode() & S_IFMT;
         let utf8 = String::from_utf8(file.path.clone());
         Ok(match (kind, utf8) {
-            (_, Err(_)) => self.refuse(pid, fd, format!("the path of {shown} is not UTF-8"), "rename the file"),
+            (_, Err(_)) => {
+                self.refuse(pid, fd, format!("the path of {shown} is not UTF-8"), "rename the file")
+            }
             (0o020_000, Ok(path)) => {
                 let rdev = file.metadata.st_rdev();
                 // null, zero, full, random, urandom
@@ -171,7 +180,9 @@ impl MmReader<'_> {
                     self.refuse(pid, fd, format!("{shown}: a device of this host"), CLOSE)
                 }
             }
-            (0o060_000, Ok(_)) => self.refuse(pid, fd, format!("{shown}: a block device of this host"), CLOSE),
+            (0o060_000, Ok(_)) => {
+                self.refuse(pid, fd, format!("{shown}: a block device of this host"), CLOSE)
+            }
             (0o010_000, Ok(path)) if file.deleted => {
                 self.refuse(pid, fd, format!("{path}: a fifo without a name"), CLOSE)
             }
@@ -184,10 +195,7 @@ impl MmReader<'_> {
                 if directory && file.deleted {
                     return Ok(self.refuse(pid, fd, format!("{shown}: a deleted directory"), CLOSE));
                 }
-                let handle = Handle {
-                    pid: process.pid,
-                    link: format!("fd/{fd}"),
-                };
+                let handle = Handle { pid: process.pid, link: format!("fd/{fd}") };
                 match self.identity(pid, image::Subject::Fd(fd), file, handle) {
                     Some(file) => Class::File { file, directory },
                     None => Class::Refused,
@@ -215,12 +223,7 @@ impl MmReader<'_> {
                 CLOSE,
             )),
             Some(kind @ ("hugetlbfs" | "debugfs" | "tracefs" | "bpf" | "securityfs" | "devpts" | "fuse")) => {
-                Some(self.refuse(
-                    process.inner,
-                    fd,
-                    format!("{path}: a file of {kind} cannot move"),
-                    CLOSE,
-                ))
+                Some(self.refuse(process.inner, fd, format!("{path}: a file of {kind} cannot move"), CLOSE))
             }
             _ => None,
         })
@@ -248,13 +251,8 @@ impl MmReader<'_> {
             let shown = String::from_utf8_lossy(target);
             return self.refuse(pid, fd, format!("{shown}: memory of a kind that is not known"), CLOSE);
         };
-        let handle = Handle {
-            pid: process.pid,
-            link: format!("fd/{fd}"),
-        };
-        let object = self
-            .registry
-            .object(links::identity(metadata), metadata.st_size(), kind, handle);
+        let handle = Handle { pid: process.pid, link: format!("fd/{fd}") };
+        let object = self.registry.object(links::identity(metadata), metadata.st_size(), kind, handle);
         self.registry.object_has_fd(object);
         Class::Memfd { object }
     }
@@ -265,12 +263,9 @@ impl MmReader<'_> {
             b"[timerfd]" if info.timerfd.is_some() => Class::TimerFd,
             b"[signalfd]" if info.signalfd.is_some() => Class::SignalFd,
             b"[eventpoll]" => Class::Epoll,
-            b"inotify" | b"[inotify]" if !info.inotify.is_empty() => self.refuse(
-                pid,
-                fd,
-                "inotify watches: what they watch cannot be told yet",
-                CLOSE,
-            ),
+            b"inotify" | b"[inotify]" if !info.inotify.is_empty() => {
+                self.refuse(pid, fd, "inotify watches: what they watch cannot be told yet", CLOSE)
+            }
             b"inotify" | b"[inotify]" => Class::Inotify,
             b"[pidfd]" => Class::PidFd,
             _ => {

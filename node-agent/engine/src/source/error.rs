@@ -108,24 +108,31 @@ impl From<ProcError> for SourceError {
     }
 }
 
+/// What a refusal advises when it passes by itself.
+pub(crate) const TRY_AGAIN: &str = "try again in a moment";
+
+/// All of them pass by themselves.
+pub(crate) fn all_pass(refusals: &[Refusal]) -> bool {
+    !refusals.is_empty() && refusals.iter().all(|refusal| refusal.way_out.starts_with(TRY_AGAIN))
+}
+
 impl SourceError {
+    /// True when what was refused passes by itself: a connection not yet accepted, a vfork(2) in flight. Abort,
+    /// and freeze again a moment later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Refused(refusals) if all_pass(refusals))
+    }
+
     /// For a kernel interface that failed.
     pub(crate) fn kernel(what: impl Into<String>, pid: i32, source: impl Into<io::Error>) -> Self {
-        Self::Kernel {
-            what: what.into(),
-            pid,
-            source: source.into(),
-        }
+        Self::Kernel { what: what.into(), pid, source: source.into() }
     }
 }
 
 impl InspectError {
     /// For a kernel interface that failed.
     pub(crate) fn kernel(what: impl Into<String>, pid: i32, source: impl Into<io::Error>) -> Self {
-        Self::Kernel {
-            what: what.into(),
-            pid,
-            source: source.into(),
-        }
+        Self::Kernel { what: what.into(), pid, source: source.into() }
     }
 }

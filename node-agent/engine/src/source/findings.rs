@@ -12,12 +12,7 @@ pub(crate) struct Findings {
 impl Findings {
     /// Adds one; the same one twice counts once.
     pub(crate) fn add(&mut self, pid: Pid, subject: Subject, reason: impl Into<String>, way_out: &str) {
-        let refusal = Refusal {
-            pid,
-            subject,
-            reason: reason.into(),
-            way_out: way_out.to_owned(),
-        };
+        let refusal = Refusal { pid, subject, reason: reason.into(), way_out: way_out.to_owned() };
         if !self.list.contains(&refusal) {
             self.list.push(refusal);
         }

@@ -23,10 +23,7 @@ pub(crate) fn inspect(spec: &TreeSpec) -> Result<Inventory, InspectError> {
             .flat_map(|found| found.sockets.values())
             .filter(|kind| matches!(kind, Kind::Tcp { state, .. } if *state == tcp_state::ESTABLISHED))
             .count(),
-        resident_bytes: processes
-            .iter()
-            .map(|found| found.process.stat.rss_pages * image::PAGE_SIZE)
-            .sum(),
+        resident_bytes: processes.iter().map(|found| found.process.stat.rss_pages * image::PAGE_SIZE).sum(),
         refusals: findings.list,
         shape: look.shape,
     })

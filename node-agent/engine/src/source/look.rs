@@ -130,8 +130,7 @@ impl Looker {
                 Err(error) => return Err(error),
             }
         }
-        self.flags
-            .retain(|key, _| look.processes.iter().any(|found| found.process.key() == *key));
+        self.flags.retain(|key, _| look.processes.iter().any(|found| found.process.key() == *key));
         look.shape = self.shape(&look.processes)?;
         Ok(look)
     }
@@ -169,7 +168,7 @@ impl Looker {
                     found.descriptors.push(descriptor);
                 }
             }
-            found.sockets = socket_kinds(&found, findings)?;
+            found.sockets = socket_kinds(&found, self.tracer != 0, findings)?;
         } else {
             // Objects that are only open, not mapped, are memory all the same.
             for fd in tasks::descriptors(found.process.pid)? {
@@ -231,16 +230,17 @@ fn own_lines_out(mut entries: Vec<Entry>) -> Vec<Entry> {
 
 fn exe(reader: &mut MmReader<'_>, process: &Process) -> Result<FileIdentity, InspectError> {
     let file = reader.view.file(process.pid, "exe")?;
-    let handle = Handle {
-        pid: process.pid,
-        link: "exe".to_owned(),
-    };
+    let handle = Handle { pid: process.pid, link: "exe".to_owned() };
     let identity = reader.identity(process.inner, image::Subject::Process, &file, handle);
     Ok(identity.unwrap_or_default())
 }
 
 /// What the sockets of a process are. They are asked through duplicates of their descriptors.
-fn socket_kinds(found: &ProcessLook, findings: &mut Findings) -> Result<HashMap<i32, Kind>, InspectError> {
+fn socket_kinds(
+    found: &ProcessLook,
+    now: bool,
+    findings: &mut Findings,
+) -> Result<HashMap<i32, Kind>, InspectError> {
     let mut kinds = HashMap::new();
     let sockets = || found.descriptors.iter().filter(|descriptor| descriptor.class == Class::Socket);
     if sockets().next().is_none() {
@@ -256,7 +256,7 @@ fn socket_kinds(found: &ProcessLook, findings: &mut Findings) -> Result<HashMap<
             Err(Errno::EBADF | Errno::ESRCH) => continue,
             Err(errno) => return Err(InspectError::kernel("duplicate a socket", pid, errno)),
         };
-        match sockets::kind(socket.as_fd()) {
+        match sockets::kind(socket.as_fd(), now) {
             Ok(Ok(kind)) => {
                 kinds.insert(descriptor.fd, kind);
             }

@@ -39,12 +39,7 @@ impl Mapping {
     /// The memory object that a shared mapping writes to, with the offset of its start.
     pub(crate) fn shared_object(&self) -> Option<(u32, u64)> {
         match self.vma.backing {
-            Backing::Object {
-                id,
-                offset,
-                shared: true,
-                ..
-            } => Some((id, offset)),
+            Backing::Object { id, offset, shared: true, .. } => Some((id, offset)),
             _ => None,
         }
     }
@@ -70,7 +65,11 @@ const RESTART: &str = "end the program, or have it give this memory back, before
 impl MmReader<'_> {
     /// The mappings of a process. `entries` should carry flags (smaps); those of this engine's own tape
     /// must have been taken out.
-    pub(crate) fn mappings(&mut self, process: &Process, entries: &[Entry]) -> Result<Vec<Mapping>, InspectError> {
+    pub(crate) fn mappings(
+        &mut self,
+        process: &Process,
+        entries: &[Entry],
+    ) -> Result<Vec<Mapping>, InspectError> {
         let mut mappings = Vec::with_capacity(entries.len());
         for entry in entries {
             match self.mapping(process, entry) {
@@ -86,11 +85,8 @@ impl MmReader<'_> {
 
     fn mapping(&mut self, process: &Process, entry: &Entry) -> Result<Option<Mapping>, InspectError> {
         let pid = process.inner;
-        let backing = if entry.is_file() {
-            self.file_backing(process, entry)?
-        } else {
-            self.kernel_name(pid, entry)
-        };
+        let backing =
+            if entry.is_file() { self.file_backing(process, entry)? } else { self.kernel_name(pid, entry) };
         let Some(backing) = backing else {
             return Ok(None);
         };
@@ -143,10 +139,7 @@ impl MmReader<'_> {
         if mode == S_IFCHR {
             return Ok(self.device(pid, entry, &file));
         }
-        let handle = Handle {
-            pid: process.pid,
-            link,
-        };
+        let handle = Handle { pid: process.pid, link };
         let may_write = entry.shared && (entry.flags.has("mw") || entry.prot & 2 != 0);
         if file.metadata.st_dev() == self.view.shmem_dev {
             let Some(kind) = object_kind(&entry.name) else {
@@ -162,15 +155,8 @@ impl MmReader<'_> {
                 self.findings.address(pid, entry.start, reason, way_out);
                 return Ok(None);
             };
-            let id = self
-                .registry
-                .object(file.key(), file.metadata.st_size(), kind, handle);
-            return Ok(Some(Backing::Object {
-                id,
-                offset: entry.offset,
-                shared: entry.shared,
-                may_write,
-            }));
+            let id = self.registry.object(file.key(), file.metadata.st_size(), kind, handle);
+            return Ok(Some(Backing::Object { id, offset: entry.offset, shared: entry.shared, may_write }));
         }
         if mode != S_IFREG {
             self.findings.address(
@@ -184,12 +170,7 @@ impl MmReader<'_> {
         let Some(file) = self.identity(pid, image::Subject::Address(entry.start), &file, handle) else {
             return Ok(None);
         };
-        Ok(Some(Backing::File {
-            file,
-            offset: entry.offset,
-            shared: entry.shared,
-            may_write,
-        }))
+        Ok(Some(Backing::File { file, offset: entry.offset, shared: entry.shared, may_write }))
     }
 
     /// The identity of a file; files without a name become ghosts. `None` after a refusal.
@@ -202,12 +183,7 @@ impl MmReader<'_> {
     ) -> Option<image::shape::FileIdentity> {
         let shown = String::from_utf8_lossy(&file.path).into_owned();
         let Some(mut identity) = file.identity(None) else {
-            self.findings.add(
-                pid,
-                subject,
-                format!("the path of {shown} is not UTF-8"),
-                "rename the file",
-            );
+            self.findings.add(pid, subject, format!("the path of {shown} is not UTF-8"), "rename the file");
             return None;
         };
         if file.deleted {
@@ -254,7 +230,11 @@ impl MmReader<'_> {
             ("um", "the program itself watches it with userfaultfd", RESTART),
             ("uw", "the program itself watches it with userfaultfd", RESTART),
             ("ui", "the program itself watches it with userfaultfd", RESTART),
-            ("ss", "shadow stack (CET): it cannot be made again yet", "start the program without shadow stacks"),
+            (
+                "ss",
+                "shadow stack (CET): it cannot be made again yet",
+                "start the program without shadow stacks",
+            ),
             ("sl", "it is sealed (mseal): the seal would be lost", "start the program without mseal"),
         ];
         for (flag, reason, way_out) in rules {
@@ -299,10 +279,7 @@ fn unmovable_name(name: &[u8]) -> Option<&'static str> {
         (b"anon_inode:", "memory of the kernel's own cannot move"),
         (b"socket:[", "packet socket ring: it lives in the kernel"),
     ];
-    rules
-        .iter()
-        .find(|(prefix, _)| name.starts_with(prefix))
-        .map(|(_, reason)| *reason)
+    rules.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, reason)| *reason)
 }
 
 /// What made an object of the kernel's own tmpfs, by the name in its maps line or link.
@@ -312,17 +289,12 @@ pub(crate) fn object_kind(name: &[u8]) -> Option<ObjectKind> {
     }
     let name = name.strip_prefix(b"/memfd:")?;
     let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    Some(ObjectKind::Memfd {
-        name: String::from_utf8_lossy(name).into_owned(),
-        seals: 0,
-    })
+    Some(ObjectKind::Memfd { name: String::from_utf8_lossy(name).into_owned(), seals: 0 })
 }
 
 fn anon_name(name: &[u8]) -> Option<String> {
-    let inner = name
-        .strip_prefix(b"[anon:")
-        .or_else(|| name.strip_prefix(b"[anon_shmem:"))?
-        .strip_suffix(b"]")?;
+    let inner =
+        name.strip_prefix(b"[anon:").or_else(|| name.strip_prefix(b"[anon_shmem:"))?.strip_suffix(b"]")?;
     Some(String::from_utf8_lossy(inner).into_owned())
 }
 

@@ -40,8 +40,12 @@ fn pipes(look: &Look, findings: &mut Findings) -> Result<(), InspectError> {
     }
     for pair in ends.into_values() {
         let (end, event, reason) = match pair {
-            [Some(end), None] => (end, PollFlags::POLLHUP, "pipe whose writing end is outside of the container"),
-            [None, Some(end)] => (end, PollFlags::POLLERR, "pipe whose reading end is outside of the container"),
+            [Some(end), None] => {
+                (end, PollFlags::POLLHUP, "pipe whose writing end is outside of the container")
+            }
+            [None, Some(end)] => {
+                (end, PollFlags::POLLERR, "pipe whose reading end is outside of the container")
+            }
             _ => continue,
         };
         let (found, descriptor) = end;

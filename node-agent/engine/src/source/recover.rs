@@ -44,11 +44,7 @@ pub fn recover(spec: &TreeSpec) -> Result<(), SourceError> {
             }
             Ok(_) => {}
             Err(error) => {
-                result = result.and(Err(super::traced::tape_error(
-                    "remove an old tape",
-                    process.pid,
-                    error,
-                )));
+                result = result.and(Err(super::traced::tape_error("remove an old tape", process.pid, error)));
             }
         }
     }

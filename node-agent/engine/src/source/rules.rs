@@ -156,7 +156,8 @@ fn namespace(pid: i32, name: &str) -> Result<Option<u64>, InspectError> {
     match links::namespace(pid, name) {
         Ok(number) => Ok(Some(number)),
         Err(ProcError::Read { source, .. })
-            if source.kind() == std::io::ErrorKind::NotFound && Path::new(&format!("/proc/{pid}/ns/pid")).is_symlink() =>
+            if source.kind() == std::io::ErrorKind::NotFound
+                && Path::new(&format!("/proc/{pid}/ns/pid")).is_symlink() =>
         {
             Ok(None)
         }
@@ -164,7 +165,11 @@ fn namespace(pid: i32, name: &str) -> Result<Option<u64>, InspectError> {
     }
 }
 
-fn container_namespaces(spec: &TreeSpec, root: &Process, findings: &mut Findings) -> Result<(), InspectError> {
+fn container_namespaces(
+    spec: &TreeSpec,
+    root: &Process,
+    findings: &mut Findings,
+) -> Result<(), InspectError> {
     if spec.namespaces == Namespaces::Own {
         return Ok(());
     }
@@ -266,10 +271,8 @@ fn place(
 
 /// The cgroup and the tree must be the same processes.
 fn membership(cgroup: &Path, tree: &[Process], findings: &mut Findings) -> Result<(), InspectError> {
-    let members = cgroup_members(cgroup).map_err(|source| ProcError::Read {
-        path: cgroup.display().to_string(),
-        source,
-    })?;
+    let members = cgroup_members(cgroup)
+        .map_err(|source| ProcError::Read { path: cgroup.display().to_string(), source })?;
     for pid in &members {
         if !tree.iter().any(|process| process.pid == *pid) {
             // It may have been born between the two looks.
@@ -294,10 +297,8 @@ fn membership(cgroup: &Path, tree: &[Process], findings: &mut Findings) -> Resul
 fn frozen_already(cgroup: &Path, findings: &mut Findings) -> Result<(), InspectError> {
     let read = |name: &str| {
         let path = cgroup.join(name);
-        std::fs::read_to_string(&path).map_err(|source| ProcError::Read {
-            path: path.display().to_string(),
-            source,
-        })
+        std::fs::read_to_string(&path)
+            .map_err(|source| ProcError::Read { path: path.display().to_string(), source })
     };
     if read("cgroup.events")?.lines().any(|line| line == "frozen 1") || read("cgroup.freeze")?.trim() == "1" {
         findings.container("it is frozen already", "thaw it first");

@@ -17,19 +17,19 @@ use super::capture::inet::InRepair;
 use super::capture::threads::{self, ProcessAsk, ThreadAsk};
 use super::capture::unix::Peers;
 use super::clock::{SchedulerClock, nanoseconds};
-use super::error::SourceError;
+use super::error::{SourceError, all_pass};
 use super::failpoint;
 use super::findings::Findings;
 use super::look::{Depth, Flags, Look, Looker, ProcessLook};
 use super::memory::batch::Batcher;
+use super::memory::last_pid;
 use super::memory::objects::ObjectMemory;
 use super::memory::process::{ObjectRanges, TrackedMemory};
 use super::memory::sent::PageSet;
 use super::memory::tracker::{PagemapScan, SoftDirty, Tracker};
-use super::memory::last_pid;
 use super::outside;
 use super::spec::TreeSpec;
-use super::stopping::{Held, stop_threads, stop_tree};
+use super::stopping::{Held, stop_one, stop_tree};
 use super::told;
 use super::traced::{ParkedThread, Tapes};
 use super::tree::Process;
@@ -39,6 +39,8 @@ use crate::proc::timers;
 
 /// Longest time until a cgroup whose tasks are all stopped reports itself frozen.
 const FREEZE_LIMIT: Duration = Duration::from_secs(5);
+/// How often a freeze is tried when what stands against it passes by itself; some 50 ms in all.
+const FREEZE_TRIES: u32 = 10;
 /// More threads than this are not timed one by one before a freeze: their relative timeouts start anew.
 const MAX_TIMED: usize = 4096;
 
@@ -56,7 +58,7 @@ pub struct Source {
     /// Mechanism of dirty tracking.
     soft_dirty: bool,
     /// The last shape that was handed out: what the target is built like.
-    told: Option<Look>,
+    pub(super) told: Option<Look>,
     /// The last process number at the last round.
     last_pid: Option<u64>,
     /// A process that was tracked is gone: what it wrote last to shared memory nobody saw.
@@ -95,9 +97,9 @@ pub(super) struct Frozen {
     pub(super) freezer: Option<Freezer>,
     /// The cgroup was asked to freeze.
     pub(super) cgroup_frozen: bool,
-    look: Look,
+    pub(super) look: Look,
     pub(super) in_repair: Vec<InRepair>,
-    complete: bool,
+    pub(super) complete: bool,
     clocks: (u64, u64, u64),
 }
 
@@ -109,10 +111,7 @@ impl Source {
     pub fn attach(spec: &TreeSpec) -> Result<Self, SourceError> {
         raise_descriptor_limit();
         let mut looker = Looker::new(spec)?;
-        let mut findings = Findings::default();
-        let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
-        outside::check(&look, spec.root, &mut findings)?;
-        refuse(findings)?;
+        let look = look_before(&mut looker)?;
         let trackers = sys::pagemap::probe();
         if !trackers.pagemap_scan && !trackers.soft_dirty {
             return Err(SourceError::NoTracker);
@@ -184,6 +183,21 @@ impl Source {
         if !matches!(self.state, State::Tracking) {
             return Err(self.wrong_state("a freeze"));
         }
+        // What passes by itself, such as a connection not yet accepted, is given time to.
+        for turn in 1.. {
+            match self.try_freeze() {
+                Err(error) if error.is_transient() && turn < FREEZE_TRIES => {
+                    tracing::debug!(%error, turn, "not frozen yet");
+                    self.thaw()?;
+                    std::thread::sleep(Duration::from_millis(turn.into()));
+                }
+                other => return other,
+            }
+        }
+        Err(self.wrong_state("a freeze"))
+    }
+
+    fn try_freeze(&mut self) -> Result<FreezeReport, SourceError> {
         let mut frozen = Box::<Frozen>::default();
         if let Some(cgroup) = &self.looker.spec.cgroup {
             let freezer = Freezer::open(cgroup)
@@ -270,9 +284,8 @@ impl Source {
                 self.left_behind.insert(tracked.memory.inner, tracked.memory.into_sent());
             }
         }
-        let new: Vec<&ProcessLook> = files::live(look)
-            .filter(|found| !self.tracked.contains_key(&found.process.pid))
-            .collect();
+        let new: Vec<&ProcessLook> =
+            files::live(look).filter(|found| !self.tracked.contains_key(&found.process.pid)).collect();
         if new.is_empty() {
             return Ok(());
         }
@@ -298,14 +311,7 @@ impl Source {
         };
         let sent = self.left_behind.remove(&process.inner).unwrap_or_default();
         let memory = TrackedMemory::new(pid, process.inner, tracker, sent)?;
-        self.tracked.insert(
-            pid,
-            Tracked {
-                key: process.key(),
-                memory,
-                tapes,
-            },
-        );
+        self.tracked.insert(pid, Tracked { key: process.key(), memory, tapes });
         Ok(())
     }
 
@@ -351,9 +357,7 @@ impl Source {
             let Some(tracked) = self.tracked.get_mut(&found.process.pid) else {
                 continue;
             };
-            let result = tracked
-                .memory
-                .round(&found.mappings, again, &mut objects, &mut self.batcher, sink);
+            let result = tracked.memory.round(&found.mappings, again, &mut objects, &mut self.batcher, sink);
             match result {
                 // It has ended, or runs another program: the next shape tells.
                 Err(_) if again && !tracked.memory.is_alive(0) => self.lost_writer = true,
@@ -361,8 +365,7 @@ impl Source {
             }
         }
         let hidden = self.lost_writer || forks.is_none() || self.last_pid != forks;
-        self.objects
-            .round(&self.looker.registry, objects, hidden, &mut self.batcher, sink)?;
+        self.objects.round(&self.looker.registry, objects, hidden, &mut self.batcher, sink)?;
         self.last_pid = forks;
         self.lost_writer = false;
         Ok(())
@@ -402,13 +405,7 @@ impl Source {
         let cgroup = start.elapsed();
         failpoint!("source-freeze-cgroup");
         self.look_frozen()?;
-        Ok(FreezeReport {
-            processes: tree.len(),
-            threads,
-            stop,
-            tapes,
-            cgroup,
-        })
+        Ok(FreezeReport { processes: tree.len(), threads, stop, tapes, cgroup })
     }
 
     /// Sends every thread over its tape.
@@ -457,9 +454,7 @@ impl Source {
     fn look_frozen(&mut self) -> Result<(), SourceError> {
         let mut findings = Findings::default();
         self.looker.tracer = own_tid();
-        let look = self
-            .looker
-            .look(Flags::Remembered, Depth::Everything, &mut findings);
+        let look = self.looker.look(Flags::Remembered, Depth::Everything, &mut findings);
         self.looker.tracer = 0;
         let mut look = look?;
         for tracked in self.tracked.values() {
@@ -504,10 +499,8 @@ impl Source {
     fn retrack_frozen(&mut self, look: &Look) -> Result<(), SourceError> {
         for found in files::live(look) {
             let process = &found.process;
-            let known = self
-                .tracked
-                .get(&process.pid)
-                .is_some_and(|tracked| still_there(process.pid, tracked, look));
+            let known =
+                self.tracked.get(&process.pid).is_some_and(|tracked| still_there(process.pid, tracked, look));
             if known {
                 continue;
             }
@@ -517,20 +510,29 @@ impl Source {
                 None => (self.left_behind.remove(&process.inner).unwrap_or_default(), None),
             };
             let memory = TrackedMemory::new(process.pid, process.inner, Box::new(AllWritten), sent)?;
-            self.tracked.insert(
-                process.pid,
-                Tracked {
-                    key: process.key(),
-                    memory,
-                    tapes,
-                },
-            );
+            self.tracked.insert(process.pid, Tracked { key: process.key(), memory, tapes });
         }
         if self.tracked.len() > look.processes.len() {
             self.lost_writer = true;
         }
         Ok(())
     }
+}
+
+/// A look at everything. What passes by itself, such as a vfork(2) in flight, is given time to.
+fn look_before(looker: &mut Looker) -> Result<Look, SourceError> {
+    const TRIES: u32 = 40;
+    for turn in 1.. {
+        let mut findings = Findings::default();
+        let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
+        outside::check(&look, looker.spec.root, &mut findings)?;
+        if turn >= TRIES || !all_pass(&findings.list) {
+            refuse(findings)?;
+            return Ok(look);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(Look::default())
 }
 
 /// For a process that is first seen frozen: everything it holds counts as written.
@@ -544,10 +546,7 @@ impl Tracker for AllWritten {
         mapping: &std::ops::Range<u64>,
         _again: bool,
     ) -> Result<super::memory::tracker::Dirty, sys::Errno> {
-        Ok(super::memory::tracker::Dirty {
-            ranges: vec![mapping.clone()],
-            fresh: true,
-        })
+        Ok(super::memory::tracker::Dirty { ranges: vec![mapping.clone()], fresh: true })
     }
 }
 
@@ -562,20 +561,14 @@ fn still_there(pid: i32, tracked: &Tracked, look: &Look) -> bool {
 /// Puts a tape and a userfaultfd into a process; it runs on untraced.
 fn inject(process: &Process, clock: &SchedulerClock) -> Result<(PagemapScan, Tapes), SourceError> {
     let pid = process.pid;
-    let nap = clock.nap(pid, pid);
-    let mut held = Held::default();
-    stop_threads(&mut held, &[pid])?;
-    held.set_nap(pid, nap.clone());
-    let Some(index) = held.stopped.iter().position(|thread| thread.tid() == pid) else {
+    let Some((thread, nap)) = stop_one(pid, clock)? else {
         return Err(SourceError::ThreadGone { tid: pid });
     };
-    let thread = held.stopped.swap_remove(index);
-    drop(held);
     let (tapes, parked) = Tapes::install(process, thread, &nap)?;
     let (uffd, parked) = tapes.make_uffd(parked)?;
     tapes.detach(parked)?;
-    let tracker = PagemapScan::new(uffd)
-        .map_err(|errno| SourceError::kernel("set up write tracking", pid, errno))?;
+    let tracker =
+        PagemapScan::new(uffd).map_err(|errno| SourceError::kernel("set up write tracking", pid, errno))?;
     Ok((tracker, tapes))
 }
 
@@ -637,7 +630,11 @@ fn park_process(
 }
 
 /// Remembers the tapes of a process that was first seen at the freeze.
-fn keep_tapes(tracked: &mut BTreeMap<i32, Tracked>, process: &Process, tapes: Tapes) -> Result<(), SourceError> {
+fn keep_tapes(
+    tracked: &mut BTreeMap<i32, Tracked>,
+    process: &Process,
+    tapes: Tapes,
+) -> Result<(), SourceError> {
     if let Some(known) = tracked.get_mut(&process.pid) {
         known.tapes = Some(tapes);
         return Ok(());
@@ -680,10 +677,9 @@ fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image, SourceErro
     };
     super::memory::objects::seals(&looker.registry, &mut image.shape);
     for found in files::live(&frozen.look) {
-        let (Some(parked), Some((thread_ask, process_ask))) = (
-            frozen.parked.get(&found.process.pid),
-            frozen.asks.get(&found.process.pid),
-        ) else {
+        let (Some(parked), Some((thread_ask, process_ask))) =
+            (frozen.parked.get(&found.process.pid), frozen.asks.get(&found.process.pid))
+        else {
             return Err(SourceError::ThreadGone { tid: found.process.pid });
         };
         let Some(leader) = parked.first() else {
@@ -691,9 +687,7 @@ fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image, SourceErro
         };
         let mut process = threads::process(found, leader, process_ask, &looker.view, &mut findings)?;
         for thread in parked {
-            process
-                .threads
-                .push(threads::thread(found, thread, thread_ask, &mut findings)?);
+            process.threads.push(threads::thread(found, thread, thread_ask, &mut findings)?);
         }
         process.fds = tables.remove(&found.process.inner).unwrap_or_default();
         image.processes.push(process);
@@ -721,11 +715,7 @@ fn host_facts(frozen: &Frozen) -> HostFacts {
 }
 
 fn refuse(findings: Findings) -> Result<(), SourceError> {
-    if findings.list.is_empty() {
-        Ok(())
-    } else {
-        Err(SourceError::Refused(findings.list))
-    }
+    if findings.list.is_empty() { Ok(()) } else { Err(SourceError::Refused(findings.list)) }
 }
 
 /// The tree's descriptors are duplicated here: this process must be allowed as many.

@@ -16,7 +16,6 @@ pub(crate) mod tcp_state {
 
 const TCP_INFO: i32 = 11;
 const TCP_ULP: i32 = 31;
-const SO_GET_FILTER: i32 = 26;
 const IPPROTO_MPTCP: i32 = 262;
 
 /// A socket by what the engine does with it.
@@ -35,8 +34,9 @@ pub(crate) type Reason = (String, &'static str);
 
 const CLOSE: &str = "have the program close it before the move";
 
-/// What a socket is; `Ok(Err(..))` when it cannot move.
-pub(crate) fn kind(fd: BorrowedFd<'_>) -> Result<Result<Kind, Reason>, Errno> {
+/// What a socket is; `Ok(Err(..))` when it cannot move. `now`: it must be able to move at this moment; otherwise
+/// what passes by itself (a connection just being made) is no reason.
+pub(crate) fn kind(fd: BorrowedFd<'_>, now: bool) -> Result<Result<Kind, Reason>, Errno> {
     let family = sock::domain(fd)?;
     let socket_type = sock::kind(fd)?;
     let protocol = sock::protocol(fd)?;
@@ -48,7 +48,7 @@ pub(crate) fn kind(fd: BorrowedFd<'_>) -> Result<Result<Kind, Reason>, Errno> {
     }
     match (family, socket_type, protocol) {
         (AF_UNIX, _, _) => Ok(Ok(Kind::Unix(socket_type))),
-        (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_TCP) => tcp(fd, family),
+        (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_TCP) => tcp(fd, family, now),
         (AF_INET | AF_INET6, SOCK_DGRAM, IPPROTO_UDP | IPPROTO_UDPLITE) => {
             Ok(Ok(Kind::Udp { family, protocol }))
         }
@@ -56,14 +56,11 @@ pub(crate) fn kind(fd: BorrowedFd<'_>) -> Result<Result<Kind, Reason>, Errno> {
             "MPTCP socket: its subflows cannot be made again".to_owned(),
             "start the program with plain TCP",
         ))),
-        _ => Ok(Err((
-            format!("{}: not carried", describe(family, socket_type, protocol)),
-            CLOSE,
-        ))),
+        _ => Ok(Err((format!("{}: not carried", describe(family, socket_type, protocol)), CLOSE))),
     }
 }
 
-fn tcp(fd: BorrowedFd<'_>, family: i32) -> Result<Result<Kind, Reason>, Errno> {
+fn tcp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<Kind, Reason>, Errno> {
     let info = sock::get_raw(fd, IPPROTO_TCP, TCP_INFO)?;
     let state = info.first().copied().unwrap_or(0);
     if let Ok(ulp) = sock::get_raw(fd, IPPROTO_TCP, TCP_ULP)
@@ -76,12 +73,11 @@ fn tcp(fd: BorrowedFd<'_>, family: i32) -> Result<Result<Kind, Reason>, Errno> {
         )));
     }
     Ok(match state {
-        tcp_state::SYN_SENT | tcp_state::SYN_RECV => Err((
-            "TCP connection that is just being made".to_owned(),
-            "try again in a moment",
-        )),
+        tcp_state::SYN_SENT | tcp_state::SYN_RECV if now => {
+            Err(("TCP connection that is just being made".to_owned(), "try again in a moment"))
+        }
         // For a listening socket: connections that wait for accept(2).
-        tcp_state::LISTEN if word(&info, 24) > 0 => Err((
+        tcp_state::LISTEN if now && word(&info, 24) > 0 => Err((
             format!("{} TCP connection(s) wait to be accepted", word(&info, 24)),
             "try again in a moment; a program that never accepts must be ended",
         )),
@@ -91,17 +87,14 @@ fn tcp(fd: BorrowedFd<'_>, family: i32) -> Result<Result<Kind, Reason>, Errno> {
 
 /// A 32-bit field of `struct tcp_info`.
 pub(crate) fn word(info: &[u8], at: usize) -> u32 {
-    info.get(at..at + 4)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map_or(0, u32::from_ne_bytes)
+    info.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
 fn has_filter(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    // With no room given the kernel only says how many instructions there are.
-    match sock::get_into(fd, libc::SOL_SOCKET, SO_GET_FILTER, &mut []) {
+    match sock::filter_len(fd) {
         Ok(length) => Ok(length > 0),
-        // It has a filter that does not fit, or an eBPF program.
-        Err(Errno::EINVAL | Errno::EACCES) => Ok(true),
+        // A program of eBPF.
+        Err(Errno::EACCES) => Ok(true),
         Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(false),
         Err(errno) => Err(errno),
     }
@@ -134,22 +127,23 @@ mod tests {
     fn sockets_by_kind() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         assert_eq!(
-            kind(udp.as_fd()).unwrap(),
+            kind(udp.as_fd(), true).unwrap(),
             Ok(Kind::Udp { family: AF_INET, protocol: IPPROTO_UDP })
         );
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let listening = Kind::Tcp { family: AF_INET, state: tcp_state::LISTEN };
-        assert_eq!(kind(listener.as_fd()).unwrap(), Ok(listening));
+        assert_eq!(kind(listener.as_fd(), true).unwrap(), Ok(listening));
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(kind(listener.as_fd()).unwrap().unwrap_err().0.contains("wait to be accepted"));
+        assert!(kind(listener.as_fd(), true).unwrap().unwrap_err().0.contains("wait to be accepted"));
+        assert_eq!(kind(listener.as_fd(), false).unwrap(), Ok(listening));
         let (server, _) = listener.accept().unwrap();
         let connected = Kind::Tcp { family: AF_INET, state: tcp_state::ESTABLISHED };
-        assert_eq!(kind(server.as_fd()).unwrap(), Ok(connected));
-        assert_eq!(kind(listener.as_fd()).unwrap(), Ok(listening));
+        assert_eq!(kind(server.as_fd(), true).unwrap(), Ok(connected));
+        assert_eq!(kind(listener.as_fd(), true).unwrap(), Ok(listening));
         drop(client);
         let netlink = sock::socket(libc::AF_NETLINK, libc::SOCK_RAW, 0).unwrap();
-        assert!(kind(netlink.as_fd()).unwrap().unwrap_err().0.starts_with("netlink"));
+        assert!(kind(netlink.as_fd(), true).unwrap().unwrap_err().0.starts_with("netlink"));
         let raw = sock::socket(AF_INET, libc::SOCK_RAW, 1).unwrap();
-        assert!(kind(raw.as_fd()).unwrap().unwrap_err().0.starts_with("raw"));
+        assert!(kind(raw.as_fd(), true).unwrap().unwrap_err().0.starts_with("raw"));
     }
 }

@@ -7,6 +7,7 @@ use sys::mem::ProcessMemory;
 use sys::ptrace::{Error as TraceError, Event, Options, Running, Stop, Stopped};
 use sys::restart::{self, Interruption};
 
+use super::clock::SchedulerClock;
 use super::error::SourceError;
 use super::tree::{self, Process};
 use crate::proc::status;
@@ -51,6 +52,8 @@ impl Nap {
 pub(crate) struct Held {
     pub(crate) stopped: Vec<Stopped>,
     naps: std::collections::HashMap<i32, Nap>,
+    /// Threads in the order in which they were seized.
+    order: Vec<i32>,
 }
 
 impl Held {
@@ -72,6 +75,10 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        // Seized last, let go first: see `signal_targets_last`.
+        self.stopped.sort_by_key(|stopped| {
+            std::cmp::Reverse(self.order.iter().position(|tid| *tid == stopped.tid()))
+        });
         for stopped in std::mem::take(&mut self.stopped) {
             let nap = self.nap(stopped.tid());
             if let Err(error) = let_go(stopped, &nap) {
@@ -85,8 +92,9 @@ impl Drop for Held {
 pub(crate) fn stop_threads(held: &mut Held, tids: &[i32]) -> Result<(), SourceError> {
     let mut running = Vec::with_capacity(tids.len());
     let mut failed = None;
+    held.order.extend(tids);
     for tid in tids {
-        match Running::seize(*tid, OPTIONS).and_then(|thread| thread.interrupt().map(|()| thread)) {
+        match Running::seize(*tid, OPTIONS) {
             Ok(thread) => running.push(thread),
             Err(error) if error.is_gone() => {}
             // A thread that has exited but is not reaped cannot be traced, nor need it be.
@@ -97,26 +105,52 @@ pub(crate) fn stop_threads(held: &mut Held, tids: &[i32]) -> Result<(), SourceEr
             }
         }
     }
+    // Not one by one: while none of them stands still, each takes its own signals.
+    for thread in &running {
+        match thread.interrupt() {
+            Err(error) if !error.is_gone() => failed = failed.or(Some(error)),
+            _ => {}
+        }
+    }
     let end = Instant::now() + STOP_LIMIT;
     // Also after a failure: what was seized must stop before it can be let go in order.
     while let Some(thread) = running.pop() {
-        if let Err(error) = settle(thread, end, &mut held.stopped, &mut running) {
+        let nap = held.nap(thread.tid());
+        if let Err(error) = settle(thread, end, &nap, &mut held.stopped, &mut running) {
             failed.get_or_insert(error);
         }
     }
     failed.map_or(Ok(()), |error| Err(trace_error("stop a thread", error)))
 }
 
+/// The threads of a process, those last through which its signals come: the leader, and threads that have
+/// children.
+///
+/// A signal that the process ignores (SIGCHLD above all) is dropped when it is sent, unless the thread it is sent
+/// to is traced. Then it is queued for any thread that is not stopped, and ends an epoll_wait(2) of an untraced
+/// one. So those threads are traced only while all others are: seized last, let go first.
+pub(crate) fn signal_targets_last(pid: i32, tids: &[i32]) -> Vec<i32> {
+    let target = |tid: i32| {
+        tid == pid
+            || crate::proc::read(pid, &format!("task/{tid}/children"))
+                .is_ok_and(|children| !children.trim_ascii().is_empty())
+    };
+    let mut order: Vec<(bool, i32)> = tids.iter().map(|tid| (target(*tid), *tid)).collect();
+    order.sort_by_key(|(target, _)| *target);
+    order.into_iter().map(|(_, tid)| tid).collect()
+}
+
 /// Waits until a thread that was interrupted stands still. New tasks are added to `born`.
 fn settle(
     mut thread: Running,
     end: Instant,
+    nap: &Nap,
     stopped: &mut Vec<Stopped>,
     born: &mut Vec<Running>,
 ) -> Result<(), TraceError> {
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        let found = match thread.wait(left)? {
+        let mut found = match thread.wait(left)? {
             Event::Stopped(found) => found,
             Event::Exited(..) => return Ok(()),
             Event::TimedOut(thread) => return Err(TraceError::Timeout { tid: thread.tid() }),
@@ -126,7 +160,10 @@ fn settle(
                 stopped.push(found);
                 return Ok(());
             }
-            Stop::Signal(signal) => found.cont(signal),
+            Stop::Signal(signal) => {
+                continue_call(&mut found, nap)?;
+                found.cont(signal)
+            }
             Stop::Event(..) => {
                 born.extend(found.newborn());
                 found.cont(0)
@@ -137,6 +174,55 @@ fn settle(
             other => other?,
         };
     }
+}
+
+/// Puts a stopped thread back to where its system call goes on, if the kernel would not do so: calls that answer
+/// EINTR at every stop (epoll_wait(2) above all). A call that a signal with a handler ended stays ended.
+fn continue_call(stopped: &mut Stopped, nap: &Nap) -> Result<(), TraceError> {
+    let regs = stopped.regs()?;
+    if regs.syscall().is_none() || restart::kernel_restarts(&regs) {
+        return Ok(());
+    }
+    // A traced thread stops, and wakes, for signals that it ignores, too.
+    let about_to_handle = match stopped.stop() {
+        Stop::Signal(signal) => is_caught(stopped.tid(), signal),
+        _ => false,
+    };
+    let decision = restart::decide(&Interruption {
+        regs: &regs,
+        slept_ns: nap.slept_ns(),
+        timeout_ns: None,
+        origin: None,
+        handled_signal_pending: about_to_handle || handled_signal_pending(stopped.tid()),
+    });
+    if decision != restart::Resume::AsIs {
+        stopped.set_regs(&restart::apply(&regs, &decision))?;
+    }
+    Ok(())
+}
+
+fn is_caught(tid: i32, signal: i32) -> bool {
+    let bit = 1_u64 << (signal.unsigned_abs().saturating_sub(1) & 63);
+    // In doubt the kernel's answer stands.
+    status::read(tid).map_or(true, |status| status.sig_caught & bit != 0)
+}
+
+/// Stops one thread of a process, one that no signal is sent to if there is such a one. `None`: it has ended.
+pub(crate) fn stop_one(pid: i32, clock: &SchedulerClock) -> Result<Option<(Stopped, Nap)>, SourceError> {
+    let tids = match crate::proc::tasks::threads(pid) {
+        Err(error) if error.is_gone() => return Ok(None),
+        other => other?,
+    };
+    for tid in signal_targets_last(pid, &tids) {
+        let nap = clock.nap(pid, tid);
+        let mut held = Held::default();
+        held.set_nap(tid, nap.clone());
+        stop_threads(&mut held, &[tid])?;
+        if let Some(index) = held.stopped.iter().position(|thread| thread.tid() == tid) {
+            return Ok(Some((held.stopped.swap_remove(index), nap)));
+        }
+    }
+    Ok(None)
 }
 
 fn is_dead(tid: i32) -> bool {
@@ -153,7 +239,7 @@ pub(crate) fn stop_tree(root: i32, held: &mut Held) -> Result<Vec<Process>, Sour
         let new: Vec<i32> = tree
             .iter()
             .filter(|process| !process.is_zombie() || process.tids.len() > 1)
-            .flat_map(|process| process.tids.iter().copied())
+            .flat_map(|process| signal_targets_last(process.pid, &process.tids))
             .filter(|tid| !known.contains(tid))
             .collect();
         let before = held.stopped.len();
@@ -174,20 +260,8 @@ pub(crate) fn stop_tree(root: i32, held: &mut Held) -> Result<Vec<Process>, Sour
 /// stop (epoll_wait(2) above all), which the kernel does not restart by itself.
 pub(crate) fn let_go(mut stopped: Stopped, nap: &Nap) -> Result<(), SourceError> {
     let result = (|| {
-        let regs = stopped.regs()?;
-        let free = matches!(stopped.stop(), Stop::Interrupt | Stop::Group(_));
-        if free && regs.syscall().is_some() && !restart::kernel_restarts(&regs) {
-            let interruption = Interruption {
-                regs: &regs,
-                slept_ns: nap.slept_ns(),
-                timeout_ns: None,
-                origin: None,
-                handled_signal_pending: handled_signal_pending(stopped.tid()),
-            };
-            let decision = restart::decide(&interruption);
-            if decision != restart::Resume::AsIs {
-                stopped.set_regs(&restart::apply(&regs, &decision))?;
-            }
+        if !matches!(stopped.stop(), Stop::Event(..)) {
+            continue_call(&mut stopped, nap)?;
         }
         let signal = match stopped.stop() {
             Stop::Signal(signal) => signal,
@@ -210,9 +284,9 @@ pub(crate) fn let_running_go(thread: Running) -> Result<(), SourceError> {
     let mut stopped = Vec::new();
     let mut born = Vec::new();
     let end = Instant::now() + STOP_LIMIT;
-    let settled = settle(thread, end, &mut stopped, &mut born);
+    let settled = settle(thread, end, &Nap::default(), &mut stopped, &mut born);
     while let Some(thread) = born.pop() {
-        settle(thread, end, &mut stopped, &mut born).map_err(|error| trace_error("stop a thread", error))?;
+        settle(thread, end, &Nap::default(), &mut stopped, &mut born).map_err(|error| trace_error("stop a thread", error))?;
     }
     for stopped in stopped {
         let_go(stopped, &Nap::default())?;

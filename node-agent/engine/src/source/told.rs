@@ -11,7 +11,8 @@ use image::shape::{Backing, ProcessShape, Shape, Vma};
 
 /// For each process of `new`, the ranges whose contents cannot be taken for kept from `old`.
 pub(crate) fn stale(old: &Shape, new: &Shape) -> HashMap<Pid, Vec<Range<u64>>> {
-    let before: HashMap<Pid, &ProcessShape> = old.processes.iter().map(|process| (process.pid, process)).collect();
+    let before: HashMap<Pid, &ProcessShape> =
+        old.processes.iter().map(|process| (process.pid, process)).collect();
     let mut stale = HashMap::new();
     let mut made_anew = HashSet::new();
     for process in &new.processes {
@@ -33,7 +34,8 @@ pub(crate) fn stale(old: &Shape, new: &Shape) -> HashMap<Pid, Vec<Range<u64>>> {
 }
 
 fn same_process(was: &ProcessShape, is: &ProcessShape) -> bool {
-    (was.ppid, was.pgid, was.sid, was.exit_signal, was.zombie) == (is.ppid, is.pgid, is.sid, is.exit_signal, is.zombie)
+    (was.ppid, was.pgid, was.sid, was.exit_signal, was.zombie)
+        == (is.ppid, is.pgid, is.sid, is.exit_signal, is.zombie)
         && was.mm.exe.path == is.mm.exe.path
 }
 
@@ -113,10 +115,11 @@ mod tests {
             vma(0x2000, 0x6000, Backing::Anonymous),
             vma(0x9000, 0xa000, file(0x2000)),
         ];
-        assert_eq!(changed(&old, &new), [0x5000..0x6000]);
+        assert_eq!(changed(&old, &new), vec![Range { start: 0x5000, end: 0x6000 }]);
         let moved = [vma(0x9000, 0xa000, file(0x1000))];
-        assert_eq!(changed(&old, &moved), [0x9000..0xa000]);
-        assert_eq!(changed(&old, &[vma(0x8000, 0xa000, Backing::Anonymous)]), [0x8000..0xa000]);
+        assert_eq!(changed(&old, &moved), vec![Range { start: 0x9000, end: 0xa000 }]);
+        let other = [vma(0x8000, 0xa000, Backing::Anonymous)];
+        assert_eq!(changed(&old, &other), vec![Range { start: 0x8000, end: 0xa000 }]);
     }
 
     #[test]

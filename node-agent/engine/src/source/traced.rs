@@ -10,7 +10,7 @@ use sys::tape::{Program, Size};
 use sys::uffd::Uffd;
 
 use super::error::SourceError;
-use super::stopping::{Held, Nap, let_go, let_running_go};
+use super::stopping::{Held, Nap, let_go, let_running_go, signal_targets_last};
 use super::tree::Process;
 
 /// Longest time that a tape may take.
@@ -61,31 +61,20 @@ impl Tapes {
             return Err(SourceError::Refused(vec![image::Refusal {
                 pid: process.inner,
                 subject: image::Subject::Process,
-                reason: "it handles SIGWINCH, SIGURG and SIGCHLD: none is left to stop its threads by".to_owned(),
+                reason: "it handles SIGWINCH, SIGURG and SIGCHLD: none is left to stop its threads by"
+                    .to_owned(),
                 way_out: "have the program leave one of them to its default".to_owned(),
             }]));
         };
-        let mut tapes = Self {
-            pid,
-            tapes: Vec::new(),
-            park_signal,
-        };
+        let mut tapes = Self { pid, tapes: Vec::new(), park_signal };
         let parked = tapes.add(process, thread, nap)?;
         Ok((tapes, parked))
     }
 
     /// Puts one more tape in.
-    fn add(
-        &mut self,
-        process: &Process,
-        thread: Stopped,
-        nap: &Nap,
-    ) -> Result<ParkedThread, SourceError> {
+    fn add(&mut self, process: &Process, thread: Stopped, nap: &Nap) -> Result<ParkedThread, SourceError> {
         let config = Config {
-            size: Size {
-                slots: (process.tids.len() * 4).max(64),
-                ..Size::default()
-            },
+            size: Size { slots: (process.tids.len() * 4).max(64), ..Size::default() },
             park_signal: self.park_signal,
             suspend_seccomp: process.status.seccomp != 0,
         };
@@ -101,14 +90,7 @@ impl Tapes {
         let (tape, parked) = SourceTape::install(self.pid, thread, context, config)
             .map_err(|error| tape_error("put a tape in", self.pid, error))?;
         self.tapes.push(tape);
-        Ok(ParkedThread {
-            tid,
-            parked,
-            tape: self.tapes.len() - 1,
-            stop,
-            resume,
-            outcomes: Vec::new(),
-        })
+        Ok(ParkedThread { tid, parked, tape: self.tapes.len() - 1, stop, resume, outcomes: Vec::new() })
     }
 
     /// Runs a program on each thread; all run at once. Every thread is parked afterwards.
@@ -186,13 +168,7 @@ impl Tapes {
         let flight = self.tapes[tape]
             .start(thread, context, program)
             .map_err(|error| tape_error("start a tape", self.pid, error))?;
-        Ok(Started::Flying(Box::new(Flying {
-            tid,
-            flight,
-            tape,
-            stop,
-            resume,
-        })))
+        Ok(Started::Flying(Box::new(Flying { tid, flight, tape, stop, resume })))
     }
 
     /// Whether the process still has them: an exec takes them away.
@@ -214,14 +190,7 @@ impl Tapes {
         let tape = &self.tapes[0];
         let flight = tape.start(thread, context, Program::new()).map_err(fail)?;
         let parked = tape.wait(flight, TAPE_LIMIT).map_err(fail)?;
-        Ok(ParkedThread {
-            tid,
-            parked,
-            tape: 0,
-            stop,
-            resume,
-            outcomes: Vec::new(),
-        })
+        Ok(ParkedThread { tid, parked, tape: 0, stop, resume, outcomes: Vec::new() })
     }
 
     /// Runs one more program on a parked thread.
@@ -232,11 +201,7 @@ impl Tapes {
         let parked = tape.wait(parked, TAPE_LIMIT).map_err(fail)?;
         let mut outcomes = thread.outcomes;
         outcomes.push(parked.outcome().clone());
-        Ok(ParkedThread {
-            parked,
-            outcomes,
-            ..thread
-        })
+        Ok(ParkedThread { parked, outcomes, ..thread })
     }
 
     /// Makes a userfaultfd inside the process with the help of a parked thread and takes it out.
@@ -248,9 +213,13 @@ impl Tapes {
         let outcome = thread.outcomes.pop().unwrap_or_default();
         let tape = &self.tapes[thread.tape];
         let made = match outcome.failed() {
-            Some(failed) => Err(SourceError::kernel("userfaultfd inside the process", self.pid, failed.errno)),
+            Some(failed) => {
+                Err(SourceError::kernel("userfaultfd inside the process", self.pid, failed.errno))
+            }
             None => i32::try_from(outcome.result(call))
-                .map_err(|_| SourceError::kernel("userfaultfd inside the process", self.pid, sys::Errno::EBADF))
+                .map_err(|_| {
+                    SourceError::kernel("userfaultfd inside the process", self.pid, sys::Errno::EBADF)
+                })
                 .and_then(|fd| {
                     thread
                         .parked
@@ -281,22 +250,36 @@ impl Tapes {
         }
     }
 
+    /// Lets parked threads run on untraced.
+    pub(crate) fn detach_all(&self, mut threads: Vec<ParkedThread>) -> Result<(), SourceError> {
+        self.signal_targets_last(&mut threads);
+        threads.into_iter().rev().fold(Ok(()), |result, thread| result.and(self.detach(thread)))
+    }
+
+    fn signal_targets_last(&self, threads: &mut [ParkedThread]) {
+        let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
+        let order = signal_targets_last(self.pid, &tids);
+        threads.sort_by_key(|thread| order.iter().position(|tid| *tid == thread.tid));
+    }
+
     /// Lets all parked threads run on and takes the tapes out of the process.
     pub(crate) fn remove(mut self, mut threads: Vec<ParkedThread>) -> Result<(), SourceError> {
         let mut result = Ok(());
         // One thread of each tape stays to unmap it.
         let mut last: Vec<Option<ParkedThread>> = self.tapes.iter().map(|_| None).collect();
-        for thread in threads.drain(..) {
-            let place = &mut last[thread.tape];
-            if place.is_none() {
-                *place = Some(thread);
-            } else {
-                result = result.and(self.detach(thread));
+        self.signal_targets_last(&mut threads);
+        for thread in threads.drain(..).rev() {
+            // The last that comes stays.
+            if let Some(before) = last[thread.tape].replace(thread) {
+                result = result.and(self.detach(before));
             }
         }
         for (tape, thread) in self.tapes.drain(..).zip(last) {
             let Some(thread) = thread else {
-                tracing::warn!(pid = self.pid, "a tape is left in the process: no thread of it is parked there");
+                tracing::warn!(
+                    pid = self.pid,
+                    "a tape is left in the process: no thread of it is parked there"
+                );
                 continue;
             };
             let range = tape.range();
@@ -314,16 +297,13 @@ impl Tapes {
 
 /// Whether a tape is still in the process.
 fn has_tape(pid: i32, range: &std::ops::Range<u64>) -> bool {
-    crate::proc::maps::read_maps(pid).is_ok_and(|maps| {
-        maps.iter()
-            .any(|entry| entry.start == range.start && is_tape(&entry.name))
-    })
+    crate::proc::maps::read_maps(pid)
+        .is_ok_and(|maps| maps.iter().any(|entry| entry.start == range.start && is_tape(&entry.name)))
 }
 
 /// Whether a name in maps is that of a tape.
 pub(crate) fn is_tape(name: &[u8]) -> bool {
-    name.strip_prefix(b"/memfd:")
-        .is_some_and(|name| name.starts_with(sys::tape::AREA_NAME.as_bytes()))
+    name.strip_prefix(b"/memfd:").is_some_and(|name| name.starts_with(sys::tape::AREA_NAME.as_bytes()))
 }
 
 enum Started {

@@ -69,14 +69,8 @@ pub(crate) fn walk(root: i32) -> Result<Vec<Process>, InspectError> {
 fn look(pid: i32, parent: Pid) -> Result<(Process, Vec<i32>), ProcError> {
     let stat = stat::read(pid)?;
     let status = status::read(pid)?;
-    let process = Process {
-        pid,
-        inner: status.inner_pid(),
-        parent,
-        tids: tasks::threads(pid)?,
-        stat,
-        status,
-    };
+    let process =
+        Process { pid, inner: status.inner_pid(), parent, tids: tasks::threads(pid)?, stat, status };
     Ok((process, tasks::children(pid)?))
 }
 

@@ -1,12 +1,14 @@
 //! Giving the tree back, killing it, leaving it.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::SourceError;
+use super::capture::inet::InRepair;
 use super::failpoint;
 use super::session::{Frozen, Source, State};
-use super::stopping::{Held, stop_threads};
+use super::stopping::stop_one;
 use super::traced::{ParkedThread, Tapes};
 use super::tree;
 use crate::proc::status;
@@ -87,62 +89,76 @@ impl Source {
             // runs one instruction.
             for (pid, threads) in frozen.parked {
                 let tapes = self.tracked.get(&pid).and_then(|tracked| tracked.tapes.as_ref());
-                for thread in threads {
-                    if let Some(tapes) = tapes
-                        && let Err(error) = tapes.detach(thread)
-                    {
-                        tracing::warn!(%error, "a frozen thread could not be let go in order");
-                    }
+                if let Some(Err(error)) = tapes.map(|tapes| tapes.detach_all(threads)) {
+                    tracing::warn!(%error, "a frozen thread could not be let go in order");
                 }
             }
         }
     }
 
-    pub(super) fn undo(&mut self) -> Result<(), SourceError> {
-        let state = std::mem::replace(&mut self.state, State::Done);
-        let mut parked = std::collections::BTreeMap::new();
+    /// Lets a frozen tree run on and keeps tracking it: rounds and another [`Source::freeze`] may follow. For
+    /// what was refused and passes by itself ([`SourceError::is_transient`]).
+    ///
+    /// # Errors
+    /// When a step failed: [`Source::abort`] then.
+    pub fn thaw(&mut self) -> Result<(), SourceError> {
+        let State::Frozen(frozen) = std::mem::replace(&mut self.state, State::Tracking) else {
+            return Err(self.wrong_state("a thaw"));
+        };
         let mut result = Ok(());
-        if let State::Frozen(frozen) = state {
-            let Frozen {
-                held,
-                parked: threads,
-                freezer,
-                cgroup_frozen,
-                in_repair,
-                ..
-            } = *frozen;
-            // The order matters: a program that runs with a socket in repair mode gets corrupted data.
-            for socket in in_repair {
-                let left = sys::tcp::leave(socket.socket.as_fd(), socket.reuse_address);
-                result = result.and(
-                    left.map_err(|errno| SourceError::kernel("take a socket out of repair mode", self.looker.spec.root, errno)),
-                );
+        for (pid, threads) in self.release(*frozen)? {
+            let tapes = self.tracked.get(&pid).and_then(|tracked| tracked.tapes.as_ref());
+            // Without their tapes' owner they restore themselves when they are dropped.
+            if let Some(tapes) = tapes {
+                result = result.and(tapes.detach_all(threads));
             }
-            if let Err(error) = result {
-                // Better frozen than corrupted; recover() tries again.
-                drop((held, threads));
-                return Err(error);
-            }
-            if let Some(freezer) = freezer
-                && cgroup_frozen
-            {
-                result = freezer
-                    .thaw()
-                    .map_err(|errno| SourceError::kernel("thaw the cgroup", self.looker.spec.root, errno));
-            }
-            drop(held);
-            parked = threads;
         }
+        result
+    }
+
+    /// Takes every socket out of repair mode while the tree still stands, so that the network may be opened
+    /// before it runs on. Does nothing when it is not frozen.
+    ///
+    /// # Errors
+    /// When a socket stays in repair mode; may be called again, and [`Source::abort`] tries again.
+    pub fn leave_repair(&mut self) -> Result<(), SourceError> {
+        match &mut self.state {
+            State::Frozen(frozen) => leave_repair(&mut frozen.in_repair, self.looker.spec.root),
+            State::Tracking | State::Done => Ok(()),
+        }
+    }
+
+    /// Sockets out of repair mode, cgroup thawed, held threads let go. Gives the parked threads.
+    fn release(&mut self, frozen: Frozen) -> Result<BTreeMap<i32, Vec<ParkedThread>>, SourceError> {
+        let root = self.looker.spec.root;
+        let Frozen { held, parked, freezer, cgroup_frozen, mut in_repair, look, complete, .. } = frozen;
+        // The order matters: a program that runs with a socket in repair mode gets corrupted data.
+        // Better frozen than corrupted: the threads' detaching meets the frozen cgroup. recover() tries again.
+        leave_repair(&mut in_repair, root)?;
+        if let Some(freezer) = freezer
+            && cgroup_frozen
+        {
+            freezer.thaw().map_err(|errno| SourceError::kernel("thaw the cgroup", root, errno))?;
+        }
+        drop(held);
+        if complete {
+            self.told = Some(look);
+        }
+        Ok(parked)
+    }
+
+    pub(super) fn undo(&mut self) -> Result<(), SourceError> {
+        let mut parked = match std::mem::replace(&mut self.state, State::Done) {
+            State::Frozen(frozen) => self.release(*frozen)?,
+            State::Tracking | State::Done => BTreeMap::new(),
+        };
+        let mut result = Ok(());
         for (pid, tracked) in std::mem::take(&mut self.tracked) {
             let threads = parked.remove(&pid).unwrap_or_default();
             let Some(tapes) = tracked.tapes else {
                 continue;
             };
-            let removed = if tapes.is_current() {
-                remove_tapes(tapes, threads)
-            } else {
-                Ok(())
-            };
+            let removed = if tapes.is_current() { remove_tapes(tapes, threads) } else { Ok(()) };
             match removed {
                 // It has ended meanwhile.
                 Err(SourceError::ThreadGone { .. }) => {}
@@ -152,6 +168,17 @@ impl Source {
         }
         result
     }
+}
+
+/// Takes sockets out of repair mode; those that stay in it stay in the list.
+fn leave_repair(in_repair: &mut Vec<InRepair>, root: i32) -> Result<(), SourceError> {
+    let mut failed = None;
+    in_repair.retain(|socket| {
+        let left = sys::tcp::leave(socket.socket.as_fd(), socket.reuse_address);
+        failed = left.err().or(failed);
+        left.is_err()
+    });
+    failed.map_or(Ok(()), |errno| Err(SourceError::kernel("take a socket out of repair mode", root, errno)))
 }
 
 /// Takes the tapes out of a process, stopping a thread of it for that when none is parked.
@@ -164,15 +191,10 @@ fn remove_tapes(tapes: Tapes, mut threads: Vec<ParkedThread>) -> Result<(), Sour
         if matches!(status.state, b'Z' | b'X') {
             return Ok(());
         }
-        let mut held = Held::default();
         let clock = super::clock::SchedulerClock::calibrate();
-        let nap = clock.nap(pid, pid);
-        stop_threads(&mut held, &[pid])?;
-        let Some(index) = held.stopped.iter().position(|thread| thread.tid() == pid) else {
+        let Some((thread, nap)) = stop_one(pid, &clock)? else {
             return Ok(());
         };
-        let thread = held.stopped.swap_remove(index);
-        drop(held);
         threads.push(tapes.park(thread, &nap)?);
     }
     tapes.remove(threads)

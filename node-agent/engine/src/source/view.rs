@@ -41,11 +41,7 @@ impl View {
         if prefix == b"/" {
             prefix.clear();
         }
-        Ok(Self {
-            root,
-            prefix,
-            shmem_dev: shmem_device(root)?,
-        })
+        Ok(Self { root, prefix, shmem_dev: shmem_device(root)? })
     }
 
     /// A path that the kernel gave, as the container sees it.
@@ -70,17 +66,12 @@ impl View {
             path = name.to_vec();
             deleted = true;
         }
-        Ok(FileView {
-            path,
-            metadata,
-            deleted,
-        })
+        Ok(FileView { path, metadata, deleted })
     }
 
     /// Whether a path of the container is this file.
     pub(crate) fn leads_to(&self, path: &[u8], metadata: &Metadata) -> bool {
-        self.symlink_metadata(path)
-            .is_some_and(|found| links::identity(&found) == links::identity(metadata))
+        self.symlink_metadata(path).is_some_and(|found| links::identity(&found) == links::identity(metadata))
     }
 
     /// lstat(2) of a path of the container.
@@ -127,10 +118,7 @@ mod tests {
 
     #[test]
     fn paths_are_cut_at_the_root() {
-        let view = View {
-            prefix: b"/var/c".to_vec(),
-            ..view()
-        };
+        let view = View { prefix: b"/var/c".to_vec(), ..view() };
         assert_eq!(view.inside(b"/var/c/etc/x"), b"/etc/x");
         assert_eq!(view.inside(b"/var/c"), b"/");
         assert_eq!(view.inside(b"/var/cc/x"), b"/var/cc/x");

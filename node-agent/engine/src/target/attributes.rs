@@ -7,8 +7,9 @@ use image::{Pid, Refusal, Subject};
 use libc::{
     SYS_capset, SYS_chdir, SYS_chroot, SYS_ioprio_set, SYS_personality, SYS_prctl, SYS_prlimit64, SYS_rseq,
     SYS_rt_sigaction, SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo, SYS_sched_setaffinity, SYS_sched_setattr,
-    SYS_seccomp, SYS_set_robust_list, SYS_set_tid_address, SYS_setfsgid, SYS_setfsuid, SYS_setgroups, SYS_setitimer,
-    SYS_setresgid, SYS_setresuid, SYS_sigaltstack, SYS_timer_create, SYS_timer_settime, SYS_umask,
+    SYS_seccomp, SYS_set_robust_list, SYS_set_tid_address, SYS_setfsgid, SYS_setfsuid, SYS_setgroups,
+    SYS_setitimer, SYS_setresgid, SYS_setresuid, SYS_sigaltstack, SYS_timer_create, SYS_timer_settime,
+    SYS_umask,
 };
 
 use super::script::{Block, Call, call};
@@ -122,7 +123,8 @@ pub(crate) fn arm_posix_timers(timers: &[PosixTimer]) -> Vec<Call> {
 /// # Errors
 /// A pending SIGKILL or SIGSTOP cannot be queued.
 pub(crate) fn process_signals(process: &ProcessState) -> Result<Vec<Call>, Refusal> {
-    let make = |signal: i32, info: Block| call!("rt_sigqueueinfo", SYS_rt_sigqueueinfo, process.pid, signal, info);
+    let make =
+        |signal: i32, info: Block| call!("rt_sigqueueinfo", SYS_rt_sigqueueinfo, process.pid, signal, info);
     process.pending.iter().map(|i| queued(process.pid, &i.0).map(|(s, b)| make(s, b))).collect()
 }
 
@@ -277,7 +279,8 @@ impl Filters<'_> {
         self.list
             .iter()
             .map(|f| {
-                let program = Block::words(&[(f.program.len() / 8) as u64, 0]).link(8, Block::new(f.program.clone()));
+                let program =
+                    Block::words(&[(f.program.len() / 8) as u64, 0]).link(8, Block::new(f.program.clone()));
                 call!("seccomp", SYS_seccomp, SET_MODE_FILTER, flags(f), program)
             })
             .collect()

@@ -1,5 +1,6 @@
 //! The address space of one skeleton.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,12 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use image::shape::{Backing, FileIdentity, Mm, MmFields, Vma};
 use image::{Pid, Refusal, Subject};
 use libc::{
-    SYS_madvise, SYS_mlock2, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_prctl, SYS_rseq, SYS_set_robust_list,
-    SYS_set_tid_address,
+    SYS_madvise, SYS_mlock2, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_prctl, SYS_rseq,
+    SYS_set_robust_list, SYS_set_tid_address,
 };
 use nix::fcntl::OFlag;
 
 use super::error::TargetError;
+use super::ghosts::Ghosts;
 use super::objects::Objects;
 use super::plan::memory::{self, MemoryStep};
 use super::plant::Channel;
@@ -37,6 +39,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) channel: &'a Channel,
     pub(crate) root: &'a RootFs,
     pub(crate) objects: &'a Objects,
+    pub(crate) ghosts: &'a RefCell<Ghosts>,
 }
 
 /// Where the bytes of a mapping come from, as a key: many mappings share one.
@@ -44,6 +47,7 @@ pub(crate) struct Surroundings<'a> {
 enum SourceKey {
     File { path: String, write: bool },
     Object(u32),
+    Ghost(u32),
 }
 
 /// Empties a process that is a copy of another one: its memory, its descriptors, what the kernel holds of
@@ -83,7 +87,9 @@ pub(crate) fn reconcile(
 
     let pid = skeleton.node.pid;
     let mut sources = Sources::open(pid, &steps, around)?;
-    let exe = exe_to_set(&skeleton.mm, wanted).map(|exe| around.root.open_same(pid, exe, OFlag::O_RDONLY)).transpose()?;
+    let exe = exe_to_set(&skeleton.mm, wanted)
+        .map(|exe| around.root.open_same(pid, exe, OFlag::O_RDONLY))
+        .transpose()?;
     let mut fds: Vec<BorrowedFd<'_>> = sources.files.iter().map(AsFd::as_fd).collect();
     fds.extend(exe.as_ref().map(AsFd::as_fd));
     let numbers = around.channel.plant(skeleton, around.tape, around.channel.number, &fds)?;
@@ -91,12 +97,14 @@ pub(crate) fn reconcile(
     sources.numbers = numbers;
     let exe_number = exe.and_then(|_| sources.numbers.pop());
 
-    let mut calls = Vec::with_capacity(steps.len());
-    for step in &steps {
-        step_calls(step, &sources, &mut calls);
-    }
+    let mut calls = Vec::with_capacity(steps.len() + 3);
+    // Before the mappings: the kernel refuses to replace an executable that is mapped (EBUSY), and the new one
+    // may be that of the skeleton's maker.
     if skeleton.mm.fields != wanted.fields || skeleton.mm.auxv != wanted.auxv || exe_number.is_some() {
         calls.push(set_mm(&wanted.fields, &wanted.auxv, exe_number));
+    }
+    for step in &steps {
+        step_calls(step, &sources, &mut calls);
     }
     calls.extend(around.channel.close_others());
     skeleton.run(around.tape, &calls)?;
@@ -111,7 +119,10 @@ fn exe_to_set<'a>(current: &Mm, wanted: &'a Mm) -> Option<&'a FileIdentity> {
 
 /// Gives pages back, so that they read as a fresh mapping does.
 pub(crate) fn drop_pages(dropped: &[Span]) -> Vec<Call> {
-    dropped.iter().map(|(start, end)| call!("MADV_DONTNEED", SYS_madvise, *start, end - start, MADV_DONTNEED)).collect()
+    dropped
+        .iter()
+        .map(|(start, end)| call!("MADV_DONTNEED", SYS_madvise, *start, end - start, MADV_DONTNEED))
+        .collect()
 }
 
 /// Locks what the source had locked; last, so that no page is fetched before it is written.
@@ -136,6 +147,7 @@ struct Sources {
 
 fn key(backing: &Backing) -> Option<SourceKey> {
     match backing {
+        Backing::File { file: FileIdentity { ghost: Some(id), .. }, .. } => Some(SourceKey::Ghost(*id)),
         Backing::File { file, shared, may_write, .. } => {
             Some(SourceKey::File { path: file.path.clone(), write: *shared && *may_write })
         }
@@ -168,14 +180,15 @@ impl Sources {
 
 fn open_backing(pid: Pid, vma: &Vma, around: &Surroundings<'_>) -> Result<File, TargetError> {
     match &vma.backing {
-        Backing::File { file, .. } if file.ghost.is_some() => Err(TargetError::Refused(Refusal {
-            pid,
-            subject: Subject::Address(vma.start),
-            reason: format!("it maps {}, which was deleted", file.path),
-            way_out: "restart the process so that it maps the file that is there now".to_owned(),
-        })),
+        Backing::File { file: FileIdentity { path, size, ghost: Some(id), .. }, .. } => {
+            let mut ghosts = around.ghosts.borrow_mut();
+            let held = ghosts.get(*id, path, *size, around.root)?.try_clone_to_owned();
+            Ok(File::from(held.map_err(TargetError::system("duplicate a descriptor"))?))
+        }
         // What the container writes through a shared mapping changes while it runs.
-        Backing::File { file, shared: true, may_write: true, .. } => around.root.open(pid, &file.path, OFlag::O_RDWR),
+        Backing::File { file, shared: true, may_write: true, .. } => {
+            around.root.open(pid, &file.path, OFlag::O_RDWR)
+        }
         Backing::File { file, .. } => around.root.open_same(pid, file, OFlag::O_RDONLY),
         Backing::Object { id, .. } => {
             around.objects.file(*id)?.try_clone().map_err(TargetError::system("duplicate a descriptor"))
@@ -212,7 +225,9 @@ fn step_calls(step: &MemoryStep, sources: &Sources, calls: &mut Vec<Call>) {
 fn name(start: u64, end: u64, text: Option<&str>) -> Call {
     let length = end - start;
     match text {
-        Some(text) => call!("PR_SET_VMA_ANON_NAME", SYS_prctl, PR_SET_VMA, 0, start, length, Block::text(text)),
+        Some(text) => {
+            call!("PR_SET_VMA_ANON_NAME", SYS_prctl, PR_SET_VMA, 0, start, length, Block::text(text))
+        }
         None => call!("PR_SET_VMA_ANON_NAME", SYS_prctl, PR_SET_VMA, 0, start, length, 0),
     }
     .accept(&[libc::EINVAL])
@@ -251,7 +266,8 @@ fn set_mm(fields: &MmFields, auxv: &[u8], exe: Option<i32>) -> Call {
         f.env_start,
         f.env_end,
         0,
-        u64::from(u32::try_from(auxv.len()).unwrap_or(0)) | u64::from(exe.unwrap_or(-1).cast_unsigned()) << 32,
+        u64::from(u32::try_from(auxv.len()).unwrap_or(0))
+            | u64::from(exe.unwrap_or(-1).cast_unsigned()) << 32,
     ];
     let map = Block::words(&list).link(88, Block::new(auxv));
     call!("PR_SET_MM_MAP", SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, map, 104, 0)
@@ -286,7 +302,8 @@ fn move_special(skeleton: &mut Skeleton, wanted: &Mm, tape: &TargetTape) -> Resu
         let (len, flags) = (from.1 - from.0, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED);
         call!("mremap vDSO", SYS_mremap, from.0, len, len, flags, to)
     };
-    let crosses = moves.iter().any(|(_, _, to)| skeleton.special.iter().any(|(_, s)| to.0 < s.1 && s.0 < to.1));
+    let crosses =
+        moves.iter().any(|(_, _, to)| skeleton.special.iter().any(|(_, s)| to.0 < s.1 && s.0 < to.1));
     let mut calls = Vec::new();
     if crosses {
         let held: Vec<Span> = skeleton.read_maps()?.iter().map(|m| (m.start, m.end)).collect();

@@ -17,6 +17,7 @@
 mod attributes;
 mod error;
 mod files;
+mod ghosts;
 mod mapping;
 mod objects;
 pub mod plan;
@@ -31,6 +32,7 @@ mod skeleton;
 mod tree;
 mod writer;
 
+use std::cell::RefCell;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,11 +40,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use image::shape::Shape;
-use image::state::Image;
+use image::state::{HostFacts, Image};
+use image::{Refusal, Subject};
 
-pub use error::TargetError;
 use attributes::Capabilities;
+pub use error::TargetError;
 use files::{Descriptions, Workshop};
+use ghosts::Ghosts;
 use mapping::Surroundings;
 use objects::Objects;
 use plant::Channel;
@@ -132,6 +136,7 @@ pub struct Target {
     channel: Channel,
     root_fs: RootFs,
     objects: Objects,
+    ghosts: RefCell<Ghosts>,
     writer: PageWriter,
     netns: Option<OwnedFd>,
     cgroup: Option<PathBuf>,
@@ -155,14 +160,15 @@ impl Target {
             channel,
             root_fs: RootFs::of(root.pid)?,
             objects: Objects::default(),
+            ghosts: RefCell::default(),
             writer: PageWriter::default(),
             netns,
             cgroup,
             files: Descriptions::default(),
             not_send: PhantomData,
         };
-        let Self { tree, tape, channel, root_fs, objects, .. } = &mut target;
-        let around = Surroundings { tape, channel, root: root_fs, objects };
+        let Self { tree, tape, channel, root_fs, objects, ghosts, .. } = &mut target;
+        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts };
         let root = tree.root;
         mapping::clear(tree.get(root)?, &around)?;
         Ok(target)
@@ -174,17 +180,17 @@ impl Target {
     /// # Errors
     /// A [`TargetError`]; the target is to be discarded.
     pub fn reconcile(&mut self, shape: &Shape) -> Result<(), TargetError> {
-        let Self { tree, tape, channel, root_fs, objects, writer, .. } = self;
+        let Self { tree, tape, channel, root_fs, objects, ghosts, writer, .. } = self;
         let root = tree.root;
         fail::fail_point!("target-reconcile");
         tree.make_way(shape, tape)?;
-        let around = Surroundings { tape, channel, root: root_fs, objects };
+        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts };
         for pid in tree.reconcile(shape, &around)? {
             writer.remove_process(pid);
         }
         fail::fail_point!("target-reconcile-tree");
         objects.reconcile(&shape.objects, tree.get(root)?, tape, writer)?;
-        let around = Surroundings { tape, channel, root: root_fs, objects };
+        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts };
         for process in &shape.processes {
             let skeleton = tree.get(process.pid)?;
             let dropped = mapping::drop_pages(&writer.take_dropped(process.pid));
@@ -214,23 +220,27 @@ impl Target {
         image: &Image,
         externals: &mut dyn Externals,
     ) -> Result<RestoreTimes, TargetError> {
+        check_host(&image.host)?;
         let mut times = RestoreTimes::default();
         let mut watch = Stopwatch::start();
         self.reconcile(&image.shape)?;
         times.reconcile = watch.lap();
 
-        let Self { tree, tape, channel, root_fs, objects, netns, .. } = self;
+        let Self { tree, tape, channel, root_fs, objects, ghosts, netns, .. } = self;
         let root = tree.root;
         let own;
         let netns = match netns.as_ref() {
             Some(netns) => netns.as_fd(),
             None => {
                 let host = tree.get(root)?.host;
-                own = sys::ns::open(host, sys::ns::Kind::Net).map_err(TargetError::errno("open the netns"))?;
+                own =
+                    sys::ns::open(host, sys::ns::Kind::Net).map_err(TargetError::errno("open the netns"))?;
                 own.as_fd()
             }
         };
-        let mut shop = Workshop { tree, tape, channel, root: root_fs, objects, externals, netns };
+        let ghosts = ghosts.get_mut();
+        ghosts.fill(&image.files, root_fs)?;
+        let mut shop = Workshop { tree, tape, channel, root: root_fs, objects, ghosts, externals, netns };
         let files = Descriptions::make(&image.files, &mut shop)?;
         times.files = watch.lap();
         fail::fail_point!("target-files");
@@ -270,9 +280,9 @@ impl Target {
     /// A [`TargetError`]; every skeleton was killed.
     pub fn ready(self) -> Result<Ready, TargetError> {
         let Self { tree, mut files, cgroup, .. } = self;
-        files.leave_repair()?;
+        let waiting = files.leave_repair()?;
         fail::fail_point!("target-ready-repair");
-        Ready::new(tree, std::mem::take(&mut files.aside), cgroup.as_deref())
+        Ready::new(tree, std::mem::take(&mut files.aside), waiting, cgroup.as_deref())
     }
 
     /// Kills every skeleton and waits until it is gone.
@@ -281,6 +291,23 @@ impl Target {
         drop(tree);
         files.aside.drain(..).for_each(|a| a.undo());
     }
+}
+
+/// The host must have what registers and vDSO need. Zero stands for what the source could not read.
+fn check_host(there: &HostFacts) -> Result<(), TargetError> {
+    let refuse = |reason: String| {
+        let way_out = "choose a target with the source's kernel and CPU features".to_owned();
+        Err(TargetError::Refused(Refusal { pid: 0, subject: Subject::Container, reason, way_out }))
+    };
+    let vdso = sys::cpu::vdso_hash().map_err(TargetError::system("read the vDSO"))?;
+    if there.vdso_hash != 0 && there.vdso_hash != vdso {
+        return refuse(format!("the kernel here has another vDSO than {}", there.kernel_release));
+    }
+    let here = sys::cpu::xsave().map_or(0, |x| x.features);
+    if there.xcr0 & !here != 0 {
+        return refuse(format!("this CPU lacks register sets: {:#x} there, {here:#x} here", there.xcr0));
+    }
+    Ok(())
 }
 
 /// What the skeletons, which all have the root process's capabilities, may do.

@@ -12,8 +12,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::error::TargetError;
 use super::script::call;
 use super::skeleton::Skeleton;
-use sys::tape::target::TargetTape;
 use super::writer::PageWriter;
+use sys::tape::target::TargetTape;
 
 /// Every shared memory object, held by the agent.
 #[derive(Debug, Default)]

@@ -29,7 +29,8 @@ fn receive(channel: i32, count: usize) -> Call {
     let control = control_len(count);
     let io = Block::words(&[0, 1]).link(0, Block::new(vec![0; 8]));
     // struct msghdr: name, namelen, iov, iovlen, control, controllen, flags.
-    let header = Block::words(&[0, 0, 0, 1, 0, control as u64, 0]).link(16, io).link(32, Block::answer(control));
+    let header =
+        Block::words(&[0, 0, 0, 1, 0, control as u64, 0]).link(16, io).link(32, Block::answer(control));
     call!("recvmsg", SYS_recvmsg, channel, header, 0)
 }
 
@@ -69,12 +70,16 @@ impl Channel {
         for message in fds.chunks(MOST_IN_A_MESSAGE) {
             self.send(message)?;
             let run = skeleton.run(tape, &[receive(at, message.len())])?;
-            let control = run.answers.first().and_then(|a| a.blocks.first()).map(Vec::as_slice).unwrap_or_default();
+            let control =
+                run.answers.first().and_then(|a| a.blocks.first()).map(Vec::as_slice).unwrap_or_default();
             let length = control.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
             if length != 16 + 4 * message.len() as u64 {
                 return Err(TargetError::Lost {
                     pid: skeleton.node.pid,
-                    what: format!("of {} descriptors sent it received {length} bytes of control data", message.len()),
+                    what: format!(
+                        "of {} descriptors sent it received {length} bytes of control data",
+                        message.len()
+                    ),
                 });
             }
             landed.extend(numbers(control, message.len()));

@@ -1,6 +1,7 @@
 //! A complete copy that waits.
 
 use std::marker::PhantomData;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Ready {
     root_pid: i32,
     held: Held,
     aside: Vec<Aside>,
+    /// Connections with bytes that were never sent: without a push they would wait for a timer of the kernel.
+    waiting: Vec<OwnedFd>,
     not_send: PhantomData<*const ()>,
 }
 
@@ -34,16 +37,24 @@ enum Held {
 }
 
 impl Ready {
-    pub(super) fn new(tree: Tree, aside: Vec<Aside>, cgroup: Option<&Path>) -> Result<Self, TargetError> {
+    pub(super) fn new(
+        tree: Tree,
+        aside: Vec<Aside>,
+        waiting: Vec<OwnedFd>,
+        cgroup: Option<&Path>,
+    ) -> Result<Self, TargetError> {
         let root_pid = tree.root_host();
         let held = match cgroup {
             None => Held::Traced(tree),
             Some(path) => {
-                let freezer = Freezer::open(path).map_err(TargetError::errno(format!("open {}", path.display())))?;
+                let freezer =
+                    Freezer::open(path).map_err(TargetError::errno(format!("open {}", path.display())))?;
                 freezer.request_freeze().map_err(TargetError::errno("freeze the cgroup"))?;
                 fail::fail_point!("target-ready-frozen");
                 let let_go = tree.detach().and_then(|()| {
-                    freezer.wait_frozen(FREEZE_LIMIT).map_err(TargetError::errno("wait for the frozen cgroup"))
+                    freezer
+                        .wait_frozen(FREEZE_LIMIT)
+                        .map_err(TargetError::errno("wait for the frozen cgroup"))
                 });
                 if let Err(error) = let_go {
                     let _ = freezer.kill();
@@ -52,7 +63,7 @@ impl Ready {
                 Held::Frozen(freezer)
             }
         };
-        Ok(Self { root_pid, held, aside, not_send: PhantomData })
+        Ok(Self { root_pid, held, aside, waiting, not_send: PhantomData })
     }
 
     /// The root process's pid, as this process sees it.
@@ -69,6 +80,11 @@ impl Ready {
         match self.held {
             Held::Frozen(freezer) => freezer.thaw().map_err(TargetError::errno("thaw the cgroup"))?,
             Held::Traced(tree) => tree.detach()?,
+        }
+        for connection in &self.waiting {
+            if let Err(error) = sys::tcp::push(connection.as_fd()) {
+                tracing::debug!(%error, "unsent bytes wait for a timer");
+            }
         }
         self.aside.iter().for_each(Aside::forget);
         Ok(())

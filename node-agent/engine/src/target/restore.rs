@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use image::files::{EpollTarget, FileKind, FdEntry, Files};
+use image::files::{EpollTarget, FdEntry, FileKind, Files};
 use image::state::{Image, ProcessState, Resume, Thread};
 use image::{Pid, Refusal, Subject};
 use libc::{SYS_clone3, SYS_close, SYS_dup, SYS_dup3, SYS_epoll_ctl, SYS_epoll_wait, SYS_wait4};
@@ -75,11 +75,18 @@ impl Restorer<'_> {
 
     /// An entry's key is the description together with the number under which it was added, so the set is
     /// filled by a process that has both.
-    fn fill_epoll(&mut self, id: u32, targets: &[EpollTarget], files: &Descriptions) -> Result<(), TargetError> {
+    fn fill_epoll(
+        &mut self,
+        id: u32,
+        targets: &[EpollTarget],
+        files: &Descriptions,
+    ) -> Result<(), TargetError> {
         let image = self.image;
         let holders = live(image).filter_map(|p| p.fds.iter().find(|e| e.file == id).map(|e| (p, e.fd)));
         let has = |p: &ProcessState, t: &EpollTarget| p.fds.iter().any(|e| e.fd == t.fd && e.file == t.file);
-        let Some((process, epoll)) = holders.max_by_key(|(p, _)| targets.iter().filter(|t| has(p, t)).count()) else {
+        let Some((process, epoll)) =
+            holders.max_by_key(|(p, _)| targets.iter().filter(|t| has(p, t)).count())
+        else {
             return Ok(());
         };
         let channel = fds::plan(&process.fds).channel;
@@ -176,7 +183,8 @@ impl Restorer<'_> {
 
             let one_history = attributes::one_history(process);
             for (task, thread) in skeleton.threads.iter_mut().zip(others) {
-                let own = Filters { mode: thread.seccomp_mode, list: &thread.seccomp_filters, all_threads: false };
+                let own =
+                    Filters { mode: thread.seccomp_mode, list: &thread.seccomp_filters, all_threads: false };
                 let filters = if one_history { Filters::NONE } else { own };
                 let mut calls = attributes::thread_before_credentials(process, thread);
                 calls.extend(attributes::thread_signals(pid, thread).map_err(TargetError::Refused)?);
@@ -242,9 +250,10 @@ impl Restorer<'_> {
                 let (regs, store) = resume::registers(&thread.regs, &thread.resume, primed);
                 if let Some((at, words)) = store {
                     let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-                    memory
-                        .write_all_at(&bytes, at)
-                        .map_err(TargetError::system(format!("write below the stack of thread {}", thread.tid)))?;
+                    memory.write_all_at(&bytes, at).map_err(TargetError::system(format!(
+                        "write below the stack of thread {}",
+                        thread.tid
+                    )))?;
                 }
                 let stopped = task.stopped()?;
                 stopped.set_xstate(&thread.xstate).map_err(trace(thread.tid))?;
@@ -351,7 +360,8 @@ fn set_through_proc(skeleton: &Skeleton, process: &ProcessState) -> Result<(), T
         std::fs::write(&path, &want)
             .map_err(TargetError::system(format!("pid {}: set {name} to {want}", process.pid)))
     };
-    let get = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", skeleton.host)).unwrap_or_default();
+    let get =
+        |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", skeleton.host)).unwrap_or_default();
     set("oom_score_adj", get("oom_score_adj"), process.oom_score_adj.to_string())?;
     let filter = get("coredump_filter");
     if u32::from_str_radix(filter.trim(), 16).is_ok_and(|f| f != process.coredump_filter) {
@@ -362,7 +372,12 @@ fn set_through_proc(skeleton: &Skeleton, process: &ProcessState) -> Result<(), T
 
 impl Tree {
     /// Lets a skeleton die so that its parent finds this wait status.
-    pub(crate) fn make_zombie(&mut self, pid: Pid, status: i32, tape: &TargetTape) -> Result<(), TargetError> {
+    pub(crate) fn make_zombie(
+        &mut self,
+        pid: Pid,
+        status: i32,
+        tape: &TargetTape,
+    ) -> Result<(), TargetError> {
         let (signal, code) = (status & 0x7f, (status >> 8) & 0xff);
         if status & 0x80 != 0 {
             return Err(refused(pid, "it has died and dumped core", "let its parent wait for it"));
@@ -373,15 +388,13 @@ impl Tree {
         let at = skeleton.syscall_instruction()?;
         if signal != 0 {
             let default = Block::words(&[0, 0, 0, 0]);
-            let calls = [call!("rt_sigaction", libc::SYS_rt_sigaction, signal, default, 0, 8)
-                .accept(&[libc::EINVAL])];
+            let calls =
+                [call!("rt_sigaction", libc::SYS_rt_sigaction, signal, default, 0, 8)
+                    .accept(&[libc::EINVAL])];
             skeleton.run(tape, &calls)?;
         }
-        let (nr, args) = if signal == 0 {
-            (libc::SYS_exit_group, [code, 0])
-        } else {
-            (libc::SYS_kill, [pid, signal])
-        };
+        let (nr, args) =
+            if signal == 0 { (libc::SYS_exit_group, [code, 0]) } else { (libc::SYS_kill, [pid, signal]) };
         let mut stopped = skeleton.leader.take()?;
         let mut regs = stopped.regs().map_err(trace(pid))?;
         (regs.rip, regs.rax, regs.orig_rax) = (at, nr.cast_unsigned(), NO_SYSCALL);

@@ -52,7 +52,11 @@ pub(crate) fn user_regs(r: &Regs) -> UserRegs {
 
 /// The registers to set, and a `timespec` to store first: address and contents. `primed` is what the
 /// entered call of a [`Resume::RestartBlock`] thread answered.
-pub(crate) fn registers(regs: &Regs, resume: &Resume, primed: Option<i64>) -> (UserRegs, Option<(u64, [u64; 2])>) {
+pub(crate) fn registers(
+    regs: &Regs,
+    resume: &Resume,
+    primed: Option<i64>,
+) -> (UserRegs, Option<(u64, [u64; 2])>) {
     let mut out = user_regs(regs);
     out.orig_rax = NO_SYSCALL;
     let mut again = |nr: u64| {
@@ -94,16 +98,17 @@ pub(crate) fn entering(regs: &Regs, nr: u64, remaining_ns: Option<u64>) -> Call 
     let mut args: Vec<Arg> =
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9].into_iter().map(Arg::from).collect();
     if let Some(ns) = remaining_ns {
+        let is = |call: i64| nr == call.cast_unsigned();
         let relative = Arg::from(Block::words(&timespec(ns)));
-        match i64::try_from(nr).unwrap_or(-1) {
-            SYS_nanosleep => args[0] = relative,
-            SYS_clock_nanosleep if regs.rsi & TIMER_ABSTIME == 0 => args[2] = relative,
-            SYS_futex if regs.rsi & FUTEX_CMD_MASK != FUTEX_WAIT_BITSET => args[3] = relative,
-            SYS_poll => {
-                let millis = i32::try_from(ns.div_ceil(1_000_000)).unwrap_or(i32::MAX);
-                args[2] = Arg::from(millis);
-            }
-            _ => {}
+        if is(SYS_nanosleep) {
+            args[0] = relative;
+        } else if is(SYS_clock_nanosleep) && regs.rsi & TIMER_ABSTIME == 0 {
+            args[2] = relative;
+        } else if is(SYS_futex) && regs.rsi & FUTEX_CMD_MASK != FUTEX_WAIT_BITSET {
+            args[3] = relative;
+        } else if is(SYS_poll) {
+            let millis = i32::try_from(ns.div_ceil(1_000_000)).unwrap_or(i32::MAX);
+            args[2] = Arg::from(millis);
         }
     }
     Call { what: "the interrupted call", nr: nr.cast_signed(), args, accepted: &[] }
@@ -114,7 +119,13 @@ mod tests {
     use super::*;
 
     fn regs() -> Regs {
-        Regs { rip: 0x1002, rax: (-512i64).cast_unsigned(), orig_rax: 232, rsp: 0x7fff_0008, ..Regs::default() }
+        Regs {
+            rip: 0x1002,
+            rax: (-512i64).cast_unsigned(),
+            orig_rax: 232,
+            rsp: 0x7fff_0008,
+            ..Regs::default()
+        }
     }
 
     #[test]

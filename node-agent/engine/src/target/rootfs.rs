@@ -44,7 +44,8 @@ impl RootFs {
 
 /// Compares a file with what the source had under its name.
 pub(crate) fn verify(pid: Pid, file: &FileIdentity, opened: &File) -> Result<(), TargetError> {
-    let meta = opened.metadata().map_err(|source| TargetError::Open { pid, path: file.path.clone(), source })?;
+    let meta =
+        opened.metadata().map_err(|source| TargetError::Open { pid, path: file.path.clone(), source })?;
     let mtime_ns = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
     let difference = if meta.size() != file.size {
         format!("{} bytes here, {} there", meta.size(), file.size)

@@ -30,7 +30,9 @@ impl std::fmt::Display for Arg {
             Self::Value(value) if *value < 4096 => write!(f, "{value}"),
             Self::Value(value) => write!(f, "{value:#x}"),
             Self::Block(block) => match block.bytes.split_last() {
-                Some((0, text)) if !text.is_empty() && text.iter().all(|b| b.is_ascii_graphic() || *b == b' ') => {
+                Some((0, text))
+                    if !text.is_empty() && text.iter().all(|b| b.is_ascii_graphic() || *b == b' ') =>
+                {
                     write!(f, "{:?}", String::from_utf8_lossy(text))
                 }
                 _ => write!(f, "[{} bytes]", block.bytes.len()),

@@ -155,7 +155,10 @@ impl Task {
             let left = &calls[ran.answers.len()..];
             let loaded = load(left, TAPE_SIZE);
             if loaded.count == 0 {
-                return Err(TargetError::Image(format!("pid {}: {} needs too much memory", self.tid, left[0].what)));
+                return Err(TargetError::Image(format!(
+                    "pid {}: {} needs too much memory",
+                    self.tid, left[0].what
+                )));
             }
             let TargetDone { stopped, outcome, born } =
                 tape.run(self.take()?, loaded.program, RUN_LIMIT).map_err(on_tape(self.tid))?;
@@ -240,7 +243,8 @@ impl Skeleton {
     /// Stops it as job control does. Registers must be final: the signal is taken on the way to user code.
     pub(crate) fn job_control_stop(&mut self, signal: i32) -> Result<(), TargetError> {
         let pid = self.node.pid;
-        sys::pidfd::send_signal(self.pidfd.as_fd(), libc::SIGSTOP).map_err(failed(pid, "pidfd_send_signal"))?;
+        sys::pidfd::send_signal(self.pidfd.as_fd(), libc::SIGSTOP)
+            .map_err(failed(pid, "pidfd_send_signal"))?;
         // The first thread takes the signal while the others stand still; then they stop with it.
         let stopped = self.leader.take()?.cont(0).and_then(|r| r.wait(STOP_LIMIT)).and_then(Event::stopped);
         let stopped = stopped.map_err(trace(pid))?;
@@ -277,7 +281,8 @@ impl Skeleton {
         self.special = special_of(&mapped);
         let at = self.syscall_instruction()?;
         // Its own memory is of no use any more: a page of its stack holds the message.
-        let writable = mapped.iter().find(|m| m.name == b"[stack]").or_else(|| mapped.iter().find(|m| m.prot & 2 != 0));
+        let writable =
+            mapped.iter().find(|m| m.name == b"[stack]").or_else(|| mapped.iter().find(|m| m.prot & 2 != 0));
         let page = writable.ok_or_else(|| lost(pid, "the root process has no writable memory"))?.end - 4096;
         channel.send(&[tape.fd()])?;
         let (message, control) = channel.message(page);
@@ -289,7 +294,8 @@ impl Skeleton {
 
         let spans: Vec<Span> = mapped.iter().map(|m| (m.start, m.end)).collect();
         let home = free_span(tape.len(), &[&spans]);
-        let stopped = tape.install(self.leader.take()?, at, home, i32::from_le_bytes(landed)).map_err(on_tape(pid))?;
+        let stopped =
+            tape.install(self.leader.take()?, at, home, i32::from_le_bytes(landed)).map_err(on_tape(pid))?;
         self.leader.put(stopped);
         Ok(tape)
     }
@@ -300,7 +306,9 @@ impl Skeleton {
     }
 
     fn poke(&self, at: Addr, bytes: &[u8]) -> Result<(), TargetError> {
-        self.memory.write_all_at(bytes, at).map_err(TargetError::system(format!("write to pid {}", self.node.pid)))
+        self.memory
+            .write_all_at(bytes, at)
+            .map_err(TargetError::system(format!("write to pid {}", self.node.pid)))
     }
 
     /// The address of a `syscall` instruction in the vDSO.

@@ -163,7 +163,8 @@ fn clone3(pid: Pid, sibling: bool, exit_signal: i32) -> Call {
     let flags = if sibling { libc::CLONE_PARENT } else { 0 };
     let signal = if sibling { 0 } else { exit_signal };
     let (flags, signal) = (u64::from(flags.cast_unsigned()), u64::from(signal.cast_unsigned()));
-    let args = Block::words(&[flags, 0, 0, 0, signal, 0, 0, 0, 0, 1, 0]).link(64, Block::new(pid.to_le_bytes()));
+    let args =
+        Block::words(&[flags, 0, 0, 0, signal, 0, 0, 0, 0, 1, 0]).link(64, Block::new(pid.to_le_bytes()));
     call!("clone3", SYS_clone3, args, 88)
 }
 

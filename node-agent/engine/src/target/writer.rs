@@ -183,7 +183,8 @@ impl Space {
         let mut at = 0;
         for run in batch.runs {
             let len = u64::from(run.pages) * PAGE_SIZE;
-            let end = run.addr.checked_add(len).ok_or_else(|| unknown(format!("run at {:#x} wraps", run.addr)))?;
+            let end =
+                run.addr.checked_add(len).ok_or_else(|| unknown(format!("run at {:#x} wraps", run.addr)))?;
             let mut from = run.addr;
             while from < end {
                 let area = self.area(from)?;
@@ -209,11 +210,9 @@ impl Space {
 
     fn area(&self, addr: u64) -> io::Result<Area> {
         let next = self.areas.partition_point(|a| a.end <= addr);
-        self.areas
-            .get(next)
-            .filter(|a| a.start <= addr)
-            .copied()
-            .ok_or_else(|| unknown(format!("{addr:#x} of pid {} is not mapped by the last shape", self.host_pid)))
+        self.areas.get(next).filter(|a| a.start <= addr).copied().ok_or_else(|| {
+            unknown(format!("{addr:#x} of pid {} is not mapped by the last shape", self.host_pid))
+        })
     }
 
     fn data(
@@ -246,7 +245,10 @@ impl Space {
         }
         let done = mem::write_runs(self.host_pid, &remote, &data[gather.from..gather.from + len])?;
         if done != len {
-            return Err(io::Error::new(io::ErrorKind::WriteZero, "memory of a skeleton is not where it should be"));
+            return Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                "memory of a skeleton is not where it should be",
+            ));
         }
         Ok(())
     }
@@ -286,7 +288,8 @@ fn apply_to_object(object: &File, batch: &Batch<'_>) -> io::Result<()> {
         match run.kind {
             RunKind::Data => {
                 let end = at + size(len)?;
-                let bytes = batch.data.get(at..end).ok_or_else(|| unknown("batch without its data".to_owned()))?;
+                let bytes =
+                    batch.data.get(at..end).ok_or_else(|| unknown("batch without its data".to_owned()))?;
                 object.write_all_at(bytes, run.addr)?;
                 at = end;
             }

@@ -30,12 +30,8 @@ impl Workload {
     pub(crate) fn start(mut command: Command) -> Self {
         // What the test was started with must not show up in the program.
         sys::fds::cloexec_from(3).unwrap();
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let input = child.stdin.take().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut workload = Self { child, input, output };
@@ -61,23 +57,18 @@ impl Workload {
 
     /// The tree, with the test's pipes and stderr as external files.
     pub(crate) fn spec(&self) -> TreeSpec {
-        let mut externals = Vec::new();
-        for (fd, key) in [(0, "stdin"), (1, "stdout"), (2, "stderr")] {
-            let metadata = std::fs::metadata(format!("/proc/{}/fd/{fd}", self.pid())).unwrap();
-            use std::os::linux::fs::MetadataExt;
-            externals.push(External {
-                key: key.to_owned(),
-                dev: metadata.st_dev(),
-                ino: metadata.st_ino(),
-            });
-        }
-        TreeSpec {
-            root: self.pid(),
-            cgroup: None,
-            externals,
-            namespaces: Namespaces::Host,
-        }
+        TreeSpec { root: self.pid(), cgroup: None, externals: standard_streams(self.pid()), namespaces: Namespaces::Host }
     }
+}
+
+/// Standard input, output and error of a process, as files that the runtime gave it.
+pub(crate) fn standard_streams(pid: i32) -> Vec<External> {
+    use std::os::linux::fs::MetadataExt;
+    let stream = |(fd, key): (i32, &str)| {
+        let metadata = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).unwrap();
+        External { key: key.to_owned(), dev: metadata.st_dev(), ino: metadata.st_ino() }
+    };
+    [(0, "stdin"), (1, "stdout"), (2, "stderr")].map(stream).to_vec()
 }
 
 impl Drop for Workload {
@@ -92,9 +83,8 @@ pub(crate) struct Cgroup(pub(crate) PathBuf);
 
 impl Cgroup {
     pub(crate) fn new(name: &str) -> Self {
-        let path = sys::cgroup::v2_mount()
-            .unwrap()
-            .join(format!("gantry-test-{name}-{}", std::process::id()));
+        let path =
+            sys::cgroup::v2_mount().unwrap().join(format!("gantry-test-{name}-{}", std::process::id()));
         std::fs::create_dir(&path).unwrap();
         Self(path)
     }

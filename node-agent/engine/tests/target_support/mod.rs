@@ -2,6 +2,7 @@
 //! reader of address spaces.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "tests may")]
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,7 +18,7 @@ use image::shape::{Backing, FileIdentity, Mm, ProcessShape, Shape, Vma};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 /// Waits until `what` holds.
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !holds() {
         assert!(Instant::now() < end, "timed out: {what}");
@@ -26,16 +27,26 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A process that is killed at the end of the test.
-pub struct Victim(pub Child);
+#[derive(Debug)]
+pub(crate) struct Victim(pub(crate) Child);
 
 impl Victim {
     /// Starts a program, with standard streams at /dev/null.
-    pub fn spawn(command: &mut Command) -> Self {
+    pub(crate) fn spawn(command: &mut Command) -> Self {
         let null = Stdio::null;
         Self(command.stdin(null()).stdout(null()).stderr(null()).spawn().unwrap())
     }
 
-    pub fn pid(&self) -> i32 {
+    /// Waits until it sleeps in nanosleep(2) or its like.
+    pub(crate) fn asleep(self) -> Self {
+        let pid = self.pid();
+        wait_until("the program sleeps", || {
+            fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|w| w.contains("nanosleep"))
+        });
+        self
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.0.id()).unwrap()
     }
 }
@@ -43,7 +54,8 @@ impl Victim {
 impl Drop for Victim {
     fn drop(&mut self) {
         for pid in descendants(self.pid()) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -51,20 +63,21 @@ impl Drop for Victim {
 }
 
 /// All processes below one.
-pub fn descendants(pid: i32) -> Vec<i32> {
+pub(crate) fn descendants(pid: i32) -> Vec<i32> {
     let children = tasks::children(pid).unwrap_or_default();
     children.iter().flat_map(|c| std::iter::once(*c).chain(descendants(*c))).collect()
 }
 
 /// The init of a new pid namespace, paused, with the channel's other end.
-pub struct Carrier {
+#[derive(Debug)]
+pub(crate) struct Carrier {
     outer: Child,
-    pub pid: i32,
+    pub(crate) pid: i32,
 }
 
 impl Carrier {
     /// The init and what a target needs of it.
-    pub fn spawn() -> (Self, SkeletonRoot) {
+    pub(crate) fn spawn() -> (Self, SkeletonRoot) {
         let (agent, other) = pair();
         let number = other.as_raw_fd();
         nix::fcntl::fcntl(&other, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
@@ -88,7 +101,8 @@ impl Carrier {
 
 impl Drop for Carrier {
     fn drop(&mut self) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), nix::sys::signal::Signal::SIGKILL);
+        let _ =
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), nix::sys::signal::Signal::SIGKILL);
         let _ = self.outer.wait();
     }
 }
@@ -98,7 +112,7 @@ fn pair() -> (OwnedFd, OwnedFd) {
 }
 
 /// The address space of a live process.
-pub fn read_mm(pid: i32) -> Mm {
+pub(crate) fn read_mm(pid: i32) -> Mm {
     let vmas = maps::read_smaps(pid).unwrap().into_iter().filter_map(|m| vma(&m)).collect();
     let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
     Mm {
@@ -109,7 +123,7 @@ pub fn read_mm(pid: i32) -> Mm {
     }
 }
 
-pub fn identity(path: &str) -> FileIdentity {
+pub(crate) fn identity(path: &str) -> FileIdentity {
     let meta = fs::metadata(path).unwrap();
     let mtime_ns = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
     FileIdentity { path: path.to_owned(), size: meta.size(), mtime_ns, ghost: None }
@@ -126,11 +140,18 @@ fn vma(m: &maps::Entry) -> Option<Vma> {
         }
         _ => Backing::Anonymous,
     };
-    Some(Vma { start: m.start, end: m.end, prot: m.prot, backing, flags: m.flags.to_image(), anon_name: None })
+    Some(Vma {
+        start: m.start,
+        end: m.end,
+        prot: m.prot,
+        backing,
+        flags: m.flags.to_image(),
+        anon_name: None,
+    })
 }
 
 /// A shape of one process, under the pid that it has.
-pub fn shape_of(pid: i32) -> Shape {
+pub(crate) fn shape_of(pid: i32) -> Shape {
     let s = stat::read(pid).unwrap();
     let process = ProcessShape {
         pid,
@@ -145,20 +166,21 @@ pub fn shape_of(pid: i32) -> Shape {
 }
 
 /// The bytes of one mapping.
-pub fn read_memory(pid: i32, vma: &Vma) -> Vec<u8> {
+pub(crate) fn read_memory(pid: i32, vma: &Vma) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(vma.len()).unwrap()];
     fs::File::open(format!("/proc/{pid}/mem")).unwrap().read_exact_at(&mut bytes, vma.start).unwrap();
     bytes
 }
 
 /// Whether a mapping has contents of its own.
-pub fn has_contents(vma: &Vma) -> bool {
-    let special = matches!(vma.backing, Backing::Vdso | Backing::Vvar(_));
-    vma.prot & 1 != 0 && !special
+pub(crate) fn has_contents(vma: &Vma) -> bool {
+    let elsewhere =
+        matches!(vma.backing, Backing::Vdso | Backing::Vvar(_) | Backing::File { shared: true, .. });
+    vma.prot & 1 != 0 && !elsewhere
 }
 
 /// Sends every private page of a process to a writer.
-pub fn copy_memory(pid: i32, mm: &Mm, apply: &mut dyn FnMut(&Batch<'_>)) {
+pub(crate) fn copy_memory(pid: i32, mm: &Mm, apply: &mut dyn FnMut(&Batch<'_>)) {
     for vma in mm.vmas.iter().filter(|v| has_contents(v)) {
         let data = read_memory(pid, vma);
         let pages = u32::try_from(vma.len() / 4096).unwrap();
@@ -168,6 +190,6 @@ pub fn copy_memory(pid: i32, mm: &Mm, apply: &mut dyn FnMut(&Batch<'_>)) {
 }
 
 /// The pid that `host` has in its own namespace.
-pub fn inner_pid(host: i32) -> i32 {
+pub(crate) fn inner_pid(host: i32) -> i32 {
     status::read(host).unwrap().inner_pid()
 }

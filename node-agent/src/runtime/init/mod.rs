@@ -54,7 +54,7 @@ fn refuse<T>(what: String, why: impl Into<String>) -> Result<T, InitError> {
 
 /// Builds the sandbox that the JSON file `path` describes. Returns only when that failed.
 #[must_use]
-pub fn main(path: &Path) -> ExitCode {
+pub(super) fn main(path: &Path) -> ExitCode {
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     if let Err(error) = build(path, &control) {
         let _ = channel::tell(&control, &Event::Failed(error.to_string()));

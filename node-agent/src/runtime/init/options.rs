@@ -27,10 +27,11 @@ pub(super) fn parse(options: &[String]) -> Options {
         let recursive = MountPropagationFlags::REC;
         match option.as_str() {
             "defaults" | "rw" | "suid" | "dev" | "exec" | "async" | "atime" | "diratime" | "norelatime"
-            | "nostrictatime" | "nomand" | "loud" | "nolazytime" => match flag(&option_off(option)) {
-                Some(flag) => parsed.flags -= flag,
-                None => {}
-            },
+            | "nostrictatime" | "nomand" | "loud" | "nolazytime" => {
+                if let Some(flag) = flag(&option_off(option)) {
+                    parsed.flags -= flag;
+                }
+            }
             "bind" => parsed.bind = Some(false),
             "rbind" => parsed.bind = Some(true),
             "private" => parsed.propagation.push(MountPropagationFlags::PRIVATE),

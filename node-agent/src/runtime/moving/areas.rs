@@ -22,11 +22,14 @@ pub(super) fn open(spec: &Spec, rootfs: &Rootfs, path: &Path, pid: i32) -> io::R
         areas.push(Area { dir: File::open(path)?.into(), skip_devices: false, skip: Vec::new() });
     }
     let root = File::open(format!("/proc/{pid}/root"))?;
-    for mount in spec.mounts().iter().flatten() {
-        if mount.typ().as_deref() != Some("tmpfs") {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    for (index, mount) in mounts.iter().enumerate() {
+        let place = mount.destination();
+        // A later mount over it, or over a directory above it, hides it for good.
+        let hidden = mounts[index + 1..].iter().any(|later| place.starts_with(later.destination()));
+        if mount.typ().as_deref() != Some("tmpfs") || hidden {
             continue;
         }
-        let place = mount.destination();
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", place.display()));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         // As the container resolves it: no link of its leads out.

@@ -39,7 +39,7 @@ pub(super) struct Coming {
 
 impl Coming {
     /// Builds the sandbox.
-    pub(super) fn make(runtime: Arc<Runtime>, request: &Incoming) -> Result<Self, PortError> {
+    pub(super) fn make(runtime: &Arc<Runtime>, request: &Incoming) -> Result<Self, PortError> {
         let what = || format!("make the sandbox of {}", request.container);
         let blueprint = Blueprint::parse(&request.spec).map_err(|error| PortError::failed(what(), error))?;
         if blueprint.name.as_str() != request.container {
@@ -56,7 +56,7 @@ impl Coming {
         if dir.root().exists() {
             return Err(PortError::failed(what(), RuntimeError::Exists(blueprint.name)));
         }
-        Self::build(&runtime, blueprint, request, &dir).map_err(|error| PortError::failed(what(), error))
+        Self::build(runtime, blueprint, request, &dir).map_err(|error| PortError::failed(what(), error))
     }
 
     fn build(

@@ -47,7 +47,7 @@ impl Node for MovingNode {
     }
 
     fn incoming(&self, request: &Incoming) -> Result<Box<dyn ContainerTarget>, PortError> {
-        Ok(Box::new(Coming::make(Arc::clone(&self.runtime), request)?))
+        Ok(Box::new(Coming::make(&self.runtime, request)?))
     }
 
     fn reopen(&self, container: &str, migration: &str) -> Result<Option<Box<dyn ContainerTarget>>, PortError> {

@@ -16,7 +16,11 @@ const FLAGS: u32 = 0xf000_0000;
 const EPOLLONESHOT: u32 = 1 << 30;
 
 /// The entries of an epoll instance, and the numbers of those whose file was not found.
-pub(crate) fn targets(epoll: &Open, table: &Table, look: &Look) -> Result<(Vec<EpollTarget>, Vec<i32>), Errno> {
+pub(crate) fn targets(
+    epoll: &Open,
+    table: &Table,
+    look: &Look,
+) -> Result<(Vec<EpollTarget>, Vec<i32>), Errno> {
     let mut targets = Vec::new();
     let mut missing = Vec::new();
     // Several entries may bear one number: the descriptor was closed while a duplicate kept the file.
@@ -38,13 +42,7 @@ pub(crate) fn targets(epoll: &Open, table: &Table, look: &Look) -> Result<(Vec<E
     Ok((targets, missing))
 }
 
-fn file_of(
-    epoll: &Open,
-    number: i32,
-    offset: u32,
-    table: &Table,
-    look: &Look,
-) -> Result<Option<u32>, Errno> {
+fn file_of(epoll: &Open, number: i32, offset: u32, table: &Table, look: &Look) -> Result<Option<u32>, Errno> {
     let is = |pid: i32, fd: i32| {
         let order = kcmp::epoll_target(pid, fd, epoll.holder_pid, epoll.holder.1, number, offset);
         match order {

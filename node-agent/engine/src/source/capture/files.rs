@@ -65,11 +65,7 @@ pub(crate) fn collect(look: &Look) -> Result<(Table, HashMap<Pid, Vec<FdEntry>>)
     for found in live(look) {
         let pid = found.process.pid;
         let pidfd = sys::pidfd::open(pid).map_err(|errno| SourceError::kernel("pidfd_open", pid, errno))?;
-        let holder = Holder {
-            pid,
-            inner: found.process.inner,
-            pidfd: pidfd.as_fd(),
-        };
+        let holder = Holder { pid, inner: found.process.inner, pidfd: pidfd.as_fd() };
         let mut entries = Vec::with_capacity(found.descriptors.len());
         for descriptor in found.descriptors.iter().filter(|d| d.class != Class::Refused) {
             let file = table.add(holder, descriptor)?;
@@ -125,7 +121,7 @@ fn inet_socket(
     context: &mut Context<'_>,
 ) -> Result<FileKind, SourceError> {
     let (pid, number) = open.holder;
-    let kind = sockets::kind(open.file.as_fd())
+    let kind = sockets::kind(open.file.as_fd(), true)
         .map_err(|errno| SourceError::kernel("ask a socket", open.holder_pid, errno))?;
     Ok(match kind {
         Ok(Kind::Tcp { family, state }) => FileKind::Tcp(Box::new(inet::capture_tcp(
@@ -136,14 +132,12 @@ fn inet_socket(
             context.in_repair,
             context.findings,
         )?)),
-        Ok(Kind::Udp { family, protocol }) => FileKind::Udp(Box::new(inet::capture_udp(
-            open,
-            family,
-            protocol,
-            options,
-            context.findings,
-        )?)),
-        Ok(Kind::Unix(_)) => refused(context.findings, open, "unix socket without an entry in the kernel's list"),
+        Ok(Kind::Udp { family, protocol }) => {
+            FileKind::Udp(Box::new(inet::capture_udp(open, family, protocol, options, context.findings)?))
+        }
+        Ok(Kind::Unix(_)) => {
+            refused(context.findings, open, "unix socket without an entry in the kernel's list")
+        }
         Err((reason, way_out)) => {
             context.findings.fd(pid, number, reason, way_out);
             nothing()
@@ -172,23 +166,12 @@ fn kind(
     let fail = |what: &str, errno: Errno| SourceError::kernel(what, open.holder_pid, errno);
     Ok(match &open.class {
         Class::External(key) => FileKind::External { key: key.clone() },
-        Class::File { file, directory } => FileKind::Regular {
-            file: file.clone(),
-            pos: info.pos,
-            directory: *directory,
-        },
-        Class::Device { path, rdev } => FileKind::Device {
-            path: path.clone(),
-            rdev: *rdev,
-        },
-        Class::Pseudo { path } => FileKind::Pseudo {
-            path: path.clone(),
-            pos: info.pos,
-        },
-        Class::Pipe { .. } => FileKind::Pipe {
-            pipe: pipes.place(open),
-            write: info.flags & 3 == 1,
-        },
+        Class::File { file, directory } => {
+            FileKind::Regular { file: file.clone(), pos: info.pos, directory: *directory }
+        }
+        Class::Device { path, rdev } => FileKind::Device { path: path.clone(), rdev: *rdev },
+        Class::Pseudo { path } => FileKind::Pseudo { path: path.clone(), pos: info.pos },
+        Class::Pipe { .. } => FileKind::Pipe { pipe: pipes.place(open), write: info.flags & 3 == 1 },
         Class::EventFd => {
             let (count, semaphore) = info.eventfd.unwrap_or_default();
             FileKind::EventFd { count, semaphore }
@@ -203,16 +186,9 @@ fn kind(
                 interval_ns: timer.interval_ns,
             }
         }
-        Class::SignalFd => FileKind::SignalFd {
-            mask: info.signalfd.unwrap_or_default(),
-        },
-        Class::Epoll => FileKind::Epoll {
-            targets: epoll_targets(open, table, context)?,
-        },
-        Class::Memfd { object } => FileKind::Memfd {
-            object: *object,
-            pos: info.pos,
-        },
+        Class::SignalFd => FileKind::SignalFd { mask: info.signalfd.unwrap_or_default() },
+        Class::Epoll => FileKind::Epoll { targets: epoll_targets(open, table, context)? },
+        Class::Memfd { object } => FileKind::Memfd { object: *object, pos: info.pos },
         Class::PidFd => match inner_pid(info.pidfd.unwrap_or(-1), context.look) {
             Some(pid) => FileKind::PidFd { pid },
             None => refused(context.findings, open, "pidfd of a process that is not in the container"),
@@ -241,7 +217,9 @@ fn epoll_targets(
         context.findings.fd(
             pid,
             fd,
-            format!("epoll watches a file added as descriptor {number} that no process of the container has open"),
+            format!(
+                "epoll watches a file added as descriptor {number} that no process of the container has open"
+            ),
             CLOSE,
         );
     }
@@ -250,10 +228,7 @@ fn epoll_targets(
 
 /// Translates a pid of this process's view.
 fn inner_pid(pid: i32, look: &Look) -> Option<Pid> {
-    look.processes
-        .iter()
-        .find(|found| found.process.pid == pid)
-        .map(|found| found.process.inner)
+    look.processes.iter().find(|found| found.process.pid == pid).map(|found| found.process.inner)
 }
 
 fn owner(open: &Open, context: &mut Context<'_>) -> Result<Option<(i32, Pid)>, SourceError> {

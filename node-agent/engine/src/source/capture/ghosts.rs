@@ -17,7 +17,9 @@ pub(crate) const MAX_GHOST: u64 = 64 << 20;
 pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Vec<Ghost>, SourceError> {
     let mut ghosts = Vec::new();
     for ghost in registry.ghosts() {
-        let fail = |error| SourceError::kernel(format!("read the deleted file {}", ghost.path), ghost.handle.pid, error);
+        let fail = |error| {
+            SourceError::kernel(format!("read the deleted file {}", ghost.path), ghost.handle.pid, error)
+        };
         let file = match File::open(ghost.handle.path()) {
             // Nobody has it open any more.
             Err(error) if crate::proc::is_gone(&error) => continue,

@@ -41,9 +41,7 @@ pub(crate) fn capture_tcp(
         .map_err(|errno| fail("read socket options", errno))?;
     let local = || sock::local_name(fd).map_err(|errno| fail("getsockname", errno));
     let state = match state {
-        tcp_state::CLOSE => TcpState::Closed {
-            local: local()?.inet().filter(|address| address.port() != 0),
-        },
+        tcp_state::CLOSE => TcpState::Closed { local: local()?.inet().filter(|address| address.port() != 0) },
         tcp_state::LISTEN => {
             let info = tcp::info(fd).map_err(|errno| fail("TCP_INFO", errno))?;
             TcpState::Listen {
@@ -67,25 +65,20 @@ pub(crate) fn capture_tcp(
             }
         },
     };
-    Ok(Tcp {
-        family,
-        options,
-        state,
-    })
+    Ok(Tcp { family, options, state })
 }
 
 fn connection(open: &Open, in_repair: &mut Vec<InRepair>) -> Result<TcpConnection, tcp::DumpError> {
-    let kernel = |what| move |source: std::io::Error| tcp::DumpError::Kernel {
-        what,
-        source: Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO)),
+    let kernel = |what| {
+        move |source: std::io::Error| tcp::DumpError::Kernel {
+            what,
+            source: Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO)),
+        }
     };
     // The way out of repair mode is kept before the way in is taken.
     let socket = open.file.try_clone().map_err(kernel("dup"))?;
     let dump = tcp::dump(open.file.as_fd())?;
-    in_repair.push(InRepair {
-        socket,
-        reuse_address: dump.reuse_address,
-    });
+    in_repair.push(InRepair { socket, reuse_address: dump.reuse_address });
     let window = dump.window;
     Ok(TcpConnection {
         local: dump.local,
@@ -134,10 +127,7 @@ pub(crate) fn capture_udp(
             .map_err(|errno| fail("read socket options", errno))?,
         local: local.inet().filter(|address| address.port() != 0),
         peer,
-        queue: queue
-            .into_iter()
-            .filter_map(|message| Some((message.from?.inet()?, message.data)))
-            .collect(),
+        queue: queue.into_iter().filter_map(|message| Some((message.from?.inet()?, message.data))).collect(),
     })
 }
 

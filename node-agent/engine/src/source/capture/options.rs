@@ -1,6 +1,7 @@
 //! Socket options that differ from those of a fresh socket of the same kind.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use image::sockets::SockOpt;
@@ -17,8 +18,8 @@ type Table = (i32, &'static [i32]);
 const SOCKET: Table = (
     SOL_SOCKET,
     &[
-        1, 2, 5, 6, 9, 10, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 37, 40, 41, 42, 43, 45, 46, 47, 60, 69,
-        76, 82, 83, 84,
+        1, 2, 5, 6, 9, 10, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 37, 40, 41, 42, 43, 45, 46, 47,
+        60, 69, 76, 82, 83, 84,
     ],
 );
 /// SO_SNDBUF, SO_RCVBUF and then SO_BUF_LOCK. TCP carries them apart.
@@ -26,30 +27,19 @@ const BUFFERS: Table = (SOL_SOCKET, &[7, 8, 72]);
 /// NODELAY, KEEPIDLE, KEEPINTVL, KEEPCNT, SYNCNT, LINGER2, DEFER_ACCEPT, CONGESTION, THIN_LINEAR_TIMEOUTS,
 /// USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT, SAVE_SYN, FASTOPEN_CONNECT, FASTOPEN_NO_COOKIE, INQ, TX_DELAY; CORK last,
 /// because it holds back.
-const TCP: Table = (
-    IPPROTO_TCP,
-    &[1, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 27, 30, 34, 36, 37, 3],
-);
+const TCP: Table = (IPPROTO_TCP, &[1, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 27, 30, 34, 36, 37, 3]);
 /// SEGMENT, GRO, NO_CHECK6_TX, NO_CHECK6_RX.
 const UDP: Table = (IPPROTO_UDP, &[103, 104, 101, 102]);
 /// TOS, TTL, OPTIONS, RECVOPTS, RETOPTS, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, TRANSPARENT,
 /// RECVORIGDSTADDR, MINTTL, BIND_ADDRESS_NO_PORT, UNICAST_IF, LOCAL_PORT_RANGE.
-const IP: Table = (
-    IPPROTO_IP,
-    &[1, 2, 4, 6, 7, 8, 10, 11, 12, 13, 15, 19, 20, 21, 24, 50, 51],
-);
+const IP: Table = (IPPROTO_IP, &[1, 2, 4, 6, 7, 8, 10, 11, 12, 13, 15, 19, 20, 21, 24, 50, 51]);
 /// MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL: not for streams, which take none of them.
 const IP_MULTICAST: Table = (IPPROTO_IP, &[33, 34, 49]);
 /// MULTICAST_HOPS, MULTICAST_LOOP, MULTICAST_ALL.
 const IPV6_MULTICAST: Table = (IPPROTO_IPV6, &[18, 19, 29]);
 /// FLOWINFO_SEND, UNICAST_HOPS, MTU_DISCOVER, RECVERR, V6ONLY, RECVPKTINFO, RECVHOPLIMIT, DONTFRAG, RECVTCLASS, TCLASS, AUTOFLOWLABEL, ADDR_PREFERENCES, MINHOPCOUNT, ORIGDSTADDR,
 /// TRANSPARENT, UNICAST_IF, RECVFRAGSIZE, FREEBIND.
-const IPV6: Table = (
-    IPPROTO_IPV6,
-    &[
-        33, 16, 23, 25, 26, 49, 51, 62, 66, 67, 70, 72, 73, 74, 75, 76, 77, 78,
-    ],
-);
+const IPV6: Table = (IPPROTO_IPV6, &[33, 16, 23, 25, 26, 49, 51, 62, 66, 67, 70, 72, 73, 74, 75, 76, 77, 78]);
 const TCP_CONGESTION: (i32, i32) = (IPPROTO_TCP, 13);
 const SO_REUSEADDR: (i32, i32) = (SOL_SOCKET, 2);
 const SO_PEEK_OFF: (i32, i32) = (SOL_SOCKET, 42);
@@ -72,16 +62,20 @@ impl Reader {
     ) -> Result<Vec<SockOpt>, Errno> {
         let tables = tables(family, protocol);
         let key = (family, kind, protocol);
-        if !self.fresh.contains_key(&key) {
-            let fresh = sock::socket(family, kind, protocol)?;
-            self.fresh.insert(key, read(fresh.as_fd(), &tables));
-        }
-        let fresh = self.fresh.get(&key).map(Vec::as_slice).unwrap_or_default();
+        let fresh = match self.fresh.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let socket = sock::socket(family, kind, protocol)?;
+                place.insert(read(socket.as_fd(), &tables))
+            }
+        };
         Ok(read(fd, &tables)
             .into_iter()
             // The default algorithm differs from host to host; all others are the kernel's.
             .filter(|option| (option.level, option.name) == TCP_CONGESTION || !fresh.contains(option))
-            .filter(|option| (option.level, option.name) != SO_PEEK_OFF || option.value != (-1_i32).to_ne_bytes())
+            .filter(|option| {
+                (option.level, option.name) != SO_PEEK_OFF || option.value != (-1_i32).to_ne_bytes()
+            })
             .collect())
     }
 }
@@ -118,11 +112,7 @@ fn read(fd: BorrowedFd<'_>, tables: &[Table]) -> Vec<SockOpt> {
                     // Repair mode shows so.
                     value = 1_i32.to_ne_bytes().to_vec();
                 }
-                options.push(SockOpt {
-                    level: *level,
-                    name: *name,
-                    value,
-                });
+                options.push(SockOpt { level: *level, name: *name, value });
             }
         }
     }
@@ -138,9 +128,7 @@ mod tests {
         let mut reader = Reader::default();
         let socket = sock::socket(AF_INET, libc::SOCK_STREAM, IPPROTO_TCP).unwrap();
         let read = |reader: &mut Reader| {
-            let mut all = reader
-                .options(socket.as_fd(), AF_INET, libc::SOCK_STREAM, IPPROTO_TCP)
-                .unwrap();
+            let mut all = reader.options(socket.as_fd(), AF_INET, libc::SOCK_STREAM, IPPROTO_TCP).unwrap();
             all.retain(|option| (option.level, option.name) != TCP_CONGESTION);
             all
         };

@@ -78,11 +78,7 @@ fn one(ends: &[&Open], findings: &mut Findings) -> Result<Pipe, SourceError> {
         (None, None) => {}
     }
     let capacity = fds::pipe_size(first.file.as_fd()).map_err(fail)?;
-    Ok(Pipe {
-        capacity: u32::try_from(capacity).unwrap_or(0),
-        content,
-        fifo: fifo.clone(),
-    })
+    Ok(Pipe { capacity: u32::try_from(capacity).unwrap_or(0), content, fifo: fifo.clone() })
 }
 
 fn read(reader: &Open, findings: &mut Findings) -> Result<Vec<u8>, Errno> {

@@ -58,13 +58,15 @@ impl Table {
     /// The id of a descriptor's description; takes a duplicate when it is new.
     pub(crate) fn add(&mut self, holder: Holder<'_>, descriptor: &Descriptor) -> Result<u32, SourceError> {
         let number = descriptor.fd;
-        self.add_with(holder.pid, holder.inner, descriptor, || {
-            sys::pidfd::getfd(holder.pidfd, number)
-        })
+        self.add_with(holder.pid, holder.inner, descriptor, || sys::pidfd::getfd(holder.pidfd, number))
     }
 
     /// The same for a descriptor that this process received. `descriptor` describes it under our number.
-    pub(crate) fn add_received(&mut self, file: OwnedFd, descriptor: &Descriptor) -> Result<u32, SourceError> {
+    pub(crate) fn add_received(
+        &mut self,
+        file: OwnedFd,
+        descriptor: &Descriptor,
+    ) -> Result<u32, SourceError> {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let mut described = descriptor.clone();
         described.fd = file.as_raw_fd();
@@ -78,11 +80,7 @@ impl Table {
         descriptor: &Descriptor,
         file: impl FnOnce() -> sys::Result<OwnedFd>,
     ) -> Result<u32, SourceError> {
-        let key = (
-            descriptor.key,
-            descriptor.info.flags & !O_CLOEXEC,
-            descriptor.info.pos,
-        );
+        let key = (descriptor.key, descriptor.info.flags & !O_CLOEXEC, descriptor.info.pos);
         let group = self.groups.entry(key).or_default();
         let place = place(&self.open, group, pid, descriptor.fd)
             .map_err(|errno| InspectError::kernel("compare open files", pid, errno))?;

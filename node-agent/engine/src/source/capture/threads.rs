@@ -2,8 +2,8 @@
 
 use image::Pid;
 use image::state::{
-    AltStack, Creds, ITimer, PosixTimer, ProcessState, RLimit, Regs, Resume, RobustList, Rseq, Sched, SeccompFilter,
-    SigAction, SigInfo, Thread,
+    AltStack, Creds, ITimer, PosixTimer, ProcessState, RLimit, Regs, Resume, RobustList, Rseq, Sched,
+    SeccompFilter, SigAction, SigInfo, Thread,
 };
 use sys::ptrace::{PendingSignals, Stop};
 use sys::regs::UserRegs;
@@ -49,15 +49,7 @@ impl ThreadAsk {
         let timer_slack = program.call(libc::SYS_prctl, &[PR_GET_TIMERSLACK.into()]);
         let policy = program.space(8);
         let policy_call = program.try_call(libc::SYS_get_mempolicy, &[policy.into()]);
-        Self {
-            altstack,
-            tid_address,
-            death_signal,
-            securebits,
-            timer_slack,
-            policy,
-            policy_call,
-        }
+        Self { altstack, tid_address, death_signal, securebits, timer_slack, policy, policy_call }
     }
 }
 
@@ -116,18 +108,7 @@ impl ProcessAsk {
                 (*timer, block, overrun)
             })
             .collect();
-        Self {
-            actions,
-            itimers,
-            dumpable,
-            thp_disable,
-            mdwe,
-            subreaper,
-            brk,
-            monotonic,
-            boottime,
-            timers,
-        }
+        Self { actions, itimers, dumpable, thp_disable, mdwe, subreaper, brk, monotonic, boottime, timers }
     }
 
     /// The end of the heap.
@@ -225,10 +206,7 @@ pub(crate) fn thread(
         seccomp_mode: status.seccomp,
         seccomp_filters: seccomp_filters
             .into_iter()
-            .map(|filter| SeccompFilter {
-                program: filter.program,
-                flags: filter.flags,
-            })
+            .map(|filter| SeccompFilter { program: filter.program, flags: filter.flags })
             .collect(),
         sched: Sched {
             policy: attr.policy,
@@ -259,11 +237,8 @@ fn notifies(program: &[u8]) -> bool {
 }
 
 fn pending(parked: &ParkedThread, which: PendingSignals) -> Result<Vec<SigInfo>, SourceError> {
-    let queue = parked
-        .parked
-        .thread()
-        .pending(which)
-        .map_err(|error| trace_error("read pending signals", error))?;
+    let queue =
+        parked.parked.thread().pending(which).map_err(|error| trace_error("read pending signals", error))?;
     Ok(queue.iter().map(|info| SigInfo(info.to_vec())).collect())
 }
 
@@ -419,7 +394,10 @@ fn posix_timers(
         if timer.clock < 0 {
             findings.process(
                 found.process.inner,
-                format!("timer {} runs on the CPU clock of one process or thread, which is not carried yet", timer.id),
+                format!(
+                    "timer {} runs on the CPU clock of one process or thread, which is not carried yet",
+                    timer.id
+                ),
                 "have the program delete the timer before the move",
             );
         }
@@ -429,11 +407,7 @@ fn posix_timers(
             notify: timer.notify,
             signal: timer.signal,
             value: timer.value,
-            tid: if timer.notify == SIGEV_THREAD_ID {
-                inner_tid(found, timer.target)?
-            } else {
-                0
-            },
+            tid: if timer.notify == SIGEV_THREAD_ID { inner_tid(found, timer.target)? } else { 0 },
             remaining_ns: words(outcome, *block, 2) * 1_000_000_000 + words(outcome, *block, 3),
             interval_ns: words(outcome, *block, 0) * 1_000_000_000 + words(outcome, *block, 1),
             overrun: i32::try_from(outcome.result(*overrun)).unwrap_or(0),

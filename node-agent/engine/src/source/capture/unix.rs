@@ -12,10 +12,10 @@ use super::files::Context;
 use super::options::Reader;
 use super::table::{Open, Table};
 use crate::proc::fdinfo;
-use crate::source::{InspectError, SourceError};
 use crate::source::descriptor::{Class, Descriptor};
 use crate::source::sockets::{self, Kind};
 use crate::source::tree::Process;
+use crate::source::{InspectError, SourceError};
 
 /// The kernel's list of unix sockets, by inode.
 #[derive(Debug, Default)]
@@ -37,12 +37,7 @@ impl Peers {
         let netns = ns::open(root, ns::Kind::Net).map_err(fail)?;
         let list = || -> sys::Result<Vec<UnixSocket>> { Diag::open()?.unix() };
         let sockets = ns::in_netns(netns.as_fd(), list).map_err(fail)?.map_err(fail)?;
-        Ok(Self {
-            sockets: sockets
-                .into_iter()
-                .map(|socket| (u64::from(socket.inode), socket))
-                .collect(),
-        })
+        Ok(Self { sockets: sockets.into_iter().map(|socket| (u64::from(socket.inode), socket)).collect() })
     }
 
     /// The inode of a socket's peer.
@@ -57,7 +52,10 @@ impl Peers {
 }
 
 /// Reads every unix socket, by the id of its description. Descriptors in flight are added to the table.
-pub(crate) fn capture(table: &mut Table, context: &mut Context<'_>) -> Result<HashMap<u32, Unix>, SourceError> {
+pub(crate) fn capture(
+    table: &mut Table,
+    context: &mut Context<'_>,
+) -> Result<HashMap<u32, Unix>, SourceError> {
     let mut queues = HashMap::new();
     let mut next = 0;
     // The table grows by what is in flight, which may be unix sockets with queues again.
@@ -85,10 +83,8 @@ pub(crate) fn capture(table: &mut Table, context: &mut Context<'_>) -> Result<Ha
         }
         queues.insert(id, messages);
     }
-    let by_inode: HashMap<u64, u32> = queues
-        .keys()
-        .filter_map(|id| Some((table.get(*id)?.key.1, *id)))
-        .collect();
+    let by_inode: HashMap<u64, u32> =
+        queues.keys().filter_map(|id| Some((table.get(*id)?.key.1, *id))).collect();
     let mut options = Reader::default();
     let mut all = HashMap::new();
     for (id, queue) in queues {
@@ -154,7 +150,7 @@ fn one(
     let fd = open.file.as_fd();
     let (pid, number) = open.holder;
     let fail = |what: &str, errno| SourceError::kernel(what, open.holder_pid, errno);
-    let sock_type = match sockets::kind(fd).map_err(|errno| fail("ask a socket", errno))? {
+    let sock_type = match sockets::kind(fd, true).map_err(|errno| fail("ask a socket", errno))? {
         Ok(Kind::Unix(sock_type)) => sock_type,
         Ok(_) => libc::SOCK_STREAM,
         Err((reason, way_out)) => {
@@ -163,9 +159,7 @@ fn one(
         }
     };
     let Some(socket) = context.unix.of(open).cloned() else {
-        context
-            .findings
-            .fd(pid, number, "unix socket of another network namespace", CLOSE);
+        context.findings.fd(pid, number, "unix socket of another network namespace", CLOSE);
         return Ok(empty(sock_type));
     };
     let name = socket.name.clone().unwrap_or_default();
@@ -185,9 +179,12 @@ fn one(
         (_, Some(peer)) if peer != 0 => match by_inode.get(&u64::from(peer)) {
             Some(&peer) => UnixState::Connected { peer },
             None => {
-                context
-                    .findings
-                    .fd(pid, number, "unix socket whose peer is outside of the container", OUTSIDE);
+                context.findings.fd(
+                    pid,
+                    number,
+                    "unix socket whose peer is outside of the container",
+                    OUTSIDE,
+                );
                 UnixState::Unconnected
             }
         },

@@ -104,10 +104,7 @@ impl Batcher {
             // The page at which the read ended is gone: the mapping changed meanwhile.
             if let Some(first) = self.pending.first_mut() {
                 if self.strict {
-                    return Err(SourceError::UnreadablePage {
-                        owner,
-                        address: first.start,
-                    });
+                    return Err(SourceError::UnreadablePage { owner, address: first.start });
                 }
                 first.start += PAGE_SIZE;
                 self.pending_bytes -= PAGE;
@@ -210,8 +207,7 @@ fn hand_on(owner: Owner, runs: &[Run], data: &[u8], sink: &mut dyn PageSink) -> 
     if runs.is_empty() {
         return Ok(());
     }
-    sink.batch(&Batch { owner, runs, data })
-        .map_err(SourceError::Sink)
+    sink.batch(&Batch { owner, runs, data }).map_err(SourceError::Sink)
 }
 
 /// Adds one page to the runs, to the last one where it fits.
@@ -220,22 +216,14 @@ fn append(runs: &mut Vec<Run>, page: u64, kind: RunKind) {
         Some(run) if run.kind == kind && run.addr + u64::from(run.pages) * PAGE_SIZE == page => {
             run.pages += 1;
         }
-        _ => runs.push(Run {
-            addr: page,
-            pages: 1,
-            kind,
-        }),
+        _ => runs.push(Run { addr: page, pages: 1, kind }),
     }
 }
 
 fn push_pages(runs: &mut Vec<Run>, mut addr: u64, mut pages: u64, kind: RunKind) {
     while pages > 0 {
         let now = u32::try_from(pages).unwrap_or(u32::MAX);
-        runs.push(Run {
-            addr,
-            pages: now,
-            kind,
-        });
+        runs.push(Run { addr, pages: now, kind });
         addr += u64::from(now) * PAGE_SIZE;
         pages -= u64::from(now);
     }

@@ -81,16 +81,12 @@ impl ObjectMemory {
         let modified = metadata.modified().map_err(fail)?;
         let known = self.known.entry(object.object.id).or_default();
         let suspect = hidden_writers || object.has_fd || known.modified != Some(modified);
-        let settled = now
-            .duration_since(modified)
-            .is_ok_and(|age| age > TIME_RESOLUTION);
+        let settled = now.duration_since(modified).is_ok_and(|age| age > TIME_RESOLUTION);
         known.modified = settled.then_some(modified);
         let end = metadata.len().next_multiple_of(PAGE_SIZE);
         if suspect {
             self.chunk.resize(CHUNK, 0);
-            known
-                .changed(&file, end, &mut self.chunk, &mut dirty)
-                .map_err(fail)?;
+            known.changed(&file, end, &mut self.chunk, &mut dirty).map_err(fail)?;
         }
         clip(&mut dirty, end);
         batcher.scanned(scan.elapsed());
@@ -108,8 +104,7 @@ pub(crate) fn seals(registry: &Registry, shape: &mut image::shape::Shape) {
     for object in registry.alive() {
         let found = shape.objects.iter_mut().find(|known| known.id == object.object.id);
         if let Some(image::shape::MemoryObject {
-            kind: image::shape::ObjectKind::Memfd { seals, .. },
-            ..
+            kind: image::shape::ObjectKind::Memfd { seals, .. }, ..
         }) = found
             && let Ok(file) = File::open(object.handle.path())
             && let Ok(value) = sys::fds::seals(std::os::fd::AsFd::as_fd(&file))

@@ -42,6 +42,9 @@ pub(crate) struct TrackedMemory {
 /// Bit 58 of a pagemap entry: a guard page (Linux 6.15).
 const GUARD: u64 = 1 << 58;
 
+/// Ranges of addresses, ascending and disjoint.
+type Ranges = Vec<Range<u64>>;
+
 /// Written ranges of shared objects, by object: found through one process's mappings.
 pub(crate) type ObjectRanges = std::collections::BTreeMap<u32, Vec<Range<u64>>>;
 
@@ -150,15 +153,9 @@ impl TrackedMemory {
         batcher: &mut Batcher,
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
-        let mut contents = PrivatePages {
-            pid: self.pid,
-            mem: &self.mem,
-            readable: mapping.vma.prot & 1 != 0,
-        };
-        let mut outcome = SentPages {
-            sent: &mut self.sent,
-            over_file: mapping.is_over_file(),
-        };
+        let mut contents =
+            PrivatePages { pid: self.pid, mem: &self.mem, readable: mapping.vma.prot & 1 != 0 };
+        let mut outcome = SentPages { sent: &mut self.sent, over_file: mapping.is_over_file() };
         for range in data {
             batcher.push(owner, range, &mut contents, &mut outcome, sink)?;
         }
@@ -171,7 +168,7 @@ impl TrackedMemory {
         &mut self,
         mapping: &Mapping,
         written: &[Range<u64>],
-    ) -> Result<(Vec<Range<u64>>, Vec<Range<u64>>), SourceError> {
+    ) -> Result<(Ranges, Ranges), SourceError> {
         let bounds = mapping.vma.start..mapping.vma.end;
         let mut data = Vec::new();
         let mut drops = Vec::new();
@@ -196,12 +193,10 @@ impl TrackedMemory {
     /// The pages of a range that belong to the process: present or swapped, and not a file's.
     fn own_pages(&mut self, range: &Range<u64>) -> Result<Vec<Range<u64>>, SourceError> {
         let mut regions: Vec<Region> = Vec::new();
-        self.pagemap
-            .classify(range.clone(), &mut regions)
-            .map_err(|error| match error {
-                ScanError::Kernel(errno) => SourceError::kernel("classify pages", self.pid, errno),
-                ScanError::Unregistered { .. } => SourceError::kernel("classify pages", self.pid, Errno::EPERM),
-            })?;
+        self.pagemap.classify(range.clone(), &mut regions).map_err(|error| match error {
+            ScanError::Kernel(errno) => SourceError::kernel("classify pages", self.pid, errno),
+            ScanError::Unregistered { .. } => SourceError::kernel("classify pages", self.pid, Errno::EPERM),
+        })?;
         let mut own = Vec::new();
         for region in regions {
             if region.categories.has(Categories::FILE) {
@@ -263,10 +258,7 @@ impl Contents for PrivatePages<'_> {
         }
         // Page by page: this is the way of few pages, and it ends exactly at the first that is not there.
         let mut done = 0;
-        for page in ranges
-            .iter()
-            .flat_map(|range| (range.start..range.end).step_by(4096))
-        {
+        for page in ranges.iter().flat_map(|range| (range.start..range.end).step_by(4096)) {
             match self.mem.read(page, &mut buffer[done..done + 4096]) {
                 Ok(()) => done += 4096,
                 Err(error) if is_unmapped(&error) => break,
@@ -279,9 +271,7 @@ impl Contents for PrivatePages<'_> {
 
 fn is_unmapped(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::UnexpectedEof
-        || [Errno::EIO, Errno::EFAULT]
-            .iter()
-            .any(|errno| error.raw_os_error() == Some(*errno as i32))
+        || [Errno::EIO, Errno::EFAULT].iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
 struct SentPages<'a> {

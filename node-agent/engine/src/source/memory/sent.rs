@@ -32,9 +32,7 @@ impl PageSet {
     /// Whether the page at this address is in the set.
     pub(crate) fn has(&self, address: u64) -> bool {
         let (extent, word, mask) = place(address);
-        self.extents
-            .get(&extent)
-            .is_some_and(|bits| bits[word] & mask != 0)
+        self.extents.get(&extent).is_some_and(|bits| bits[word] & mask != 0)
     }
 
     /// The runs of pages of a range that are in the set, ascending.
@@ -60,7 +58,6 @@ impl PageSet {
         }
         runs
     }
-
 }
 
 fn place(address: u64) -> (u64, usize, u64) {

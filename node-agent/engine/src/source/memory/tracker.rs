@@ -61,10 +61,7 @@ impl PagemapScan {
     /// `EINVAL` the kernel lacks a feature.
     pub(crate) fn new(uffd: Uffd) -> Result<Self, Errno> {
         uffd.api(sys::uffd::TRACKING)?;
-        Ok(Self {
-            uffd,
-            armed: PageSet::default(),
-        })
+        Ok(Self { uffd, armed: PageSet::default() })
     }
 
     /// Protects again and reports what was written; registers the mapping if need be.
@@ -148,19 +145,13 @@ fn populated(
     ranges: &[Range<u64>],
 ) -> Result<Vec<Range<u64>>, Errno> {
     let held = Categories::PRESENT.or(Categories::SWAPPED);
-    let query = pagemap::Query {
-        any: held,
-        report: held,
-        ..pagemap::Query::default()
-    };
+    let query = pagemap::Query { any: held, report: held, ..pagemap::Query::default() };
     let mut regions = Vec::new();
     for range in ranges {
-        pagemap
-            .query(range.clone(), &query, &mut regions)
-            .map_err(|error| match error {
-                ScanError::Kernel(errno) => errno,
-                ScanError::Unregistered { .. } => Errno::EPERM,
-            })?;
+        pagemap.query(range.clone(), &query, &mut regions).map_err(|error| match error {
+            ScanError::Kernel(errno) => errno,
+            ScanError::Unregistered { .. } => Errno::EPERM,
+        })?;
     }
     let mut extents: Vec<Range<u64>> = regions
         .into_iter()
@@ -187,11 +178,7 @@ pub(crate) struct SoftDirty {
 impl SoftDirty {
     /// Tracks the address space that the process has now.
     pub(crate) fn new(pid: i32) -> Self {
-        Self {
-            pid,
-            known: Vec::new(),
-            current: Vec::new(),
-        }
+        Self { pid, known: Vec::new(), current: Vec::new() }
     }
 }
 
@@ -199,10 +186,7 @@ impl Tracker for SoftDirty {
     fn dirty(&mut self, pagemap: &Pagemap, mapping: &Range<u64>, _again: bool) -> Result<Dirty, Errno> {
         self.current.push(mapping.clone());
         if !self.known.contains(mapping) {
-            return Ok(Dirty {
-                ranges: vec![mapping.clone()],
-                fresh: true,
-            });
+            return Ok(Dirty { ranges: vec![mapping.clone()], fresh: true });
         }
         let mut dirty = Dirty::default();
         let mut entries = Vec::new();

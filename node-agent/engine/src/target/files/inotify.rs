@@ -30,7 +30,8 @@ pub(super) fn make(
         let path = format!("/proc/self/fd/{}", target.as_raw_fd());
         let mask = AddWatchFlags::from_bits_retain(watch.mask & EVENTS);
         loop {
-            let made = instance.add_watch(path.as_str(), mask).map_err(fail_errno(file, "inotify_add_watch"))?;
+            let made =
+                instance.add_watch(path.as_str(), mask).map_err(fail_errno(file, "inotify_add_watch"))?;
             // The number is known through its own text only.
             let number = number_of(&made);
             if number == watch.wd {

@@ -23,14 +23,14 @@ use sys::tape::target::TargetTape;
 
 use super::Externals;
 use super::error::TargetError;
+use super::ghosts::Ghosts;
 use super::objects::Objects;
 use super::plant::Channel;
 use super::rootfs::RootFs;
 use super::tree::Tree;
 
 /// Status flags that F_SETFL can change.
-const SETTABLE: i32 =
-    libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
+const SETTABLE: i32 = libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
 
 /// What making descriptions needs.
 pub(crate) struct Workshop<'a> {
@@ -39,6 +39,7 @@ pub(crate) struct Workshop<'a> {
     pub(crate) channel: &'a Channel,
     pub(crate) root: &'a RootFs,
     pub(crate) objects: &'a Objects,
+    pub(crate) ghosts: &'a mut Ghosts,
     pub(crate) externals: &'a mut dyn Externals,
     pub(crate) netns: BorrowedFd<'a>,
 }
@@ -115,7 +116,7 @@ impl Descriptions {
         })?;
         pipes::make(files, &mut all, shop)?;
         for file in &files.open {
-            simple::make(file, files, &mut all, shop)?;
+            simple::make(file, &mut all, shop)?;
         }
         // What is under way in a unix socket can be any description.
         unix::fill(files, &all)?;
@@ -149,8 +150,10 @@ impl Descriptions {
         netns: BorrowedFd<'_>,
         work: impl FnOnce(&mut Self) -> Result<T, TargetError>,
     ) -> Result<T, TargetError> {
-        let own = sys::ns::open_own(sys::ns::Kind::Net).map_err(TargetError::errno("open /proc/self/ns/net"))?;
-        sys::ns::enter(netns, sys::ns::Kind::Net).map_err(TargetError::errno("enter the network namespace"))?;
+        let own =
+            sys::ns::open_own(sys::ns::Kind::Net).map_err(TargetError::errno("open /proc/self/ns/net"))?;
+        sys::ns::enter(netns, sys::ns::Kind::Net)
+            .map_err(TargetError::errno("enter the network namespace"))?;
         let result = work(self);
         // A thread that stays in the container's namespace would mistake it for the host's.
         sys::ns::enter(own.as_fd(), sys::ns::Kind::Net)
@@ -199,15 +202,22 @@ impl Descriptions {
         Ok(())
     }
 
-    /// Takes every connection out of repair mode, silently.
-    pub(crate) fn leave_repair(&mut self) -> Result<(), TargetError> {
+    /// Takes every connection out of repair mode, silently. Gives those that have something to send.
+    pub(crate) fn leave_repair(&mut self) -> Result<Vec<OwnedFd>, TargetError> {
+        let mut waiting = Vec::new();
         for connection in self.in_repair.drain(..) {
             if let Some(fd) = self.held.get(&connection.id) {
-                sys::tcp::finish(fd.as_fd(), &connection.window, connection.reuse_address)
-                    .map_err(TargetError::errno(format!("take open file {} out of repair mode", connection.id)))?;
+                sys::tcp::finish(fd.as_fd(), &connection.window, connection.reuse_address).map_err(
+                    TargetError::errno(format!("take open file {} out of repair mode", connection.id)),
+                )?;
+                if sys::tcp::outq_unsent(fd.as_fd()).is_ok_and(|bytes| bytes > 0)
+                    && let Ok(fd) = fd.as_fd().try_clone_to_owned()
+                {
+                    waiting.push(fd);
+                }
             }
         }
-        Ok(())
+        Ok(waiting)
     }
 }
 
@@ -216,9 +226,10 @@ fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<File> {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::OpenOptionsExt;
     let access = flags & libc::O_ACCMODE;
+    let again = libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC;
     File::options()
         .read(access != libc::O_WRONLY)
         .write(access != libc::O_RDONLY)
-        .custom_flags(flags & libc::O_NONBLOCK)
+        .custom_flags(flags & again)
         .open(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }

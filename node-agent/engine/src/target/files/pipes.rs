@@ -18,7 +18,9 @@ pub(super) fn make(files: &Files, all: &mut Descriptions, shop: &Workshop<'_>) -
             .open
             .iter()
             .filter_map(|f| match f.kind {
-                FileKind::Pipe { pipe, write } if usize::try_from(pipe).is_ok_and(|p| p == index) => Some((f, write)),
+                FileKind::Pipe { pipe, write } if usize::try_from(pipe).is_ok_and(|p| p == index) => {
+                    Some((f, write))
+                }
                 _ => None,
             })
             .collect();

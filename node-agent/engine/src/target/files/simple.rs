@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 
-use image::files::{FileKind, Files, Ghost, OpenFile};
+use image::files::{FileKind, OpenFile};
 use nix::fcntl::OFlag;
 use sys::fds::{self, TimerSetting};
 
@@ -29,7 +29,6 @@ const TFD_TIMER_ABSTIME: i32 = 1;
 /// Makes `file` unless another module does or did.
 pub(super) fn make(
     file: &OpenFile,
-    files: &Files,
     all: &mut Descriptions,
     shop: &mut Workshop<'_>,
 ) -> Result<(), TargetError> {
@@ -39,7 +38,10 @@ pub(super) fn make(
     let fd = match &file.kind {
         FileKind::Regular { file: identity, pos, directory } => {
             let mut opened = match identity.ghost {
-                Some(ghost) => ghost_file(file, ghost, files, all, shop)?,
+                Some(ghost) => {
+                    let held = shop.ghosts.get(ghost, &identity.path, identity.size, shop.root)?;
+                    reopen(held, file.flags.cast_signed()).map_err(fail(file, "open again"))?
+                }
                 None => shop.root.open(0, &identity.path, open_flags(file))?,
             };
             if identity.ghost.is_none() && !directory {
@@ -52,7 +54,11 @@ pub(super) fn make(
             let opened = shop.root.open(0, path, open_flags(file))?;
             let here = opened.metadata().map_err(fail(file, "fstat"))?.rdev();
             if here != *rdev {
-                return Err(refuse(file, format!("{path} is device {here:#x} here and {rdev:#x} there"), "mend /dev"));
+                return Err(refuse(
+                    file,
+                    format!("{path} is device {here:#x} here and {rdev:#x} there"),
+                    "mend /dev",
+                ));
             }
             opened.into()
         }
@@ -75,7 +81,8 @@ pub(super) fn make(
         FileKind::Epoll { .. } => fds::epoll().map_err(fail_errno(file, "epoll_create1"))?,
         FileKind::Memfd { object, pos } => {
             let object = shop.objects.file(*object)?;
-            let mut opened = reopen(object.as_fd(), file.flags.cast_signed()).map_err(fail(file, "open again"))?;
+            let mut opened =
+                reopen(object.as_fd(), file.flags.cast_signed()).map_err(fail(file, "open again"))?;
             seek(file, &mut opened, *pos)?;
             opened.into()
         }
@@ -102,52 +109,9 @@ fn seek(file: &OpenFile, opened: &mut File, pos: i64) -> Result<(), TargetError>
     if pos == 0 || file.flags.cast_signed() & libc::O_PATH != 0 {
         return Ok(());
     }
-    let pos = u64::try_from(pos).map_err(|_| TargetError::Image(format!("open file {} has no position", file.id)))?;
+    let pos = u64::try_from(pos)
+        .map_err(|_| TargetError::Image(format!("open file {} has no position", file.id)))?;
     opened.seek(SeekFrom::Start(pos)).map(drop).map_err(fail(file, "lseek"))
-}
-
-/// A deleted file: made beside where it was, filled, deleted again. Every description of it opens the first.
-fn ghost_file(
-    file: &OpenFile,
-    id: u32,
-    files: &Files,
-    all: &Descriptions,
-    shop: &Workshop<'_>,
-) -> Result<File, TargetError> {
-    let same = |other: &&OpenFile| {
-        matches!(&other.kind, FileKind::Regular { file, .. } if file.ghost == Some(id)) && all.has(other.id)
-    };
-    if let Some(first) = files.open.iter().find(same) {
-        return reopen(all.require(first.id)?, file.flags.cast_signed()).map_err(fail(file, "open again"));
-    }
-    let ghost = files.ghosts.iter().find(|g| g.id == id);
-    let ghost = ghost.ok_or_else(|| TargetError::Image(format!("deleted file {id} has no content")))?;
-    let (parent, name) = ghost.path.rsplit_once('/').unwrap_or(("", &ghost.path));
-    let parent = if parent.is_empty() { "/" } else { parent };
-    let dir = shop.root.open(0, parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-    let made = make_ghost(&dir, name, ghost).map_err(fail(file, format!("make {} again", ghost.path)))?;
-    reopen(made.as_fd(), file.flags.cast_signed()).map_err(fail(file, "open again"))
-}
-
-fn make_ghost(dir: &File, name: &str, ghost: &Ghost) -> std::io::Result<File> {
-    use nix::fcntl::openat;
-    use nix::sys::stat::Mode;
-    use nix::unistd::{UnlinkatFlags, unlinkat};
-    // The name that /proc/PID/fd shows is the one it was opened by.
-    let temporary = if name_is_free(dir, name) { name.to_owned() } else { format!(".{name}.gantry-{}", ghost.id) };
-    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-    let file = File::from(openat(dir, temporary.as_str(), flags, Mode::from_bits_truncate(0o600))?);
-    let filled = file.write_all_at(&ghost.content, 0).and_then(|()| {
-        std::os::unix::fs::fchown(&file, Some(ghost.uid), Some(ghost.gid))?;
-        file.set_permissions(std::fs::Permissions::from_mode(ghost.mode & 0o7777))
-    });
-    unlinkat(dir, temporary.as_str(), UnlinkatFlags::NoRemoveDir)?;
-    filled.map(|()| file)
-}
-
-fn name_is_free(dir: &File, name: &str) -> bool {
-    let flags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
-    nix::sys::stat::fstatat(dir, name, flags) == Err(nix::errno::Errno::ENOENT)
 }
 
 fn event_fd(file: &OpenFile, count: u64, semaphore: bool) -> Result<OwnedFd, TargetError> {

@@ -40,7 +40,11 @@ pub(super) fn make(files: &Files, all: &mut Descriptions) -> Result<(), TargetEr
 }
 
 /// Sets options as they were read.
-pub(super) fn set_options(file: &OpenFile, fd: BorrowedFd<'_>, options: &[SockOpt]) -> Result<(), TargetError> {
+pub(super) fn set_options(
+    file: &OpenFile,
+    fd: BorrowedFd<'_>,
+    options: &[SockOpt],
+) -> Result<(), TargetError> {
     for option in options {
         let what = || format!("set socket option {} of level {}", option.name, option.level);
         // The kernel shows twice what was set, and lets the privileged exceed its limits.
@@ -54,7 +58,8 @@ pub(super) fn set_options(file: &OpenFile, fd: BorrowedFd<'_>, options: &[SockOp
                 let size = i32::from_ne_bytes(*value) / 2;
                 sock::set_int(fd, libc::SOL_SOCKET, name, size).map_err(fail_errno(file, what()))?;
             }
-            _ => sock::set_raw(fd, option.level, option.name, &option.value).map_err(fail_errno(file, what()))?,
+            _ => sock::set_raw(fd, option.level, option.name, &option.value)
+                .map_err(fail_errno(file, what()))?,
         }
     }
     Ok(())
@@ -67,7 +72,8 @@ fn listen(
     backlog: u32,
     all: &mut Descriptions,
 ) -> Result<(), TargetError> {
-    let fd = sock::socket(socket.family, libc::SOCK_STREAM, libc::IPPROTO_TCP).map_err(fail_errno(file, "socket"))?;
+    let fd = sock::socket(socket.family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
+        .map_err(fail_errno(file, "socket"))?;
     set_options(file, fd.as_fd(), &socket.options)?;
     sock::bind(fd.as_fd(), &local.into()).map_err(fail_errno(file, format!("bind to {local}")))?;
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
@@ -82,7 +88,8 @@ fn closed(
     local: Option<SocketAddr>,
     all: &mut Descriptions,
 ) -> Result<(), TargetError> {
-    let fd = sock::socket(socket.family, libc::SOCK_STREAM, libc::IPPROTO_TCP).map_err(fail_errno(file, "socket"))?;
+    let fd = sock::socket(socket.family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
+        .map_err(fail_errno(file, "socket"))?;
     set_options(file, fd.as_fd(), &socket.options)?;
     if let Some(local) = local {
         sock::bind(fd.as_fd(), &local.into()).map_err(fail_errno(file, format!("bind to {local}")))?;
@@ -133,13 +140,18 @@ fn connected(
     })?;
     set_options(file, fd.as_fd(), &socket.options)?;
     all.put(file.id, fd);
-    all.in_repair.push(InRepair { id: file.id, window: dump.window, reuse_address: connection.reuse_address });
+    all.in_repair.push(InRepair {
+        id: file.id,
+        window: dump.window,
+        reuse_address: connection.reuse_address,
+    });
     Ok(())
 }
 
 /// Datagrams that nobody has read are lost, which UDP allows; it is logged.
 fn udp(file: &OpenFile, socket: &Udp, all: &mut Descriptions) -> Result<(), TargetError> {
-    let fd = sock::socket(socket.family, libc::SOCK_DGRAM, socket.protocol).map_err(fail_errno(file, "socket"))?;
+    let fd =
+        sock::socket(socket.family, libc::SOCK_DGRAM, socket.protocol).map_err(fail_errno(file, "socket"))?;
     set_options(file, fd.as_fd(), &socket.options)?;
     if let Some(local) = socket.local {
         sock::bind(fd.as_fd(), &local.into()).map_err(fail_errno(file, format!("bind to {local}")))?;

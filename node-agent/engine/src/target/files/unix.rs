@@ -48,7 +48,11 @@ fn all_unix(files: &Files) -> BTreeMap<u32, (&OpenFile, &Unix)> {
 }
 
 /// Makes every unix socket, connected and bound, with empty queues.
-pub(super) fn make(files: &Files, all: &mut Descriptions, shop: &mut Workshop<'_>) -> Result<(), TargetError> {
+pub(super) fn make(
+    files: &Files,
+    all: &mut Descriptions,
+    shop: &mut Workshop<'_>,
+) -> Result<(), TargetError> {
     let sockets = all_unix(files);
     // Listeners first: what they accepted has their name.
     for (file, socket) in sockets.values() {
@@ -116,7 +120,11 @@ fn bind_path(
     let path = String::from_utf8(socket.name.clone())
         .map_err(|_| refuse(file, "its path is not UTF-8", "bind it to another path"))?;
     if !path.starts_with('/') {
-        return Err(refuse(file, format!("it is bound to the relative path {path}"), "bind it to an absolute path"));
+        return Err(refuse(
+            file,
+            format!("it is bound to the relative path {path}"),
+            "bind it to an absolute path",
+        ));
     }
     let (parent, name) = path.rsplit_once('/').unwrap_or(("", &path));
     let parent = if parent.is_empty() { "/" } else { parent };
@@ -124,7 +132,8 @@ fn bind_path(
     let exists = nix::sys::stat::fstatat(&dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
     let aside = exists.then(|| format!(".{name}.gantry-{}", file.id));
     if let Some(kept) = &aside {
-        nix::fcntl::renameat(&dir, name, &dir, kept.as_str()).map_err(fail_errno(file, format!("move {path} aside")))?;
+        nix::fcntl::renameat(&dir, name, &dir, kept.as_str())
+            .map_err(fail_errno(file, format!("move {path} aside")))?;
     }
     let bound = bind_by_skeleton(socket, fd, shop);
     if let Err(error) = bound {
@@ -149,7 +158,8 @@ fn bind_path(
     // The name leads elsewhere: only the socket itself knows it.
     unlinkat(&dir, name, UnlinkatFlags::NoRemoveDir).map_err(fail_errno(file, format!("unlink {path}")))?;
     if let Some(kept) = aside {
-        nix::fcntl::renameat(&dir, kept.as_str(), &dir, name).map_err(fail_errno(file, format!("put {path} back")))?;
+        nix::fcntl::renameat(&dir, kept.as_str(), &dir, name)
+            .map_err(fail_errno(file, format!("put {path} back")))?;
     }
     Ok(())
 }
@@ -180,8 +190,10 @@ fn connected(
     all: &mut Descriptions,
     shop: &mut Workshop<'_>,
 ) -> Result<(), TargetError> {
-    let (peer_file, peer_socket) =
-        sockets.get(&peer).copied().ok_or_else(|| TargetError::Image(format!("unix socket {peer} is missing")))?;
+    let (peer_file, peer_socket) = sockets
+        .get(&peer)
+        .copied()
+        .ok_or_else(|| TargetError::Image(format!("unix socket {peer} is missing")))?;
     let mutual = matches!(peer_socket.state, UnixState::Connected { peer } if peer == file.id);
     if !mutual {
         return one_way(file, socket, (peer_file, peer_socket), all, shop);
@@ -199,7 +211,8 @@ fn connected(
     } else {
         // One of the two was accepted, and has its listener's name.
         let listener = |s: &Unix| {
-            let same = |l: &&(&OpenFile, &Unix)| l.1.name == s.name && matches!(l.1.state, UnixState::Listen { .. });
+            let same =
+                |l: &&(&OpenFile, &Unix)| l.1.name == s.name && matches!(l.1.state, UnixState::Listen { .. });
             named(s).then(|| sockets.values().find(same)).flatten().map(|(f, l)| (f.id, *l))
         };
         if let Some((id, l)) = listener(peer_socket) {
@@ -254,9 +267,14 @@ fn connect_in_container(
     }
     let path = String::from_utf8_lossy(name);
     let (parent, leaf) = path.rsplit_once('/').unwrap_or(("", &path));
-    let dir = shop.root.open(0, if parent.is_empty() { "/" } else { parent }, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    let dir = shop.root.open(
+        0,
+        if parent.is_empty() { "/" } else { parent },
+        OFlag::O_PATH | OFlag::O_DIRECTORY,
+    )?;
     let through = format!("/proc/self/fd/{}/{leaf}", dir.as_raw_fd());
-    sock::connect(fd, &Address::Unix(through.into_bytes())).map_err(fail_errno(file, format!("connect to {path}")))
+    sock::connect(fd, &Address::Unix(through.into_bytes()))
+        .map_err(fail_errno(file, format!("connect to {path}")))
 }
 
 /// A datagram socket connected to one that is not connected back.
@@ -344,7 +362,8 @@ fn send_queue(
     all: &Descriptions,
 ) -> Result<(), TargetError> {
     for message in &socket.queue {
-        let fds: Result<Vec<BorrowedFd<'_>>, TargetError> = message.files.iter().map(|id| all.require(*id)).collect();
+        let fds: Result<Vec<BorrowedFd<'_>>, TargetError> =
+            message.files.iter().map(|id| all.require(*id)).collect();
         let mut left = message.data.as_slice();
         let mut fds = fds?;
         loop {
@@ -376,7 +395,8 @@ fn send_datagrams(
     }
     for message in &socket.queue {
         let named = sockets.values().find(|(_, s)| !s.name.is_empty() && s.name == message.from);
-        let fds: Result<Vec<BorrowedFd<'_>>, TargetError> = message.files.iter().map(|id| all.require(*id)).collect();
+        let fds: Result<Vec<BorrowedFd<'_>>, TargetError> =
+            message.files.iter().map(|id| all.require(*id)).collect();
         let fresh;
         let from = match named {
             Some((sender, _)) => all.require(sender.id)?,

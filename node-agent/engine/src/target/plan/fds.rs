@@ -52,7 +52,12 @@ pub fn plan(fds: &[FdEntry]) -> FdPlan {
         channel,
         messages: fds.chunks(MOST_IN_A_MESSAGE).map(|c| c.iter().map(|e| e.file).collect()).collect(),
         moves: moves.map(|(e, from)| Move { from: *from, to: e.fd, cloexec: e.cloexec }).collect(),
-        cloexec: fds.iter().zip(&landing).filter(|(e, l)| e.cloexec && e.fd == **l).map(|(e, _)| e.fd).collect(),
+        cloexec: fds
+            .iter()
+            .zip(&landing)
+            .filter(|(e, l)| e.cloexec && e.fd == **l)
+            .map(|(e, _)| e.fd)
+            .collect(),
         landing,
     }
 }

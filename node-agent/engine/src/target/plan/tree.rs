@@ -119,7 +119,10 @@ impl Wanted {
             return Err(refusal(0, "the shape has no process"));
         };
         if first.pid != root.pid {
-            return Err(refusal(first.pid, "it is the root of the tree, but another pid was prepared for it"));
+            return Err(refusal(
+                first.pid,
+                "it is the root of the tree, but another pid was prepared for it",
+            ));
         }
         // In a pid namespace of its own, what lies outside reads as 0. A tree that shared its namespace
         // shows the number of its maker's session.
@@ -166,8 +169,8 @@ fn kept(existing: &[Node], wanted: &Wanted) -> BTreeSet<Pid> {
         for node in existing.iter().skip(1) {
             let fits = wanted.by_pid.get(&node.pid).is_some_and(|want| {
                 let parent = if keep.contains(&node.ppid) { node.ppid } else { root };
-                let session =
-                    want.sid == node.sid || (want.sid == node.pid && node.pgid != node.pid && node.sid != node.pid);
+                let session = want.sid == node.sid
+                    || (want.sid == node.pid && node.pgid != node.pid && node.sid != node.pid);
                 // The number of a session whose leader is to be made again must become free.
                 let free = keep.contains(&node.sid) || !wanted.by_pid.contains_key(&node.sid);
                 parent == want.ppid && session && free && want.exit_signal == node.exit_signal
@@ -209,7 +212,8 @@ impl State {
                 if self.in_use(pid) || (sibling && maker == self.root) {
                     return false;
                 }
-                let node = if sibling { Node { pid, ..m } } else { Node { pid, ppid: maker, exit_signal, ..m } };
+                let node =
+                    if sibling { Node { pid, ..m } } else { Node { pid, ppid: maker, exit_signal, ..m } };
                 self.nodes.insert(pid, node);
                 true
             }
@@ -375,7 +379,10 @@ impl<'a> Planner<'a> {
             .nodes
             .values()
             .find(|n| {
-                n.ppid == parent && n.sid == session && n.pid != self.wanted.root && n.exit_signal == exit_signal
+                n.ppid == parent
+                    && n.sid == session
+                    && n.pid != self.wanted.root
+                    && n.exit_signal == exit_signal
             })
             .map(|n| n.pid);
         if let Some(maker) = brother {
@@ -388,13 +395,23 @@ impl<'a> Planner<'a> {
             // A grandchild of a member falls to the root process when its own parent ends.
             Some(member) if parent == self.wanted.root && exit_signal == SIGCHLD => {
                 let helper = self.free_pid();
-                self.push(TreeStep::Clone { maker: member, pid: helper, sibling: false, exit_signal: SIGCHLD })?;
+                self.push(TreeStep::Clone {
+                    maker: member,
+                    pid: helper,
+                    sibling: false,
+                    exit_signal: SIGCHLD,
+                })?;
                 self.push(TreeStep::Clone { maker: helper, pid, sibling: false, exit_signal })?;
                 self.end(helper)?;
                 Ok(())
             }
             None if !leader_comes && exit_signal == SIGCHLD && session != 0 => {
-                self.push(TreeStep::Clone { maker: parent, pid: session, sibling: false, exit_signal: SIGCHLD })?;
+                self.push(TreeStep::Clone {
+                    maker: parent,
+                    pid: session,
+                    sibling: false,
+                    exit_signal: SIGCHLD,
+                })?;
                 self.push(TreeStep::SetSid(session))?;
                 self.helpers.push(session);
                 self.push(TreeStep::Clone { maker: session, pid, sibling: true, exit_signal })?;
@@ -404,7 +421,11 @@ impl<'a> Planner<'a> {
             None if leader_comes && self.is_reachable(session, want.pid) => {
                 let leader = self.wanted.by_pid[&session];
                 self.make(&leader)?;
-                if self.sid(session) == Some(session) { self.birth(want, session) } else { Err(no_session(pid)) }
+                if self.sid(session) == Some(session) {
+                    self.birth(want, session)
+                } else {
+                    Err(no_session(pid))
+                }
             }
             _ => Err(no_session(pid)),
         }
@@ -454,7 +475,12 @@ impl<'a> Planner<'a> {
                 // it when its own turn comes.
                 Some(founder) => self.push(TreeStep::SetPgid { pid: founder.pid, pgid })?,
                 None => {
-                    self.push(TreeStep::Clone { maker: want.pid, pid: pgid, sibling: false, exit_signal: SIGCHLD })?;
+                    self.push(TreeStep::Clone {
+                        maker: want.pid,
+                        pid: pgid,
+                        sibling: false,
+                        exit_signal: SIGCHLD,
+                    })?;
                     self.helpers.push(pgid);
                     self.push(TreeStep::SetPgid { pid: pgid, pgid })?;
                 }

@@ -65,7 +65,9 @@ impl Kernel {
     fn execute(&mut self, steps: &[TreeStep]) {
         for step in steps {
             match *step {
-                TreeStep::Clone { maker, pid, sibling, exit_signal } => self.clone3(maker, pid, sibling, exit_signal),
+                TreeStep::Clone { maker, pid, sibling, exit_signal } => {
+                    self.clone3(maker, pid, sibling, exit_signal)
+                }
                 TreeStep::SetSid(pid) => assert!(self.setsid(pid), "setsid by {pid}: EPERM"),
                 TreeStep::SetPgid { pid, pgid } => assert!(self.setpgid(pid, pgid), "setpgid({pid}, {pgid})"),
                 TreeStep::End { pid, parent } => {
