@@ -1,6 +1,10 @@
 //! The command line.
 
 mod check;
+mod checkpoint;
+mod description;
+mod inspect;
+mod restore;
 mod serve;
 
 use std::ffi::OsString;
@@ -40,6 +44,18 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Format::Text)]
         output: Format,
     },
+    /// Show what is in a checkpoint.
+    Inspect {
+        /// Its directory.
+        dir: PathBuf,
+        /// Form of the answer.
+        #[arg(short, long, value_enum, default_value_t = Format::Text)]
+        output: Format,
+    },
+    /// Write a process tree to a directory.
+    Checkpoint(checkpoint::Args),
+    /// Let a process tree run on from a directory.
+    Restore(restore::Args),
     /// Undo or finish what a dead agent left, without a coordinator.
     Recover {
         /// Configuration file of the agent.
@@ -75,6 +91,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match cli.command {
         Command::Serve { config } => serve::main(&config),
         Command::Check { pid, output } => check::main(pid, output),
+        Command::Inspect { dir, output } => inspect::main(&dir, output),
+        Command::Checkpoint(args) => checkpoint::main(&args),
+        Command::Restore(args) => restore::main(&args),
         Command::Recover { config } => serve::recover(&config),
     }
 }

@@ -246,8 +246,11 @@ fn the_lock_holds_frames_and_lifting_it_delivers_them() {
     let pause = u64::try_from(pause.as_millis()).unwrap();
     assert!(*longest < pause + 100, "the client waited {longest} ms for a pause of {pause} ms");
     assert!(pause > 150 || *retransmitted == 0, "{retransmitted} retransmissions for a pause of {pause} ms");
-    let filters = Command::new("tc").args(["qdisc", "show", "dev", &node.runtime.record(&name).unwrap().link]).output().unwrap();
-    assert!(!text(&filters.stdout).contains("clsact"), "{}", text(&filters.stdout));
+    let link = node.runtime.record(&name).unwrap().link;
+    for direction in ["ingress", "egress"] {
+        let filters = Command::new("tc").args(["filter", "show", "dev", &link, direction]).output().unwrap();
+        assert!(text(&filters.stdout).trim().is_empty(), "{}", text(&filters.stdout));
+    }
 }
 
 /// Counts numbered datagrams and says which are missing when the last one has come.

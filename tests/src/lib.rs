@@ -6,12 +6,14 @@
 //! * [`workload`] holds the programs and their clients.
 //! * [`faults`] makes a cluster's processes, links and files fail, and [`residue`] sees what that left.
 //! * [`stage`] is a container under checking clients that is moved while they do.
+//! * [`crash`] kills agents at random moments.
 //! * [`suite`] turns functions into tests that can be skipped with a reason.
 
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod cluster;
+pub mod crash;
 pub mod faults;
 pub mod residue;
 pub mod stage;

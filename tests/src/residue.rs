@@ -88,7 +88,11 @@ fn read(dir: &Path, cgroup: &str) -> Result<Residue> {
         tree(&mut found, "file", &dir.join("state").join(below), &|_| String::new());
     }
     for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
-        found.add(format!("mount {}", line.split(' ').nth(4).unwrap_or_default()));
+        let path = line.split(' ').nth(4).unwrap_or_default();
+        // Network namespaces of others on this machine come and go.
+        if !path.starts_with("/run/netns/") {
+            found.add(format!("mount {path}"));
+        }
     }
     held(&mut found, agent);
     Ok(found)

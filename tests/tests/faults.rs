@@ -3,13 +3,17 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use tests::cluster::wait_for;
+use anyhow::{Context as _, Result, ensure};
+use tests::cluster::{Cluster, wait_for};
+use tests::crash;
 use tests::faults::RESTART;
 use tests::stage::{NAME, Stage};
 use tests::suite::{self, Case};
+use tests::workload::{HOLDER_PROGRAM, HOSTILE_PROGRAM};
 use tests::{client, residue};
 
 const PYTHON: &[&str] = &["python3", "ip", "tc"];
@@ -24,6 +28,11 @@ fn main() -> ExitCode {
         Case { name: "a_killed_source_agent_leaves_one_copy", programs: PYTHON, run: source_killed },
         Case { name: "a_killed_target_agent_leaves_one_copy", programs: PYTHON, run: target_killed },
         Case { name: "a_killed_coordinator_changes_nothing", programs: PYTHON, run: coordinator_killed },
+        Case { name: "what_cannot_move_is_refused_by_name_and_never_frozen", programs: PYTHON, run: refusals },
+        Case { name: "a_cut_link_leaves_one_copy", programs: PYTHON, run: cut_links },
+        Case { name: "a_full_disk_at_the_target_is_the_reason", programs: PYTHON, run: full_disk },
+        Case { name: "strangers_and_rubbish_are_turned_away", programs: PYTHON, run: hostile },
+        Case { name: "an_agent_killed_at_any_moment_hurts_nothing", programs: PYTHON, run: random_kills },
         Case { name: "a_failing_disk_at_the_commit_point_never_leads_back", programs: PYTHON, run: bad_journal },
     ])
 }
@@ -236,4 +245,174 @@ fn bad_journal() -> Result<()> {
     stage.attempt("", "journal-sync=1*return->off", 0)?;
     stage.clean_move()?;
     stage.passed()
+}
+
+fn refusals() -> Result<()> {
+    let cluster = Cluster::up()?;
+    for (number, kind, what) in [(10, "pty", "/dev/pts/ptmx"), (11, "packet", "packet socket"), (12, "uring", "io_uring")] {
+        let bundle = cluster.dir().join("bundles").join(kind);
+        let out = bundle.to_str().context("path")?;
+        let command = ["dev", "bundle", "--out", out, "--rw", "/data", "--", "/usr/bin/python3", "/data/holder.py", kind];
+        cluster.must(command)?;
+        fs::write(bundle.join("rootfs/data/holder.py"), HOLDER_PROGRAM)?;
+        cluster.start_bundle(kind, "node-a", &format!("10.77.0.1{number}/24"), &bundle)?;
+        wait_for(&format!("{kind} holds it"), Duration::from_secs(10), || {
+            cluster.migrate(["logs", kind]).ok().filter(|logs| logs.stdout.contains("holds"))
+        })?;
+        let before = frozen_microseconds(&cluster, kind)?;
+        for verb in ["move", "check"] {
+            let refused = cluster.migrate([verb, kind, "--to", "node-b"])?;
+            ensure!(refused.code == 3, "{kind}: exit code 3 was expected of {refused:?}");
+            let text = format!("{}{}", refused.stdout, refused.stderr);
+            for word in ["pid 1", "fd 3", what] {
+                ensure!(text.contains(word), "{kind}: {verb} does not say {word}: {refused:?}");
+            }
+        }
+        ensure!(frozen_microseconds(&cluster, kind)? == before, "{kind} was frozen, though it cannot move");
+        ensure!(cluster.node_of(kind)? == "node-a", "{kind} is not on node-a");
+    }
+    ensure!(cluster.residue("node-b")?.count("process python3") == 0, "something is left on node-b");
+    cluster.passed();
+    Ok(())
+}
+
+/// How long a container's control group has ever been frozen, as the kernel counts it.
+fn frozen_microseconds(cluster: &Cluster, container: &str) -> Result<u64> {
+    let script = "cat /sys/fs/cgroup/unified/*-node-a/\"$0\"/cgroup.stat.local || cat /sys/fs/cgroup/*-node-a/\"$0\"/cgroup.stat.local";
+    let text = cluster.exec_ok("node-a", &["sh", "-c", script, container])?.stdout;
+    text.lines()
+        .find_map(|line| line.strip_prefix("frozen_usec "))
+        .with_context(|| format!("no frozen_usec in {text:?}"))?
+        .parse()
+        .context("frozen_usec")
+}
+
+/// Takes the target's link to the LAN down when the move is in `phase`, waiting at `source` or `target`, and up
+/// again after `down`.
+fn cut(stage: &mut Stage, phase: &str, source: &str, target: &str, down: Duration, code: i32) -> Result<()> {
+    let (began, before, node) = (Instant::now(), last(stage), stage.target());
+    stage.cluster.failpoints(stage.source(), source)?;
+    stage.cluster.failpoints(node, target)?;
+    let mut moving = stage.start_move()?;
+    stage.cluster.wait_phase(NAME, &before, &[phase])?;
+    stage.cluster.exec_ok(node, &["ip", "link", "set", "eth0", "down"])?;
+    let was_down = Instant::now();
+    let waited = if code == 4 {
+        // It must be given back while the link is still down.
+        wait_for("the source gives up", Duration::from_secs(20), || moving.has_ended().then_some(()))
+            .and_then(|()| stage.clients.progress())
+    } else {
+        wait_for("time passes", down * 2, || (was_down.elapsed() > down).then_some(()))
+            .map(|()| client::Verdict::default())
+    };
+    let served = was_down.elapsed();
+    stage.cluster.exec_ok(node, &["ip", "link", "set", "eth0", "up"])?;
+    let gap = waited.context("with the link down")?.longest_gap_ms;
+    let finished = moving.finish()?;
+    stage.ended(&finished, code).with_context(|| format!("cut in {phase} at {source}{target}"))?;
+    println!(
+        "cut in {phase} at {source}{target}: ended or went on after {:.1} s, gap {:.0} ms, settled after {:.1} s",
+        served.as_secs_f64(),
+        stage.gap_ms.max(gap),
+        began.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn cut_links() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let down = Duration::from_secs(2);
+    cut(&mut stage, "PreCopy", "session-source-precopy-round=sleep(700)", "", down, 4)?;
+    cut(&mut stage, "Switchover", "session-source-switchover-captured=sleep(700)", "", down, 4)?;
+    cut(&mut stage, "Switchover", "", "session-target-switchover-restored=sleep(700)", down, 4)?;
+    cut(&mut stage, "Switchover", "session-source-switchover-appended=sleep(700)", "", down, 0)?;
+    stage.clean_move()?;
+    stage.passed()
+}
+
+fn full_disk() -> Result<()> {
+    let mut stage = Stage::new()?;
+    for directory in ["bundles", "containers"] {
+        let node = stage.target();
+        let path = stage.cluster.dir().join("local/state").join(directory);
+        let path = path.to_str().context("path")?.to_owned();
+        // One page, one file: full.
+        stage.cluster.exec_ok(node, &["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=2", "full", &path])?;
+        stage.cluster.exec_ok(node, &["sh", "-c", "head -c 4096 /dev/zero > \"$0/filler\"", &path])?;
+        let finished = stage.start_move()?.finish();
+        stage.cluster.exec_ok(node, &["umount", &path])?;
+        let finished = finished?;
+        stage.ended(&finished, 4).with_context(|| format!("{directory} is full"))?;
+        ensure!(finished.stderr.contains("No space left"), "{directory} is full, and that is not said: {finished:?}");
+    }
+    stage.clean_move()?;
+    stage.passed()
+}
+
+fn hostile() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let pki = stage.cluster.dir().join("pki");
+    let text = |path: std::path::PathBuf| path.to_str().map(str::to_owned).context("path");
+    let (own, other) = (text(pki.join("ca"))?, text(pki.join("other-ca"))?);
+    let issue = |ca: &str, role: &str, name: &str, out: &str| -> Result<String> {
+        let out = text(pki.join(out))?;
+        stage.cluster.must(["pki", "issue", "--dir", ca, "--role", role, name, "--out", &out])?;
+        Ok(out)
+    };
+    stage.cluster.must(["pki", "init", "--dir", &other])?;
+    let stranger = issue(&other, "node", "node-a", "stranger")?;
+    let foreign_admin = issue(&other, "admin", "admin", "foreign-admin")?;
+    let third = issue(&own, "node", "node-c", "third")?;
+    let viewer = text(pki.join("viewer"))?;
+    let node = text(pki.join(stage.target()))?;
+
+    let refused = stage.cluster.migrate(["get", "nodes", "--tls-dir", &foreign_admin])?;
+    ensure!(refused.code == 7, "an admin of another authority: {refused:?}");
+    let refused = stage.cluster.migrate(["cordon", "node-a", "--tls-dir", &viewer])?;
+    ensure!(refused.code == 7, "a viewer that cordons: {refused:?}");
+
+    let program = text(stage.cluster.dir().join("hostile.py"))?;
+    fs::write(&program, HOSTILE_PROGRAM)?;
+    let daemons = ["node-a", "node-b", "coordinator"].map(|host| stage.cluster.daemon(host));
+    let send = |stage: &Stage, host: &str, port: &str, kind: &str, tls: &[&str]| -> Result<()> {
+        let mut command = vec!["python3", &program, host, port, kind];
+        command.extend(tls);
+        let finished = stage.cluster.exec("client", &command)?;
+        ensure!(finished.code == 0, "{kind} to {host}:{port} with {tls:?}: {finished:?}");
+        Ok(())
+    };
+    // Half of it while a migration runs.
+    stage.cluster.failpoints(stage.source(), "session-source-precopy-round=1*sleep(4000)")?;
+    let before = last(&stage);
+    let moving = stage.start_move()?;
+    stage.cluster.wait_phase(NAME, &before, &["PreCopy"])?;
+    let certificates: [&[&str]; 6] =
+        [&[], &["none"], &[&stranger], &[&third], &[&viewer], &[&node]];
+    for host in ["10.77.0.11", "10.77.0.12"] {
+        for tls in certificates {
+            send(&stage, host, "7445", "oversized", tls)?;
+            send(&stage, host, "7445", "garbage", tls)?;
+        }
+    }
+    let finished = moving.finish()?;
+    stage.ended(&finished, 0)?;
+    for kind in ["nothing", "half", "oversized-state", "pages-first", "kind-zero", "kind-unknown", "wrong-version", "wrong-magic", "wrong-checksum", "rubbish"] {
+        send(&stage, "10.77.0.12", "7445", kind, &[&third])?;
+    }
+    for (host, port) in [("10.77.0.12", "7444"), ("10.77.0.2", "7443")] {
+        for tls in certificates {
+            send(&stage, host, port, "garbage", tls)?;
+        }
+        send(&stage, host, port, "http2", &[&third])?;
+        send(&stage, host, port, "http", &[])?;
+    }
+    stage.settled()?;
+    let now = ["node-a", "node-b", "coordinator"].map(|host| stage.cluster.daemon(host));
+    ensure!(now == daemons, "a daemon died: {daemons:?} became {now:?}");
+    stage.clean_move()?;
+    stage.passed()
+}
+
+fn random_kills() -> Result<()> {
+    crash::run(20, 1)
 }

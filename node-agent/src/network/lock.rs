@@ -65,6 +65,7 @@ impl Lock {
         let suffix = link.strip_prefix("gv").unwrap_or(link);
         let towards = Tap::create(&mut netlink, &format!("gi{suffix}")).during(what)?;
         let away = Tap::create(&mut netlink, &format!("go{suffix}")).during(what)?;
+        // There already on links that this program made; see `veth`.
         netlink.add_clsact(index).during(what)?;
         let engage = [
             redirect_message(index, Direction::Egress, PRIORITY, towards.index()),
@@ -192,11 +193,8 @@ impl Lock {
 }
 
 impl Drop for Lock {
-    /// An open lock leaves nothing; an engaged one stays closed (its filters then drop every frame).
+    /// An open lock leaves no filter; an engaged one stays closed (its filters then drop every frame).
     fn drop(&mut self) {
-        if !self.engaged {
-            let _ = self.netlink.remove_clsact(self.index);
-        }
         tracing::trace!(away = self.away.name(), towards = ?self.towards.as_fd(), "network lock dropped");
     }
 }
@@ -218,7 +216,12 @@ pub fn lift_leftovers(link: &str) -> Result<(), NetworkError> {
     let lift = || -> io::Result<()> {
         let mut netlink = Netlink::open()?;
         match netlink.link(link) {
-            Ok(found) => Ok(netlink.remove_clsact(found.index).or_else(gone_is_fine)?),
+            Ok(found) => {
+                for direction in [Direction::Egress, Direction::Ingress] {
+                    netlink.remove_filters(found.index, direction, PRIORITY).or_else(gone_is_fine)?;
+                }
+                Ok(())
+            }
             Err(Errno::ENODEV) => Ok(()),
             Err(error) => Err(error.into()),
         }

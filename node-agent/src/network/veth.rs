@@ -44,6 +44,9 @@ fn make_pair(outside: &str, network: &Addressing, netns: BorrowedFd<'_>) -> Resu
     // The bridge speaks for the host, not this end.
     optional(set_sysctl(&format!("ipv6/conf/{outside}/disable_ipv6"), "1")).during(what)?;
     let index = netlink.link(outside).during(what)?.index;
+    // While it is down: on a link in use it would cost every frame of some microseconds, because the kernel stops
+    // the link's queues meanwhile (qdisc_graft). A network lock hangs its filters there.
+    netlink.add_clsact(index).during(what)?;
     netlink.set_up(index, true).during(what)
 }
 

@@ -42,7 +42,7 @@ pub(super) fn launch(
     name: &ContainerName,
     dir: &ContainerDir,
     sandbox: &Sandbox,
-    cgroup: &Cgroup,
+    cgroup: Option<&Cgroup>,
     network: impl FnOnce(i32) -> Result<(), RuntimeError>,
 ) -> Result<Launched, RuntimeError> {
     let path = dir.sandbox();
@@ -77,7 +77,9 @@ pub(super) fn launch(
     };
     let root = Process::of(pid).map_err(shim_error)?;
     let launched = Launched { root, shim: shim?, control: ours.try_clone().map_err(shim_error)?, name: name.clone(), keep: false };
-    cgroup.enter(pid)?;
+    if let Some(cgroup) = cgroup {
+        cgroup.enter(pid)?;
+    }
     if !unshared {
         unshared = talk.next("make its namespaces")? == Event::Unshared;
     }

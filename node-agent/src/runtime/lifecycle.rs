@@ -15,7 +15,7 @@ use super::error::RuntimeError;
 use super::launch::launch;
 use super::name::ContainerName;
 use super::paths::ContainerDir;
-use super::record::{Record, Stage};
+use super::record::{Process, Record, Stage};
 use super::sandbox::{Purpose, Sandbox};
 use super::status::ContainerStatus;
 use super::{Runtime, hold};
@@ -100,7 +100,7 @@ impl Runtime {
             self.attach(record)?;
             Ok(())
         };
-        let launched = launch(&self.options.exe, &record.name, dir, &sandbox, &record.cgroup, network)?;
+        let launched = launch(&self.options.exe, &record.name, dir, &sandbox, Some(&record.cgroup), network)?;
         record.root = Some(launched.root.clone());
         record.shim = Some(launched.shim.clone());
         record.save(&dir.record())?;
@@ -249,12 +249,18 @@ fn not_held(record: &Record) -> Result<(), RuntimeError> {
 
 /// The shim writes the exit status after the root process ended; without it there is none to wait for.
 pub(super) fn wait_for_shim(record: &Record) {
-    let Some(shim) = record.shim.as_ref() else { return };
-    let Some(pid) = rustix::process::Pid::from_raw(shim.pid) else { return };
+    if let Some(shim) = &record.shim {
+        wait_for(shim, SHIM);
+    }
+}
+
+/// Waits up to `limit` for the end of a process.
+pub(super) fn wait_for(process: &Process, limit: Duration) {
+    let Some(pid) = rustix::process::Pid::from_raw(process.pid) else { return };
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
     // Still the same one, now that its pid cannot be taken by another.
-    if shim.is_alive() {
-        let _ = ended(&pidfd, SHIM);
+    if process.is_alive() {
+        let _ = ended(&pidfd, limit);
     }
 }
 

@@ -4,6 +4,7 @@
 //! and start without touching it. The sandbox is built by the same code for a fresh start and for a copy
 //! that the engine fills. [`paths`] says where everything is kept on disk.
 
+pub(crate) mod bare;
 pub mod bundle;
 pub mod cgroup;
 pub(crate) mod channel;
@@ -30,7 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use error::RuntimeError;
 pub use lifecycle::RunRequest;
 pub use moving::MovingNode;
-pub(crate) use moving::{host_facts, memory};
+pub(crate) use channel::pair as socket_pair;
+pub(crate) use moving::{host_facts, memory, tmpfs_areas};
 pub use name::{ContainerName, InvalidName};
 pub use sandbox::{CONTROL_FD, Exit};
 pub use status::{ContainerStatus, State};
@@ -135,10 +137,15 @@ fn hold(lock: &Mutex<()>) -> MutexGuard<'_, ()> {
 #[must_use]
 pub fn hidden_role(args: &[OsString]) -> Option<ExitCode> {
     let path = args.get(1).map(PathBuf::from).unwrap_or_default();
-    match args.first()?.to_str()? {
-        shim::SHIM => Some(shim::main(&path)),
-        shim::INIT => Some(init::main(&path)),
-        exec::EXEC => Some(exec::main(&path)),
-        _ => None,
+    let role: fn(&std::path::Path) -> ExitCode = match args.first()?.to_str()? {
+        shim::SHIM => shim::main,
+        shim::INIT => init::main,
+        exec::EXEC => exec::main,
+        _ => return None,
+    };
+    // What whoever started the agent left open is none of a container's business.
+    if sys::fds::cloexec_from(3).is_err() {
+        return Some(ExitCode::FAILURE);
     }
+    Some(role(&path))
 }

@@ -80,6 +80,11 @@ impl StateDir {
 }
 
 impl ContainerDir {
+    /// The files below a directory of the caller's choice.
+    pub(crate) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     /// The directory itself.
     #[must_use]
     pub fn root(&self) -> &Path {

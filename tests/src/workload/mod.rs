@@ -7,3 +7,9 @@ pub mod redis;
 /// A python3 program with threads, timers, a pipe to a child, a unix socket and a deleted file, which checks
 /// itself and answers `check` on TCP port 7000.
 pub const PYTHON_PROGRAM: &str = include_str!("program.py");
+
+/// A python3 program that holds what cannot move; its argument is `pty`, `packet` or `uring`.
+pub const HOLDER_PROGRAM: &str = include_str!("holder.py");
+
+/// A python3 program that sends an agent or a coordinator what no peer sends.
+pub const HOSTILE_PROGRAM: &str = include_str!("hostile.py");

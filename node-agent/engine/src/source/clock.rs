@@ -77,13 +77,18 @@ impl SchedulerClock {
     }
 }
 
-/// CLOCK_MONOTONIC minus the scheduler clock of the CPU that this thread is on.
+/// CLOCK_MONOTONIC minus the scheduler clock of the CPU that this thread is on; never too little, so that a sleep is
+/// never taken for longer than it was.
 fn own_offset() -> Option<i128> {
-    std::thread::yield_now();
-    let before = monotonic_ns();
-    let bytes = crate::proc::read_path("/proc/thread-self/sched").ok()?;
-    let start = sched::parse_exec_start(&bytes).ok()?;
-    Some(i128::from(before) - i128::from(start))
+    let measure = || {
+        // A thread that yields has its scheduler time noted. It can only be older than the clock read after it.
+        std::thread::yield_now();
+        let bytes = crate::proc::read_path("/proc/thread-self/sched").ok()?;
+        let start = sched::parse_exec_start(&bytes).ok()?;
+        Some(i128::from(monotonic_ns()) - i128::from(start))
+    };
+    // What is too much is the time between the two readings: the least is the best.
+    [measure(), measure(), measure()].into_iter().flatten().min()
 }
 
 /// What has passed since a moment of CLOCK_MONOTONIC.

@@ -26,6 +26,11 @@ const LINKS: [(&str, &str); 5] = [
 
 /// Makes the nodes and links that are missing.
 pub(super) fn all(spec: &Spec, root: &OwnedFd) -> Result<(), InitError> {
+    // Without a /dev of its own the container uses what its root directory has.
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    if !mounts.iter().any(|mount| mount.destination() == Path::new("/dev")) {
+        return spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten()).try_for_each(|d| extra(root, d));
+    }
     let dev = path::make(root, Path::new("dev"), Want::Directory).step(|| "make /dev".to_owned())?;
     for (name, major, minor) in NODES {
         let what = || format!("make /dev/{name}");

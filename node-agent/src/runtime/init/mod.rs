@@ -71,23 +71,35 @@ fn build(path: &Path, control: &OwnedFd) -> Result<(), InitError> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .step(|| "become undumpable".to_owned())?;
     setsid().step(|| "make a session".to_owned())?;
-    unshare(
-        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC,
-    )
-    .step(|| "make namespaces".to_owned())?;
+    let wanted = [
+        (LinuxNamespaceType::Mount, CloneFlags::CLONE_NEWNS),
+        (LinuxNamespaceType::Network, CloneFlags::CLONE_NEWNET),
+        (LinuxNamespaceType::Uts, CloneFlags::CLONE_NEWUTS),
+        (LinuxNamespaceType::Ipc, CloneFlags::CLONE_NEWIPC),
+    ];
+    let flags = wanted.into_iter().filter(|(kind, _)| has(spec, *kind)).map(|(_, flag)| flag).collect();
+    unshare(flags).step(|| "make namespaces".to_owned())?;
     say(control, &Event::Unshared)?;
     wait_for(control, Order::Build)?;
     if has(spec, LinuxNamespaceType::Cgroup) {
         unshare(CloneFlags::CLONE_NEWCGROUP).step(|| "make a cgroup namespace".to_owned())?;
     }
-    names(&sandbox)?;
+    if has(spec, LinuxNamespaceType::Uts) {
+        names(&sandbox)?;
+    }
     // Writable pages of /proc/sys are still reachable here.
     sysctls(spec)?;
-    let new_root = root::prepare(&sandbox)?;
-    mounts::all(&sandbox, &new_root)?;
-    devices::all(spec, &new_root)?;
-    root::enter(&sandbox, new_root)?;
-    root::protect(spec)?;
+    if sandbox.purpose == Purpose::Restore {
+        // The engine closes it; the root need not have one.
+        null_stdin()?;
+    }
+    if has(spec, LinuxNamespaceType::Mount) {
+        let new_root = root::prepare(&sandbox)?;
+        mounts::all(&sandbox, &new_root)?;
+        devices::all(spec, &new_root)?;
+        root::enter(&sandbox, new_root)?;
+        root::protect(spec)?;
+    }
     match sandbox.purpose {
         Purpose::Start => start(spec, control),
         Purpose::Restore => restore(control),
@@ -107,7 +119,6 @@ fn start(spec: &Spec, control: &OwnedFd) -> Result<(), InitError> {
 }
 
 fn restore(control: &OwnedFd) -> Result<(), InitError> {
-    null_stdin()?;
     let end = rustix::io::fcntl_dupfd_cloexec(control, CONTROL_FD).step(|| "place the socket".to_owned())?;
     let number = rustix::fd::AsRawFd::as_raw_fd(&end);
     if number != CONTROL_FD {
@@ -121,9 +132,9 @@ fn restore(control: &OwnedFd) -> Result<(), InitError> {
     }
 }
 
-/// Standard input is the container's own /dev/null.
+/// Standard input is /dev/null.
 fn null_stdin() -> Result<(), InitError> {
-    let null = File::open("/dev/null").step(|| "open /dev/null in the container".to_owned())?;
+    let null = File::open("/dev/null").step(|| "open /dev/null".to_owned())?;
     rustix::stdio::dup2_stdin(&null).step(|| "set standard input".to_owned())
 }
 

@@ -21,6 +21,13 @@ pub(super) fn open(spec: &Spec, rootfs: &Rootfs, path: &Path, pid: i32) -> io::R
     if *rootfs == Rootfs::Sync {
         areas.push(Area { dir: File::open(path)?.into(), skip_devices: false, skip: Vec::new() });
     }
+    areas.extend(tmpfs(spec, pid)?);
+    Ok(areas)
+}
+
+/// The tmpfs mounts of a configuration, as process `pid` has them.
+pub(crate) fn tmpfs(spec: &Spec, pid: i32) -> io::Result<Vec<Area>> {
+    let mut areas = Vec::new();
     let root = File::open(format!("/proc/{pid}/root"))?;
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     for (index, mount) in mounts.iter().enumerate() {

@@ -92,7 +92,7 @@ impl Coming {
             runtime.prepare(record, &bundle, dir)?;
             let sandbox = runtime.sandbox(record, &bundle, dir, Purpose::Restore);
             let network = |pid| Ok(network::create(&record.link, &record.network, pid)?);
-            let launched = launch(&runtime.options().exe, &record.name, dir, &sandbox, &record.cgroup, network)?;
+            let launched = launch(&runtime.options().exe, &record.name, dir, &sandbox, Some(&record.cgroup), network)?;
             let bridge = runtime.options().bridge.as_deref();
             let port = Port::prepare(&record.link, &record.network, bridge, launched.root.pid, &blueprint.peers)?;
             let (root, shim, channel) = launched.into_parts().map_err(RuntimeError::file("use", dir.sandbox()))?;

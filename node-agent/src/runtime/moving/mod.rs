@@ -15,6 +15,7 @@ use super::record::Stage;
 use super::{ContainerName, Runtime, RuntimeError};
 use crate::session::ports::{ContainerSource, ContainerTarget, Incoming, Node, PortError};
 
+pub(crate) use areas::tmpfs as tmpfs_areas;
 use coming::Coming;
 use leaving::Leaving;
 

@@ -122,6 +122,14 @@ fn critical_section(
     Ok(Some(CriticalSection { start_ip, post_commit_offset, abort_ip }))
 }
 
+/// Whether the process has a handler for a signal.
+pub(super) fn is_caught(tid: i32, signal: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{tid}/status")) else { return true };
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    caught.is_none_or(|caught| caught >> (signal.unsigned_abs().saturating_sub(1) & 63) & 1 == 1)
+}
+
 /// Whether a signal that is not blocked and has a handler waits for the thread.
 fn handled_pending(tid: i32) -> bool {
     let Ok(status) = std::fs::read_to_string(format!("/proc/{tid}/status")) else { return false };

@@ -214,8 +214,9 @@ fn deliver(
     limit: Duration,
 ) -> Result<Stopped, SourceError> {
     clear_suspend(&mut stopped)?;
-    // As found: the signal is what interrupted the call now.
-    stopped.set_regs(&context.found)?;
+    // One with a handler is what interrupted the call now. One that is ignored only shows because we trace.
+    let caught = super::context::is_caught(stopped.tid(), signal);
+    stopped.set_regs(if caught { &context.found } else { &context.release })?;
     let mut born = Vec::new();
     let event = stopped.cont(signal)?.stop(limit.max(Duration::from_millis(100)), &mut born)?;
     Ok(event.stopped()?)

@@ -1,0 +1,77 @@
+//! Kills the agent of the source at random moments of a migration, many times, while the container checks itself.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+
+use crate::cluster::wait_for;
+use crate::stage::{NAME, Stage};
+
+/// Numbers that look random and are the same for the same seed (splitmix64).
+#[derive(Debug)]
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit.max(1)
+    }
+}
+
+/// Kills the source's agent `times` times, each at a moment of a migration that `seed` decides. After each the
+/// container serves on the same connections, one node has it, the other has nothing, and the agent is back. Ends
+/// with an ordinary move.
+///
+/// # Errors
+/// With the number of the kill and what was not as it should be.
+pub fn run(times: u32, seed: u64) -> Result<()> {
+    let mut stage = Stage::new()?;
+    let began = Instant::now();
+    stage.clean_move()?;
+    // The command's own start and end are in this, too: some kills come before the session and some after.
+    let longest = typical(&mut stage)?;
+    let mut numbers = Numbers(seed);
+    let (mut stayed, mut moved) = (0, 0);
+    for number in 1..=times {
+        let after = Duration::from_micros(numbers.below(longest));
+        one(&mut stage, after, &mut stayed, &mut moved)
+            .with_context(|| format!("kill {number} of {times} (seed {seed}), {after:?} after the start"))?;
+    }
+    println!("{times} kills in {:?}: the container stayed {stayed} times and moved {moved} times", began.elapsed());
+    stage.clean_move().context("after all kills")?;
+    stage.passed()
+}
+
+/// How long a migration takes here from the command to its end, microseconds.
+fn typical(stage: &mut Stage) -> Result<u64> {
+    stage.clean_move()?;
+    let migration = stage.cluster.last_migration(NAME)?;
+    let seconds = migration.pointer("/status/totalSeconds").and_then(serde_json::Value::as_f64).unwrap_or(0.5);
+    Ok(u64::try_from(Duration::from_secs_f64(seconds.clamp(0.1, 5.0)).as_micros())? * 5 / 4)
+}
+
+fn one(stage: &mut Stage, after: Duration, stayed: &mut u32, moved: &mut u32) -> Result<()> {
+    let node = stage.source();
+    let agent = stage.cluster.daemon(node).context("no agent")?;
+    let before = stage.cluster.last_migration(NAME)?;
+    let moving = stage.start_move()?;
+    wait_for("the migration is accepted", Duration::from_secs(10), || {
+        (stage.cluster.last_migration(NAME).ok()?.pointer("/metadata/name") != before.pointer("/metadata/name"))
+            .then_some(())
+    })?;
+    // The moment itself: nothing is waited for.
+    std::thread::sleep(after);
+    kill(agent, Signal::SIGKILL).context("kill the agent")?;
+    stage.cluster.wait_restarted(node, agent)?;
+    let finished = moving.finish()?;
+    ensure!(matches!(finished.code, 0 | 1 | 4), "the move ended with {finished:?}");
+    stage.find().with_context(|| format!("the move ended with {finished:?}"))?;
+    let has_moved = stage.source() != node;
+    ensure!(has_moved == (finished.code == 0), "the container is on {}, but {finished:?}", stage.source());
+    if has_moved { *moved += 1 } else { *stayed += 1 }
+    Ok(())
+}

@@ -1,0 +1,14 @@
+"""Holds something that cannot move: a terminal, a packet socket or an io_uring."""
+import ctypes, os, socket, sys, threading
+
+kind = sys.argv[1]
+if kind == "pty":
+    held = os.openpty()
+elif kind == "packet":
+    held = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+else:
+    held = ctypes.CDLL(None, use_errno=True).syscall(425, 4, ctypes.create_string_buffer(120))
+    if held < 0:
+        sys.exit(f"io_uring_setup: {os.strerror(ctypes.get_errno())}")
+print("holds", kind, held, flush=True)
+threading.Event().wait()
