@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use engine::source::{Namespaces, Source, TreeSpec, recover};
-use source_support::{Cgroup, Copy, Workload, traces, tracer, wait_until};
+use source_support::{Cgroup, Copy, Workload, tracer, traces, wait_until};
 
 const AGENT: &str = "GANTRY_TEST_AGENT";
 

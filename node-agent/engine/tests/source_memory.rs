@@ -257,3 +257,43 @@ fn what_was_sent_is_what_there_is() {
         migrate(seed);
     }
 }
+
+/// How long the parts of a switchover take with a lot of memory. Run by hand, with --release.
+#[test]
+#[ignore = "a measurement"]
+fn a_gigabyte() {
+    let code = "import os, threading, time\nx = bytearray(os.urandom(1 << 20)) * 1024\n\
+        def w():\n    i = 0\n    while True:\n        for _ in range(100): i = (i + 4096) % len(x); x[i] = (x[i] + 1) & 255\n        time.sleep(.004)\n\
+        threading.Thread(target=w, daemon=True).start()\nprint('ready')\ninput()";
+    let cgroup = Cgroup::new("gigabyte");
+    let workload = Workload::python(code);
+    cgroup.add(workload.pid());
+    let mut spec = workload.spec();
+    spec.cgroup = Some(cgroup.0.clone());
+    struct Null;
+    impl engine::PageSink for Null {
+        fn batch(&mut self, _: &image::pages::Batch<'_>) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    for _ in 0..5 {
+        let begin = std::time::Instant::now();
+        let mut source = Source::attach(&spec).unwrap();
+        eprintln!("attach {:?}", begin.elapsed());
+        for _ in 0..4 {
+            let begin = std::time::Instant::now();
+            source.shape().unwrap();
+            let shape = begin.elapsed();
+            eprintln!("shape {shape:?} {:?}", source.round(&mut Null).unwrap());
+        }
+        let begin = std::time::Instant::now();
+        let report = source.freeze().unwrap();
+        let freeze = begin.elapsed();
+        let last = source.last_pages(&mut Null).unwrap();
+        let pages = begin.elapsed() - freeze;
+        source.capture().unwrap();
+        let capture = begin.elapsed() - freeze - pages;
+        source.abort().unwrap();
+        eprintln!("freeze {freeze:?} {report:?}\nlast {pages:?} {last:?}\ncapture {capture:?}");
+    }
+}

@@ -109,6 +109,7 @@ fn execute(path: &Path) -> Result<i32, InitError> {
     std::env::set_current_dir(&cwd).step(|| format!("enter {}", cwd.display()))?;
     let name = job.args.first().cloned().unwrap_or_default();
     let program = search_path(&name, &env, &cwd)?;
+    sys::prctl::own::default_signals().map_err(io::Error::from).step(|| "reset signals".to_owned())?;
     Credentials::new(process, &job.spec)?.apply()?;
     let mut command = Command::new(program);
     command.arg0(&name).args(job.args.iter().skip(1)).env_clear();

@@ -43,7 +43,8 @@ pub(super) fn main(sandbox: &Path) -> ExitCode {
 fn supervise(path: &Path) -> io::Result<()> {
     let sandbox: Sandbox = serde_json::from_reader(File::open(path)?)?;
     let control = io::stdin().as_fd().try_clone_to_owned()?;
-    // A signal meant for the agent's process group must not end the shim. The child gets an empty mask.
+    // A signal meant for the agent's process group must not end the shim. The first process
+    // resets its signals before it executes the program.
     let _ = setsid();
     SigSet::all().thread_block()?;
     unshare(CloneFlags::CLONE_NEWPID)?;

@@ -286,7 +286,8 @@ pub(crate) fn let_running_go(thread: Running) -> Result<(), SourceError> {
     let end = Instant::now() + STOP_LIMIT;
     let settled = settle(thread, end, &Nap::default(), &mut stopped, &mut born);
     while let Some(thread) = born.pop() {
-        settle(thread, end, &Nap::default(), &mut stopped, &mut born).map_err(|error| trace_error("stop a thread", error))?;
+        settle(thread, end, &Nap::default(), &mut stopped, &mut born)
+            .map_err(|error| trace_error("stop a thread", error))?;
     }
     for stopped in stopped {
         let_go(stopped, &Nap::default())?;

@@ -57,7 +57,12 @@ impl Workload {
 
     /// The tree, with the test's pipes and stderr as external files.
     pub(crate) fn spec(&self) -> TreeSpec {
-        TreeSpec { root: self.pid(), cgroup: None, externals: standard_streams(self.pid()), namespaces: Namespaces::Host }
+        TreeSpec {
+            root: self.pid(),
+            cgroup: None,
+            externals: standard_streams(self.pid()),
+            namespaces: Namespaces::Host,
+        }
     }
 }
 

@@ -86,8 +86,9 @@ impl Plan {
         }
         let cwd = &self.cwd;
         std::env::set_current_dir(cwd).step(|| format!("enter the working directory {}", cwd.display()))?;
+        // The shim blocks every signal and Rust's start ignores SIGPIPE: the program must not inherit that.
+        sys::prctl::own::default_signals().map_err(io::Error::from).step(|| "reset signals".to_owned())?;
         self.credentials.apply()?;
-        // Not execve(2) itself: this also gives SIGPIPE its default action back, which Rust's start ignored.
         let error = Command::new(&self.program)
             .arg0(&self.args[0])
             .args(&self.args[1..])

@@ -20,13 +20,19 @@ pub(super) fn prepare(sandbox: &Sandbox) -> Result<OwnedFd, InitError> {
     let rootfs = &sandbox.rootfs;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).step(|| "make mounts private".to_owned())?;
-    mount_bind_recursive(rootfs, rootfs).step(|| format!("bind {}", rootfs.display()))?;
+    // The host's own root is a mount already, and the process is in it.
+    if !is_host(rootfs) {
+        mount_bind_recursive(rootfs, rootfs).step(|| format!("bind {}", rootfs.display()))?;
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, rootfs, flags, Mode::empty()).step(|| format!("open {}", rootfs.display()))
 }
 
 /// Makes it the root and lets go of the host's.
 pub(super) fn enter(sandbox: &Sandbox, root: OwnedFd) -> Result<(), InitError> {
+    if is_host(&sandbox.rootfs) {
+        return Ok(());
+    }
     fchdir(&root).step(|| "enter the root".to_owned())?;
     // Both on the same directory: the old root is then mounted over the new one and goes by unmounting `.`.
     pivot_root(".", ".").step(|| "pivot the root".to_owned())?;
@@ -44,6 +50,10 @@ pub(super) fn enter(sandbox: &Sandbox, root: OwnedFd) -> Result<(), InitError> {
         mount_change("/", flags).step(|| format!("set rootfsPropagation {mode}"))?;
     }
     read_only(spec)
+}
+
+fn is_host(rootfs: &Path) -> bool {
+    rootfs == Path::new("/")
 }
 
 fn read_only(spec: &Spec) -> Result<(), InitError> {

@@ -219,3 +219,25 @@ pub fn add_seccomp_filter(raw: &[u8], flags: u32) -> Result<()> {
     small(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
         .map(drop)
 }
+
+/// Gives every signal its default action and unblocks all: what a program that is executed may expect. Ignored
+/// signals and the mask are inherited through execve(2) otherwise.
+///
+/// # Errors
+/// Those of rt_sigprocmask(2).
+pub fn default_signals() -> Result<()> {
+    for signal in 1..=64 {
+        // `struct kernel_sigaction` of zeros: SIG_DFL, no flags, empty mask.
+        let default = [0_u64; 4];
+        let none: *mut u64 = std::ptr::null_mut();
+        // SAFETY: rt_sigaction reads the four words of `default` and writes nothing. It refuses SIGKILL and
+        // SIGSTOP, which have no other action.
+        let _ = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, 8_usize) };
+    }
+    let empty = 0_u64;
+    let none: *mut u64 = std::ptr::null_mut();
+    let set: *const u64 = &raw const empty;
+    // SAFETY: rt_sigprocmask reads one word and writes nothing.
+    let ret = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, set, none, 8_usize) };
+    Errno::result(ret).map(drop)
+}
