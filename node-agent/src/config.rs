@@ -86,15 +86,19 @@ impl Config {
     /// # Errors
     /// [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path)
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-            ConfigError::Syntax { path: path.to_owned(), message: format!("line {line}: {}", error.message()) }
+            let line =
+                error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            ConfigError::Syntax {
+                path: path.to_owned(),
+                message: format!("line {line}: {}", error.message()),
+            }
         })?;
         match config.wrong() {
             Some((field, why)) => Err(ConfigError::Value { path: path.to_owned(), field, why }),
@@ -224,7 +228,8 @@ rack = "1"
             ("[labels]", "[labels", "line"),
         ];
         for (old, new, word) in cases {
-            let error = Config::parse(&GOOD.replacen(old, new, 1), Path::new("agent.toml")).unwrap_err().to_string();
+            let error =
+                Config::parse(&GOOD.replacen(old, new, 1), Path::new("agent.toml")).unwrap_err().to_string();
             assert!(error.starts_with("agent.toml: ") && error.contains(word), "{word}: {error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }

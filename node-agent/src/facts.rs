@@ -15,7 +15,11 @@ pub(crate) const CAPABILITIES: [(u8, &str, &str); 9] = [
     (13, "CAP_NET_RAW", "held frames cannot be delivered: a switchover loses packets"),
     (19, "CAP_SYS_PTRACE", "no container can be migrated"),
     (40, "CAP_CHECKPOINT_RESTORE", "pids are restored through CAP_SYS_ADMIN instead"),
-    (24, "CAP_SYS_RESOURCE", "containers cannot raise hard limits above the agent's, nor lower oom_score_adj"),
+    (
+        24,
+        "CAP_SYS_RESOURCE",
+        "containers cannot raise hard limits above the agent's, nor lower oom_score_adj",
+    ),
     (27, "CAP_MKNOD", "device nodes are bound from the host instead of made"),
     (6, "CAP_SETGID", "containers cannot run as another group"),
     (7, "CAP_SETUID", "containers cannot run as another user"),

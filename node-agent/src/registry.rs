@@ -71,7 +71,9 @@ pub async fn keep(coordinator: Coordinator, registration: Registration) {
     let mut acknowledged = HashSet::new();
     loop {
         match session(&coordinator, &registration, &mut acknowledged, &mut wait).await {
-            Ok(()) => tracing::info!(coordinator = coordinator.address, "the coordinator ended the connection"),
+            Ok(()) => {
+                tracing::info!(coordinator = coordinator.address, "the coordinator ended the connection")
+            }
             Err(error) => tracing::info!(
                 coordinator = coordinator.address,
                 error,

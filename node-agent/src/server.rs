@@ -100,14 +100,17 @@ impl Service {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-    spawn_blocking(work)
-        .await
-        .map_err(|error| ApiError::new(Code::Internal, "AGENT_FAILED", format!("the request's task ended: {error}")).status())
+    spawn_blocking(work).await.map_err(|error| {
+        ApiError::new(Code::Internal, "AGENT_FAILED", format!("the request's task ended: {error}")).status()
+    })
 }
 
 #[tonic::async_trait]
 impl NodeAgent for Service {
-    async fn get_facts(&self, _: Request<v1::GetFactsRequest>) -> Result<Response<v1::GetFactsResponse>, Status> {
+    async fn get_facts(
+        &self,
+        _: Request<v1::GetFactsRequest>,
+    ) -> Result<Response<v1::GetFactsResponse>, Status> {
         let runtime = Arc::clone(&self.runtime);
         let facts = blocking(move || facts::node_facts(runtime.layout())).await?;
         Ok(Response::new(v1::GetFactsResponse {
@@ -172,7 +175,10 @@ impl NodeAgent for Service {
 
     type ExecStream = streams::ExecStream;
 
-    async fn exec(&self, request: Request<Streaming<v1::ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {
+    async fn exec(
+        &self,
+        request: Request<Streaming<v1::ExecInput>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
         let mut input = request.into_inner();
         let first = input.message().await?.unwrap_or_default();
         let name = convert::name(&first.name)?;
@@ -209,7 +215,10 @@ impl NodeAgent for Service {
         }))
     }
 
-    async fn prepare(&self, request: Request<v1::PrepareRequest>) -> Result<Response<v1::PrepareResponse>, Status> {
+    async fn prepare(
+        &self,
+        request: Request<v1::PrepareRequest>,
+    ) -> Result<Response<v1::PrepareResponse>, Status> {
         let request = request.into_inner();
         let order = Prepare {
             migration: request.migration,
@@ -276,7 +285,12 @@ impl NodeAgent for Service {
             Ok(v1::Owner::Target) => Owner::Target,
             _ => return Err(invalid_field("owner", "must be OWNER_SOURCE or OWNER_TARGET").status()),
         };
-        let order = Resolve { migration: request.migration, container: request.container, epoch: request.epoch, owner };
+        let order = Resolve {
+            migration: request.migration,
+            container: request.container,
+            epoch: request.epoch,
+            owner,
+        };
         self.order(move |migrations| migrations.resolve(&order)).await?;
         Ok(Response::new(v1::ResolveAgentResponse {}))
     }

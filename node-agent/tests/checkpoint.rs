@@ -65,7 +65,8 @@ impl Tree {
     #[track_caller]
     fn assert_continuous(&self) {
         let lines = self.lines();
-        let numbers: Vec<usize> = lines.iter().map(|line| line.parse().unwrap_or_else(|_| panic!("{line}"))).collect();
+        let numbers: Vec<usize> =
+            lines.iter().map(|line| line.parse().unwrap_or_else(|_| panic!("{line}"))).collect();
         assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>());
     }
 
@@ -111,11 +112,22 @@ fn a_tree_of_the_host_runs_on_from_a_directory() {
     let stood = tree.lines().len();
     let shown = agent(&["inspect", second.to_str().unwrap(), "-o", "json"]);
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
-    assert_eq!((&shown["processes"][0]["pid"], &shown["processes"][0]["threads"]), (&tree.pid().into(), &2.into()), "{shown}");
+    assert_eq!(
+        (&shown["processes"][0]["pid"], &shown["processes"][0]["threads"]),
+        (&tree.pid().into(), &2.into()),
+        "{shown}"
+    );
     assert!(shown["pages"].as_u64().unwrap() > 2048, "{shown}");
 
     let pidfile = at("pid");
-    well(&agent(&["restore", "--from", second.to_str().unwrap(), "--detach", "--pidfile", pidfile.to_str().unwrap()]));
+    well(&agent(&[
+        "restore",
+        "--from",
+        second.to_str().unwrap(),
+        "--detach",
+        "--pidfile",
+        pidfile.to_str().unwrap(),
+    ]));
     assert_eq!(fs::read_to_string(&pidfile).unwrap().trim(), pid);
     wait_for("it runs on", || tree.lines().len() > stood + 20);
     tree.assert_continuous();
@@ -131,7 +143,18 @@ fn a_tree_in_namespaces_of_its_own_is_rebuilt() {
         at("numbers").display()
     );
     let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--mount-proc", "--uts", "--ipc", "--net", "sh", "-c", &script, COUNTER]);
+    command.args([
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--uts",
+        "--ipc",
+        "--net",
+        "sh",
+        "-c",
+        &script,
+        COUNTER,
+    ]);
     let mut tree = Tree::start(command, at("numbers"));
     let outer = tree.pid();
     let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();
@@ -142,7 +165,14 @@ fn a_tree_in_namespaces_of_its_own_is_rebuilt() {
     let stood = tree.lines().len();
 
     let pidfile = at("pid");
-    well(&agent(&["restore", "--from", out.to_str().unwrap(), "--detach", "--pidfile", pidfile.to_str().unwrap()]));
+    well(&agent(&[
+        "restore",
+        "--from",
+        out.to_str().unwrap(),
+        "--detach",
+        "--pidfile",
+        pidfile.to_str().unwrap(),
+    ]));
     let pid = fs::read_to_string(&pidfile).unwrap().trim().to_owned();
     wait_for("it runs on", || tree.lines().len() > stood + 20);
     tree.assert_continuous();
@@ -166,11 +196,18 @@ fn what_cannot_be_captured_is_refused_and_runs_on() {
     let child = { Command::new("sleep") }.arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).spawn();
     let mut child = child.unwrap();
     let pid = child.id().to_string();
-    let traced = nix::sys::ptrace::seize(Pid::from_raw(i32::try_from(child.id()).unwrap()), nix::sys::ptrace::Options::empty());
+    let traced = nix::sys::ptrace::seize(
+        Pid::from_raw(i32::try_from(child.id()).unwrap()),
+        nix::sys::ptrace::Options::empty(),
+    );
     traced.unwrap();
     let refused = agent(&["checkpoint", "--pid", &pid, "--out", out.to_str().unwrap()]);
     assert_eq!(refused.status.code(), Some(3), "{}", String::from_utf8_lossy(&refused.stderr));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("trace"), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("trace"),
+        "{}",
+        String::from_utf8_lossy(&refused.stderr)
+    );
     assert!(child.try_wait().unwrap().is_none(), "it runs on");
     child.kill().unwrap();
     child.wait().unwrap();

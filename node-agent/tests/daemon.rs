@@ -40,7 +40,10 @@ impl Ca {
         let dir = self.dir.path().join(dns);
         fs::create_dir_all(&dir).unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
-        let cert = rcgen::CertificateParams::new(vec![dns.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let cert = rcgen::CertificateParams::new(vec![dns.to_owned()])
+            .unwrap()
+            .signed_by(&key, &self.issuer)
+            .unwrap();
         fs::write(dir.join("ca.crt"), &self.pem).unwrap();
         fs::write(dir.join("tls.crt"), cert.pem()).unwrap();
         fs::write(dir.join("tls.key"), key.serialize_pem()).unwrap();
@@ -169,7 +172,10 @@ fn bad_flags_and_configurations_start_nothing() {
     assert!(agent_with(&|text| text.replace("peer_listen", "peer_lisen")).contains("peer_lisen"));
     assert!(agent_with(&|text| text.replace("node-a\"", "node-b\"")).contains("not of node/node-b"));
     assert!(agent_with(&|text| text.replace("tls.key", "no.key")).contains("no.key"));
-    assert!(agent_with(&|text| text.replace("[tls]", "bridge = \"nosuchbridge\"\n[tls]")).contains("nosuchbridge"));
+    assert!(
+        agent_with(&|text| text.replace("[tls]", "bridge = \"nosuchbridge\"\n[tls]"))
+            .contains("nosuchbridge")
+    );
 }
 
 #[test]
@@ -210,16 +216,23 @@ async fn containers_outlive_the_agent_and_are_served_again() {
     assert_eq!((started.state(), started.node.as_str()), (v1::ContainerState::Running, "node-a"));
     assert_eq!(started.labels["team"], "shop");
     let again = admin.run_container(run_request(&name, &bundle)).await.unwrap_err();
-    assert_eq!((again.code(), ErrorDetails::of(&again).reason.as_str()), (Code::AlreadyExists, "CONTAINER_EXISTS"));
+    assert_eq!(
+        (again.code(), ErrorDetails::of(&again).reason.as_str()),
+        (Code::AlreadyExists, "CONTAINER_EXISTS")
+    );
     let wrong = admin.run_container(run_request("No Name", &bundle)).await.unwrap_err();
-    assert_eq!((wrong.code(), ErrorDetails::of(&wrong).fields[0].0.as_str()), (Code::InvalidArgument, "name"));
+    assert_eq!(
+        (wrong.code(), ErrorDetails::of(&wrong).fields[0].0.as_str()),
+        (Code::InvalidArgument, "name")
+    );
 
     // A graceful stop, and a crash.
     let status = subject.signal(Signal::SIGTERM);
     assert_eq!(status.code(), Some(0), "see {}", subject.log().display());
     subject.start();
     let mut admin = subject.client("root.admin.gantry").await;
-    let list = admin.list_containers(v1::ListAgentContainersRequest {}).await.unwrap().into_inner().containers;
+    let list =
+        admin.list_containers(v1::ListAgentContainersRequest {}).await.unwrap().into_inner().containers;
     assert_eq!((list.len(), list[0].pid, list[0].state()), (1, started.pid, v1::ContainerState::Running));
     subject.signal(Signal::SIGKILL);
     subject.start();
@@ -230,7 +243,11 @@ async fn containers_outlive_the_agent_and_are_served_again() {
     let mut logs = admin.logs(follow).await.unwrap().into_inner();
     assert_eq!(logs.next().await.unwrap().unwrap().data, b"up\n");
     let inputs = [
-        v1::ExecInput { name: name.clone(), args: ["sh", "-c", "cat; echo err >&2; exit 9"].map(String::from).to_vec(), ..Default::default() },
+        v1::ExecInput {
+            name: name.clone(),
+            args: ["sh", "-c", "cat; echo err >&2; exit 9"].map(String::from).to_vec(),
+            ..Default::default()
+        },
         v1::ExecInput { stdin: b"through".to_vec(), ..Default::default() },
         v1::ExecInput { stdin_closed: true, ..Default::default() },
     ];
@@ -242,10 +259,17 @@ async fn containers_outlive_the_agent_and_are_served_again() {
         stderr.extend(output.stderr);
         exit = output.exit_status.or(exit);
     }
-    assert_eq!((stdout.as_slice(), stderr.as_slice(), exit), (b"through".as_slice(), b"err\n".as_slice(), Some(9)));
+    assert_eq!(
+        (stdout.as_slice(), stderr.as_slice(), exit),
+        (b"through".as_slice(), b"err\n".as_slice(), Some(9))
+    );
 
     // A client that goes away takes its command along.
-    let sleeper = v1::ExecInput { name: name.clone(), args: ["sleep", "4711"].map(String::from).to_vec(), ..Default::default() };
+    let sleeper = v1::ExecInput {
+        name: name.clone(),
+        args: ["sleep", "4711"].map(String::from).to_vec(),
+        ..Default::default()
+    };
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     sender.send(sleeper).await.unwrap();
     let outputs = admin.exec(tokio_stream::wrappers::ReceiverStream::new(receiver)).await.unwrap();
@@ -253,7 +277,8 @@ async fn containers_outlive_the_agent_and_are_served_again() {
     let cgroup = node_agent::runtime::cgroup::Cgroup::at(&layout, &subject.parent, &name);
     let sleeps = || {
         let pids = cgroup.processes().unwrap();
-        pids.iter().any(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"sleep\x004711\0"))
+        pids.iter()
+            .any(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"sleep\x004711\0"))
     };
     wait_for("the command", sleeps);
     drop(outputs);
@@ -302,7 +327,8 @@ struct Fake(tokio::sync::mpsc::UnboundedSender<String>);
 
 #[tonic::async_trait]
 impl Registry for Fake {
-    type HeartbeatStream = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::HeartbeatResponse, Status>> + Send>>;
+    type HeartbeatStream =
+        std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::HeartbeatResponse, Status>> + Send>>;
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let node = proto::tls::peer(&request)?.identity.to_string();

@@ -66,12 +66,10 @@ impl Pair {
 
 /// Path, mode, owner, size, mtime, links and target of everything in a tree.
 fn listing(root: &Path) -> Vec<String> {
-    let output = Command::new("find")
-        .arg(root)
-        .args(["-printf", "%P %M %U:%G %T@ %n %l %Y\\n"])
-        .output()
-        .unwrap();
-    let mut lines: Vec<String> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+    let output =
+        Command::new("find").arg(root).args(["-printf", "%P %M %U:%G %T@ %n %l %Y\\n"]).output().unwrap();
+    let mut lines: Vec<String> =
+        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
     lines.sort();
     lines
 }
@@ -91,7 +89,13 @@ fn fill(root: &Path) {
     };
     run("mkfifo", &["-m", "640", "a/node-fifo"]);
     run("mknod", &["a/node-null", "c", "1", "3"]);
-    run("python3", &["-c", "import os; os.setxattr('a/file', 'user.key', b'value'); os.truncate('a/sparse', 0) if 0 else open('a/sparse','wb').truncate(50000000)"]);
+    run(
+        "python3",
+        &[
+            "-c",
+            "import os; os.setxattr('a/file', 'user.key', b'value'); os.truncate('a/sparse', 0) if 0 else open('a/sparse','wb').truncate(50000000)",
+        ],
+    );
     drop(std::os::unix::net::UnixListener::bind(root.join("a/node-socket")).unwrap());
     run("touch", &["-d", "2001-02-03 04:05:06.789", "a/b/c/empty", "a/b/c", "a/b", "a"]);
 }
@@ -151,7 +155,10 @@ fn a_file_written_through_a_mapping_is_compared_by_content() {
     let before = fs::metadata(&path).unwrap();
     fs::write(&path, vec![2_u8; 8192]).unwrap();
     // As if the times had not moved: the same stamp, other content.
-    let script = format!("import os; os.utime({path:?}, ns=({0}, {0}))", before.mtime() * 1_000_000_000 + before.mtime_nsec());
+    let script = format!(
+        "import os; os.utime({path:?}, ns=({0}, {0}))",
+        before.mtime() * 1_000_000_000 + before.mtime_nsec()
+    );
     assert!(Command::new("python3").args(["-c", &script]).status().unwrap().success());
     pair.round_with(&HashSet::from([before.ino()]));
     pair.assert_equal();
@@ -176,8 +183,17 @@ fn a_hostile_batch_touches_nothing_outside() {
     fs::write(outside.join("secret"), b"secret").unwrap();
     symlink(&outside, pair.to().join("door")).unwrap();
     let absolute = outside.join("secret").to_str().unwrap().as_bytes().to_vec();
-    let paths: [&[u8]; 9] = [b"../outside/secret", b"door/secret", &absolute, b"a/../../outside/secret", b"", b".", b"..",
-        b"a//b", b"door/"];
+    let paths: [&[u8]; 9] = [
+        b"../outside/secret",
+        b"door/secret",
+        &absolute,
+        b"a/../../outside/secret",
+        b"",
+        b".",
+        b"..",
+        b"a//b",
+        b"door/",
+    ];
     for path in paths {
         let path = path.to_vec();
         let ops = [

@@ -30,7 +30,12 @@ impl FileSink for Apply<'_> {
     }
 }
 
-fn start(node: &Node, lan: Option<&Lan>, args: &[&str], change: impl FnOnce(&mut serde_json::Value)) -> ContainerName {
+fn start(
+    node: &Node,
+    lan: Option<&Lan>,
+    args: &[&str],
+    change: impl FnOnce(&mut serde_json::Value),
+) -> ContainerName {
     let bundle = node.bundle_with(args, change);
     let name = ContainerName::new(unique("m")).unwrap();
     let mut request = request(&name, &bundle);
@@ -57,7 +62,9 @@ fn a_copy_gets_the_same_sandbox_and_files() {
 
     let leaving = moving(&source).source(name.as_str()).unwrap();
     let coming = moving(&target);
-    let mut copy = coming.incoming(&incoming(&name, leaving.spec().unwrap())).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let mut copy = coming
+        .incoming(&incoming(&name, leaving.spec().unwrap()))
+        .unwrap_or_else(|e| panic!("{}", chain(&e)));
     let status = target.runtime.get(&name).unwrap();
     assert_eq!(status.state, State::Incoming);
     let (mut from, mut to) = (leaving.files().unwrap(), copy.files().unwrap());
@@ -73,7 +80,11 @@ fn a_copy_gets_the_same_sandbox_and_files() {
     let options = copy.options().unwrap();
     let pid = options.root.pid;
     let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
-    assert!(proc("status").lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")), "{}", proc("status"));
+    assert!(
+        proc("status").lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")),
+        "{}",
+        proc("status")
+    );
     let link = fs::read_link(format!("/proc/{pid}/fd/{}", options.root.channel_fd)).unwrap();
     assert!(link.to_str().unwrap().starts_with("socket:"), "{}", link.display());
     for ns in ["pid", "mnt", "net", "uts", "ipc", "cgroup"] {
@@ -116,7 +127,8 @@ fn a_copy_that_is_not_adopted_goes_without_a_trace() {
     let (source, target) = (Node::new(Some(lan.bridge.clone())), Node::new(Some(lan.bridge.clone())));
     let name = start(&source, Some(&lan), &["sleep", "1000"], |_| {});
     let spec = moving(&source).source(name.as_str()).unwrap().spec().unwrap();
-    let mut copy = moving(&target).incoming(&incoming(&name, spec.clone())).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let mut copy =
+        moving(&target).incoming(&incoming(&name, spec.clone())).unwrap_or_else(|e| panic!("{}", chain(&e)));
     let record = target.runtime.record(&name).unwrap();
     let is_up = || fs::exists(format!("/sys/class/net/{}", record.link)).unwrap();
     assert!(is_up());
@@ -156,8 +168,12 @@ fn what_the_target_lacks_is_refused_by_path() {
     assert!(chain(&leaving.spec().unwrap_err()).contains(".gantry-shared"));
     fs::write(source.runtime.record(&shared).unwrap().rootfs.join(".gantry-shared"), "4711").unwrap();
     let spec = leaving.spec().unwrap();
-    let mut copy = moving(&target).incoming(&incoming(&shared, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
-    assert_eq!(target.runtime.record(&shared).unwrap().rootfs, source.runtime.record(&shared).unwrap().rootfs);
+    let mut copy =
+        moving(&target).incoming(&incoming(&shared, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(
+        target.runtime.record(&shared).unwrap().rootfs,
+        source.runtime.record(&shared).unwrap().rootfs
+    );
     copy.discard().unwrap();
     assert!(source.runtime.record(&shared).unwrap().rootfs.join(".gantry-shared").exists());
 }
@@ -216,7 +232,8 @@ fn the_lock_holds_frames_and_lifting_it_delivers_them() {
     let lan = Lan::new();
     let node = Node::new(Some(lan.bridge.clone()));
     let name = start(&node, Some(&lan), &["python3", "-c", ECHO], |_| {});
-    let listens = || text(&node.exec(&name, &["cat", "/proc/net/tcp"]).stdout).contains(":1B58 00000000:0000 0A");
+    let listens =
+        || text(&node.exec(&name, &["cat", "/proc/net/tcp"]).stdout).contains(":1B58 00000000:0000 0A");
     wait_for("the server", listens);
     let client = pinger(&lan, "3");
     let established = || text(&node.exec(&name, &["cat", "/proc/net/tcp"]).stdout).contains(" 01 ");
@@ -240,7 +257,9 @@ fn the_lock_holds_frames_and_lifting_it_delivers_them() {
     let output = client.wait_with_output().unwrap();
     let seen = text(&output.stdout);
     let numbers: Vec<u64> = seen.lines().last().unwrap().split(' ').map(|n| n.parse().unwrap()).collect();
-    let [answers, longest, retransmitted] = numbers.as_slice() else { panic!("{seen} {}", text(&output.stderr)) };
+    let [answers, longest, retransmitted] = numbers.as_slice() else {
+        panic!("{seen} {}", text(&output.stderr))
+    };
     assert!(*answers > 100, "{seen}");
     // A lost frame costs 200 ms. The pause itself is 40 ms, or more when the kernel's network lock is busy.
     let pause = u64::try_from(pause.as_millis()).unwrap();
@@ -344,7 +363,8 @@ fn held_frames_reach_the_container_at_its_new_place() {
 
     let other = Node::new(Some(lan.bridge.clone()));
     let spec = moving(&node).source(name.as_str()).unwrap().spec().unwrap();
-    let mut copy = moving(&other).incoming(&incoming(&name, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let mut copy =
+        moving(&other).incoming(&incoming(&name, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
     lock.engage().unwrap();
     let ping = Command::new("ip")
         .args(["netns", "exec", &lan.client, "python3", "-c", PROBE, &address, "0.9"])

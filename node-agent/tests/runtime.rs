@@ -63,7 +63,8 @@ fn inside_there_is_nothing_of_the_host() {
 #[test]
 fn stop_asks_first_and_kills_after_the_grace() {
     let node = Node::new(None);
-    let polite = node.run(&node.bundle(&["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done"]));
+    let polite =
+        node.run(&node.bundle(&["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done"]));
     let deaf = node.run(&node.bundle(&["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"]));
     wait_for("both up", || node.log(&polite) == "up\n" && node.log(&deaf) == "up\n");
     let status = node.runtime.stop(&polite, Duration::from_secs(10)).unwrap();
@@ -83,7 +84,8 @@ fn stop_asks_first_and_kills_after_the_grace() {
 #[test]
 fn a_restarted_agent_finds_containers_and_exit_statuses() {
     let node = Node::new(None);
-    let name = node.run(&node.bundle(&["sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done"]));
+    let name =
+        node.run(&node.bundle(&["sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done"]));
     let pid = node.runtime.get(&name).unwrap().pid;
     let again = node.reopened();
     let status = again.get(&name).unwrap();
@@ -100,7 +102,8 @@ fn a_restarted_agent_finds_containers_and_exit_statuses() {
 fn exec_runs_inside_with_the_containers_rights() {
     let node = Node::new(None);
     let name = node.run(&node.bundle(&["sleep", "1000"]));
-    let output = node.exec(&name, &["sh", "-c", "hostname; grep CapEff /proc/self/status; echo err >&2; exit 9"]);
+    let output =
+        node.exec(&name, &["sh", "-c", "hostname; grep CapEff /proc/self/status; echo err >&2; exit 9"]);
     assert_eq!(output.status.code(), Some(9), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout), format!("{name}\nCapEff:\t00000000000024eb\n"));
     assert_eq!(text(&output.stderr), "err\n");
@@ -154,10 +157,31 @@ fn what_cannot_be_done_is_refused_by_name_and_leaves_nothing() {
     let node = Node::new(None);
     let cases: [(&str, Change); 6] = [
         ("process.terminal", Box::new(|c| c["process"]["terminal"] = json!(true))),
-        ("RlimitNofile", Box::new(|c| c["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 9_000_000_u64, "hard": 9_000_000_u64}]))),
-        ("hugepageLimits", Box::new(|c| c["linux"]["resources"] = json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}))),
-        ("frobnicate", Box::new(|c| c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["frobnicate"], "action": "SCMP_ACT_ERRNO"}]}))),
-        ("/no/such/source", Box::new(|c| c["mounts"].as_array_mut().unwrap().push(json!({"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["bind"]})))),
+        (
+            "RlimitNofile",
+            Box::new(|c| {
+                c["process"]["rlimits"] =
+                    json!([{"type": "RLIMIT_NOFILE", "soft": 9_000_000_u64, "hard": 9_000_000_u64}])
+            }),
+        ),
+        (
+            "hugepageLimits",
+            Box::new(|c| {
+                c["linux"]["resources"] = json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]})
+            }),
+        ),
+        (
+            "frobnicate",
+            Box::new(
+                |c| c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["frobnicate"], "action": "SCMP_ACT_ERRNO"}]}),
+            ),
+        ),
+        (
+            "/no/such/source",
+            Box::new(|c| {
+                c["mounts"].as_array_mut().unwrap().push(json!({"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["bind"]}))
+            }),
+        ),
         ("no-such-program", Box::new(|c| c["process"]["args"] = json!(["no-such-program"]))),
     ];
     for (word, change) in cases {
@@ -173,12 +197,15 @@ fn what_cannot_be_done_is_refused_by_name_and_leaves_nothing() {
 #[test]
 fn seccomp_and_user_apply() {
     let node = Node::new(None);
-    let bundle = node.bundle_with(&["sh", "-c", "id -u; id -g; mkdir /tmp/x && echo made; grep Seccomp: /proc/self/status"], |config| {
-        config["process"]["user"] = json!({"uid": 1234, "gid": 4321, "additionalGids": [77]});
-        config["process"]["capabilities"] = json!({});
-        config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+    let bundle = node.bundle_with(
+        &["sh", "-c", "id -u; id -g; mkdir /tmp/x && echo made; grep Seccomp: /proc/self/status"],
+        |config| {
+            config["process"]["user"] = json!({"uid": 1234, "gid": 4321, "additionalGids": [77]});
+            config["process"]["capabilities"] = json!({});
+            config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
             "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
-    });
+        },
+    );
     let name = node.run(&bundle);
     wait_for("the end", || node.runtime.get(&name).unwrap().exit_status.is_some());
     let log = node.log(&name);
@@ -199,7 +226,9 @@ fn a_container_is_reached_through_the_bridge() {
     assert_eq!(status.ip, Some(format!("{}/24", lan.address(2))));
     let url = format!("http://{}:8000/", lan.address(2));
     let script = format!("import urllib.request as u; print(u.urlopen('{url}', timeout=2).status)");
-    wait_for("an answer over the bridge", || text(&lan.client(&["python3", "-c", &script]).stdout) == "200\n");
+    wait_for("an answer over the bridge", || {
+        text(&lan.client(&["python3", "-c", &script]).stdout) == "200\n"
+    });
     let seen = node.exec(&name, &["cat", "/sys/class/net/eth0/address"]);
     assert_eq!(text(&seen.stdout).trim(), status.mac);
     let link = node.runtime.record(&name).unwrap().link;

@@ -161,8 +161,12 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Background> {
-        let mut child =
-            self.command(args)?.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut child = self
+            .command(args)?
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
         let stdout = child.stdout.take().map(BufReader::new);
         Ok(Background { child: Some(child), stdout })
     }
@@ -171,7 +175,14 @@ impl Cluster {
     ///
     /// # Errors
     /// When one of the two fails.
-    pub fn run_container(&self, name: &str, node: &str, ip: &str, rw: &[&str], command: &[&str]) -> Result<PathBuf> {
+    pub fn run_container(
+        &self,
+        name: &str,
+        node: &str,
+        ip: &str,
+        rw: &[&str],
+        command: &[&str],
+    ) -> Result<PathBuf> {
         let bundle = self.dir.join("bundles").join(name);
         let mut args = vec!["dev", "bundle", "--out", bundle.to_str().unwrap_or_default()];
         for path in rw {
@@ -221,7 +232,8 @@ impl Cluster {
     /// When it cannot be started.
     pub fn client(&self, args: &[&str]) -> Result<Background> {
         let own = std::env::current_exe()?;
-        let mut all = vec!["dev", "exec", "--dir", self.dir_str(), "client", "--", own.to_str().unwrap_or_default()];
+        let mut all =
+            vec!["dev", "exec", "--dir", self.dir_str(), "client", "--", own.to_str().unwrap_or_default()];
         all.push("__client");
         all.extend(args);
         self.start(all)
@@ -290,7 +302,8 @@ impl Background {
     /// # Errors
     /// With what it saw, when one is not.
     pub fn progress(&mut self) -> Result<Verdict> {
-        let stdin = self.child.as_mut().and_then(|child| child.stdin.as_mut()).context("its standard input")?;
+        let stdin =
+            self.child.as_mut().and_then(|child| child.stdin.as_mut()).context("its standard input")?;
         stdin.write_all(b"\n").context("ask the client")?;
         let mut line = String::new();
         self.stdout.as_mut().context("its standard output")?.read_line(&mut line)?;

@@ -47,7 +47,8 @@ impl Cluster {
     #[must_use]
     pub fn daemon(&self, host: &str) -> Option<Pid> {
         let state: Value = serde_json::from_slice(&fs::read(self.dir().join("dev.json")).ok()?).ok()?;
-        let first = state.get("hosts")?.as_array()?.iter().find(|pair| pair[0] == host)?[1].get("pid")?.as_i64()?;
+        let first =
+            state.get("hosts")?.as_array()?.iter().find(|pair| pair[0] == host)?[1].get("pid")?.as_i64()?;
         let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).ok()?;
         children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()).map(Pid::from_raw).find(|pid| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -136,7 +137,9 @@ impl Cluster {
         items
             .into_iter()
             .filter(|object| object.pointer("/spec/container").and_then(Value::as_str) == Some(container))
-            .max_by_key(|object| (epoch(object), object.pointer("/metadata/creationTimestamp").map(Value::to_string)))
+            .max_by_key(|object| {
+                (epoch(object), object.pointer("/metadata/creationTimestamp").map(Value::to_string))
+            })
             .with_context(|| format!("no migration of {container}"))
     }
 

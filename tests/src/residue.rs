@@ -104,9 +104,11 @@ fn links(found: &mut Residue) -> Result<()> {
         let master = fs::read_link(link.path().join("master")).unwrap_or_default();
         let master = master.file_name().unwrap_or_default().to_string_lossy().into_owned();
         found.add(format!("link {name} {master}"));
-        for args in [["qdisc", "show", "dev", &name, ""], ["filter", "show", "dev", &name, "ingress"], [
-            "filter", "show", "dev", &name, "egress",
-        ]] {
+        for args in [
+            ["qdisc", "show", "dev", &name, ""],
+            ["filter", "show", "dev", &name, "ingress"],
+            ["filter", "show", "dev", &name, "egress"],
+        ] {
             let output = Command::new("tc").args(args.iter().filter(|arg| !arg.is_empty())).output()?;
             for line in String::from_utf8_lossy(&output.stdout).lines().filter(|l| !l.contains("noqueue")) {
                 found.add(format!("tc {name}: {}", line.trim()));

@@ -47,7 +47,8 @@ impl Stage {
         }
         let bundle = cluster.dir().join("bundles").join(NAME);
         let out = bundle.to_str().context("the path is not UTF-8")?;
-        let command = ["dev", "bundle", "--out", out, "--rw", "/data", "--", "/usr/bin/python3", "/data/program.py"];
+        let command =
+            ["dev", "bundle", "--out", out, "--rw", "/data", "--", "/usr/bin/python3", "/data/program.py"];
         cluster.must(command)?;
         fs::write(bundle.join("rootfs/data/program.py"), PYTHON_PROGRAM)?;
         cluster.start_bundle(NAME, NODES[0], "10.77.0.102/24", &bundle)?;
@@ -152,7 +153,8 @@ impl Stage {
     /// # Errors
     /// With the differences.
     pub fn settled(&mut self) -> Result<()> {
-        let verdict = self.clients.progress().with_context(|| format!("it should serve on {}", self.source()))?;
+        let verdict =
+            self.clients.progress().with_context(|| format!("it should serve on {}", self.source()))?;
         self.gap_ms = verdict.longest_gap_ms;
         self.cluster.wait_ready()?;
         wait_for(&format!("the coordinator says {}", self.source()), SETTLE, || {
@@ -175,7 +177,7 @@ impl Stage {
             let now = self.cluster.residue(node).ok()?;
             same = if now == last { same + 1 } else { 0 };
             last = now;
-            (same == 20).then(|| last.clone())
+            (same == 6).then(|| last.clone())
         })
     }
 

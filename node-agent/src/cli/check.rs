@@ -38,8 +38,10 @@ fn host(format: Format) -> ExitCode {
                 .iter()
                 .map(|h| json!({"mount": h.mount, "version": if h.unified { 2 } else { 1 }, "controllers": h.controllers}))
                 .collect();
-            let missing: Vec<Value> =
-                missing.iter().map(|(name, meaning)| json!({"capability": name, "meaning": meaning})).collect();
+            let missing: Vec<Value> = missing
+                .iter()
+                .map(|(name, meaning)| json!({"capability": name, "meaning": meaning}))
+                .collect();
             answer(
                 &json!({
                     "ok": fit,
@@ -61,7 +63,11 @@ fn host(format: Format) -> ExitCode {
             answer(&format!("kernel        {} ({})", facts.kernel_release, facts.arch));
             answer(&format!("tracker       {}", tracker_text(&facts.tracker)));
             answer(&format!("cgroups       {}", facts.cgroup));
-            answer(&format!("memory        {} MiB free of {}", facts.memory_free >> 20, facts.memory_total >> 20));
+            answer(&format!(
+                "memory        {} MiB free of {}",
+                facts.memory_free >> 20,
+                facts.memory_total >> 20
+            ));
             if missing.is_empty() {
                 answer("capabilities  all that are needed");
             }
@@ -82,7 +88,9 @@ fn tracker_text(tracker: &str) -> &str {
     match tracker {
         "PagemapScan" => "PagemapScan (rounds need no freeze)",
         "SoftDirty" => "SoftDirty (each round freezes briefly)",
-        _ => "none: this kernel has neither PAGEMAP_SCAN (6.7) nor CONFIG_MEM_SOFT_DIRTY; containers cannot leave it",
+        _ => {
+            "none: this kernel has neither PAGEMAP_SCAN (6.7) nor CONFIG_MEM_SOFT_DIRTY; containers cannot leave it"
+        }
     }
 }
 

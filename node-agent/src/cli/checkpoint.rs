@@ -46,7 +46,9 @@ pub(super) struct Args {
 /// Parses `KEY:PATH`.
 pub(super) fn key_path(text: &str) -> Result<(String, PathBuf), String> {
     match text.rsplit_once(':') {
-        Some((key, path)) if !key.is_empty() && path.starts_with('/') => Ok((key.to_owned(), PathBuf::from(path))),
+        Some((key, path)) if !key.is_empty() && path.starts_with('/') => {
+            Ok((key.to_owned(), PathBuf::from(path)))
+        }
         _ => Err("must be KEY:PATH with an absolute path".to_owned()),
     }
 }
@@ -82,7 +84,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     };
     let mut source = Source::attach(&spec).context("cannot attach to the tree")?;
     match write(&mut source, args, &description) {
-        Ok(()) if args.leave_running => source.abort().context("the checkpoint is complete, but the tree cannot be let go"),
+        Ok(()) if args.leave_running => {
+            source.abort().context("the checkpoint is complete, but the tree cannot be let go")
+        }
         Ok(()) => source.kill().context("the checkpoint is complete, but the tree cannot be ended"),
         Err(error) => {
             if let Err(abort) = source.abort() {
@@ -129,7 +133,11 @@ fn tmpfs(args: &Args, description: &Description) -> anyhow::Result<()> {
 }
 
 fn create(path: &Path) -> anyhow::Result<File> {
-    File::options().write(true).create_new(true).open(path).with_context(|| format!("cannot create {}", path.display()))
+    File::options()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("cannot create {}", path.display()))
 }
 
 fn empty_dir(dir: &Path) -> anyhow::Result<()> {
@@ -162,7 +170,10 @@ fn stdio(pid: i32, own_mounts: bool) -> anyhow::Result<Vec<External>> {
 /// The file behind a descriptor is on a mount of the process.
 fn is_visible(pid: i32, fd: usize) -> anyhow::Result<bool> {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
-    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).and_then(|id| id.trim().parse::<i32>().ok());
+    let id = info
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:"))
+        .and_then(|id| id.trim().parse::<i32>().ok());
     let mounts = engine::proc::mountinfo::parse(&fs::read(format!("/proc/{pid}/mountinfo"))?)?;
     Ok(mounts.iter().any(|mount| Some(mount.id) == id))
 }

@@ -72,7 +72,9 @@ impl Description {
     pub(super) fn of(pid: i32, external: &BTreeMap<PathBuf, String>) -> anyhow::Result<Self> {
         let namespaces = own_namespaces(pid)?;
         if let Some(kind) = namespaces.iter().find(|kind| matches!(**kind, "user" | "time")) {
-            bail!("process {pid} has a {kind} namespace of its own, which cannot be rebuilt yet; start it without one");
+            bail!(
+                "process {pid} has a {kind} namespace of its own, which cannot be rebuilt yet; start it without one"
+            );
         }
         if !namespaces.is_empty() && !namespaces.contains(&"pid") {
             bail!(
@@ -90,7 +92,9 @@ impl Description {
         let inner = inner.and_then(|pids| pids.split_whitespace().last()?.parse().ok());
         let root = inner.with_context(|| format!("/proc/{pid}/status has no NSpid line"))?;
         if own("pid") && root != 1 {
-            bail!("process {pid} is not the first one of its pid namespace (it is {root} there); take the namespace's process 1");
+            bail!(
+                "process {pid} is not the first one of its pid namespace (it is {root} there); take the namespace's process 1"
+            );
         }
         let (hostname, domainname) = if own("uts") { names(pid)? } else { (String::new(), String::new()) };
         let identity = |path: &str| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
@@ -122,9 +126,15 @@ impl Description {
     /// The directory that becomes the tree's root.
     pub(super) fn rootfs(&self, given: Option<&Path>) -> anyhow::Result<PathBuf> {
         match given {
-            Some(given) => std::path::absolute(given).with_context(|| format!("cannot use {}", given.display())),
-            None if self.host_root || !self.namespaces.iter().any(|kind| kind == "mount") => Ok(PathBuf::from("/")),
-            None => bail!("the tree has a root directory of its own; say which directory becomes it with --root DIR"),
+            Some(given) => {
+                std::path::absolute(given).with_context(|| format!("cannot use {}", given.display()))
+            }
+            None if self.host_root || !self.namespaces.iter().any(|kind| kind == "mount") => {
+                Ok(PathBuf::from("/"))
+            }
+            None => bail!(
+                "the tree has a root directory of its own; say which directory becomes it with --root DIR"
+            ),
         }
     }
 
@@ -218,7 +228,9 @@ fn mounts(pid: i32, host_root: bool, external: &BTreeMap<PathBuf, String>) -> an
         if !outside && matches!(mount.fs_type.as_str(), "tmpfs" | "devpts") {
             let data = mount.super_options.split(',');
             let kept = ["size=", "nr_inodes=", "mode=", "uid=", "gid=", "ptmxmode="];
-            options.extend(data.filter(|option| kept.iter().any(|key| option.starts_with(key))).map(str::to_owned));
+            options.extend(
+                data.filter(|option| kept.iter().any(|key| option.starts_with(key))).map(str::to_owned),
+            );
             if mount.fs_type == "devpts" {
                 options.push("newinstance".to_owned());
             }

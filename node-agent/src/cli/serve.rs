@@ -54,7 +54,11 @@ pub(super) fn recover(path: &Path) -> ExitCode {
         let end = std::time::Instant::now() + RECOVER;
         while let Some(open) = node.migrations.list().iter().find(|status| !status.phase.is_terminal()) {
             if std::time::Instant::now() > end {
-                anyhow::bail!("migration {} of {} is still open: its peer cannot be reached", open.migration, open.container);
+                anyhow::bail!(
+                    "migration {} of {} is still open: its peer cannot be reached",
+                    open.migration,
+                    open.container
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -93,7 +97,10 @@ fn load(path: &Path) -> Result<(Config, Tls), String> {
         ));
     }
     if let Some(bridge) = config.bridge.as_deref().filter(|bridge| !network::has_bridge(bridge)) {
-        return Err(format!("{}: there is no bridge {bridge}; make it (ip link add {bridge} type bridge)", path.display()));
+        return Err(format!(
+            "{}: there is no bridge {bridge}; make it (ip link add {bridge} type bridge)",
+            path.display()
+        ));
     }
     Ok((config, tls))
 }

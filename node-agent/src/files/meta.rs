@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat, lgetxattr,
-    llistxattr, lremovexattr, lsetxattr, utimensat,
+    AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
+    lgetxattr, llistxattr, lremovexattr, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
 

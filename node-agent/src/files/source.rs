@@ -103,7 +103,16 @@ impl Source {
         let Self { areas, seen, .. } = self;
         for (index, area) in areas.iter().enumerate() {
             let id = AreaId::try_from(index).map_err(|_| FilesError::Refused("too many areas".to_owned()))?;
-            let mut pass = Pass { id, area, number, suspect, seen, links: HashMap::new(), metas: Vec::new(), out: &mut out };
+            let mut pass = Pass {
+                id,
+                area,
+                number,
+                suspect,
+                seen,
+                links: HashMap::new(),
+                metas: Vec::new(),
+                out: &mut out,
+            };
             walk(&area.dir, &area.skip, &mut |entry| pass.visit(entry))?;
             let metas = pass.finish()?;
             for op in metas {
@@ -318,7 +327,8 @@ impl Outbox<'_> {
         if self.ops.is_empty() {
             return Ok(());
         }
-        let bytes = postcard::to_stdvec(&self.ops).map_err(|error| FilesError::Send(io::Error::other(error)))?;
+        let bytes =
+            postcard::to_stdvec(&self.ops).map_err(|error| FilesError::Send(io::Error::other(error)))?;
         self.ops.clear();
         self.size = 0;
         (self.send)(&bytes).map_err(FilesError::Send)

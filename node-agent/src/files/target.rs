@@ -42,8 +42,8 @@ impl Target {
     /// [`FilesError::Refused`] for a malformed batch or a hostile path, or the operation that failed. What
     /// came before it in the batch was applied.
     pub fn apply(&mut self, batch: &[u8]) -> Result<(), FilesError> {
-        let ops: Vec<Op> =
-            postcard::from_bytes(batch).map_err(|error| FilesError::Refused(format!("malformed: {error}")))?;
+        let ops: Vec<Op> = postcard::from_bytes(batch)
+            .map_err(|error| FilesError::Refused(format!("malformed: {error}")))?;
         ops.into_iter().try_for_each(|op| self.one(op))
     }
 
@@ -82,7 +82,8 @@ impl Target {
             Op::Node { area, path, kind, device } => {
                 let place = self.place(area, &path)?;
                 let kind = FileType::from_raw_mode(kind);
-                let known = [FileType::Fifo, FileType::Socket, FileType::CharacterDevice, FileType::BlockDevice];
+                let known =
+                    [FileType::Fifo, FileType::Socket, FileType::CharacterDevice, FileType::BlockDevice];
                 if !known.contains(&kind) {
                     return Err(FilesError::Refused(format!("a node of type {kind:?}")));
                 }
@@ -94,7 +95,12 @@ impl Target {
         }
     }
 
-    fn attributes(&self, area: AreaId, path: &[u8], attributes: &super::op::Attributes) -> Result<(), FilesError> {
+    fn attributes(
+        &self,
+        area: AreaId,
+        path: &[u8],
+        attributes: &super::op::Attributes,
+    ) -> Result<(), FilesError> {
         if path.is_empty() {
             let dir = self.area(area)?;
             return meta::apply(dir, Path::new("."), FileType::Directory, attributes)
@@ -112,7 +118,8 @@ impl Target {
         let place = self.place(area, path)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let open = || -> io::Result<File> {
-            let file: File = openat2(&place.dir, place.name(), flags, Mode::from_raw_mode(0o600), strict())?.into();
+            let file: File =
+                openat2(&place.dir, place.name(), flags, Mode::from_raw_mode(0o600), strict())?.into();
             if !file.metadata()?.is_file() {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is no regular file"));
             }
@@ -129,7 +136,10 @@ impl Target {
             return Err(FilesError::Refused("content without a file".to_owned()));
         };
         if data.len() > CHUNK || hash(data) != expected {
-            return Err(FilesError::Refused(format!("content of {} does not match its hash", path.display())));
+            return Err(FilesError::Refused(format!(
+                "content of {} does not match its hash",
+                path.display()
+            )));
         }
         // A file that grows while it is read may come with more than its size said.
         let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -155,7 +165,11 @@ impl Target {
         let path = PathBuf::from(OsStr::from_bytes(path));
         let hostile = || FilesError::Refused(format!("the path {}", path.display()));
         let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
-        let clean = !path.as_os_str().as_bytes().split(|byte| *byte == b'/').any(|part| part.is_empty() || part == b".");
+        let clean = !path
+            .as_os_str()
+            .as_bytes()
+            .split(|byte| *byte == b'/')
+            .any(|part| part.is_empty() || part == b".");
         if !plain || !clean || path.file_name().is_none() || path.as_os_str().as_bytes().contains(&0) {
             return Err(hostile());
         }

@@ -40,7 +40,8 @@ impl FromStr for Cidr {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let error = || ParseError { text: text.to_owned(), form: "an address with a prefix such as 10.0.0.2/24" };
+        let error =
+            || ParseError { text: text.to_owned(), form: "an address with a prefix such as 10.0.0.2/24" };
         let (address, prefix) = text.split_once('/').ok_or_else(error)?;
         let address: IpAddr = address.parse().map_err(|_| error())?;
         let prefix: u8 = prefix.parse().map_err(|_| error())?;
@@ -91,7 +92,8 @@ impl FromStr for Mac {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let error = || ParseError { text: text.to_owned(), form: "a unicast MAC address such as 02:00:00:00:00:01" };
+        let error =
+            || ParseError { text: text.to_owned(), form: "a unicast MAC address such as 02:00:00:00:00:01" };
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
@@ -139,7 +141,13 @@ mod tests {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }
         assert_eq!("02:00:00:00:00:0a".parse::<Mac>().unwrap().to_string(), "02:00:00:00:00:0a");
-        for bad in ["01:00:00:00:00:01", "02:00:00:00:00", "02:00:00:00:00:00:00", "00:00:00:00:00:00", "2:0:0:0:0:1"] {
+        for bad in [
+            "01:00:00:00:00:01",
+            "02:00:00:00:00",
+            "02:00:00:00:00:00:00",
+            "00:00:00:00:00:00",
+            "2:0:0:0:0:1",
+        ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }

@@ -156,7 +156,10 @@ impl Lock {
     pub fn lift(&mut self) -> Result<(), NetworkError> {
         let what = || format!("unlock the network of {}", self.link);
         for direction in [Direction::Egress, Direction::Ingress] {
-            self.netlink.remove_filters(self.index, direction, PRIORITY).or_else(gone_is_fine).during(what)?;
+            self.netlink
+                .remove_filters(self.index, direction, PRIORITY)
+                .or_else(gone_is_fine)
+                .during(what)?;
         }
         self.engaged = false;
         self.replay()?;
@@ -185,7 +188,10 @@ impl Lock {
     /// # Errors
     /// When the link is left.
     pub fn release(&mut self) -> Result<(), NetworkError> {
-        self.netlink.delete_link(self.index).or_else(gone_is_fine).during(|| format!("remove {}", self.link))?;
+        self.netlink
+            .delete_link(self.index)
+            .or_else(gone_is_fine)
+            .during(|| format!("remove {}", self.link))?;
         self.held.clear();
         self.netns = None;
         Ok(())

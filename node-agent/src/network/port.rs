@@ -41,7 +41,8 @@ pub fn peers(pid: i32) -> Result<Vec<Peer>, NetworkError> {
 fn peer(entry: Neighbour) -> Option<Peer> {
     let mac: [u8; 6] = entry.mac?.try_into().ok()?;
     let group = mac[0] & 1 == 1 || mac == [0; 6] || entry.ip.is_multicast();
-    (!group && entry.state & (neigh::NOARP | neigh::PERMANENT) == 0).then_some(Peer { ip: entry.ip, mac: Mac(mac) })
+    (!group && entry.state & (neigh::NOARP | neigh::PERMANENT) == 0)
+        .then_some(Peer { ip: entry.ip, mac: Mac(mac) })
 }
 
 /// The prepared end of a link.
@@ -103,7 +104,10 @@ impl Port {
     /// # Errors
     /// When the frame cannot be sent.
     pub fn announce(&self) -> Result<(), NetworkError> {
-        self.replay.inside.send(&self.announcement).during(|| format!("announce the address behind {}", self.link))
+        self.replay
+            .inside
+            .send(&self.announcement)
+            .during(|| format!("announce the address behind {}", self.link))
     }
 
     /// Delivers frames to the container, in order; those that it sent itself go out.
@@ -122,7 +126,8 @@ fn introduce(peers: &[Peer]) -> sys::Result<()> {
     let mut netlink = Netlink::open()?;
     let index = netlink.link(INSIDE)?.index;
     for peer in peers {
-        let entry = Neighbour { index, ip: peer.ip, mac: Some(peer.mac.0.to_vec()), state: neigh::STALE, flags: 0 };
+        let entry =
+            Neighbour { index, ip: peer.ip, mac: Some(peer.mac.0.to_vec()), state: neigh::STALE, flags: 0 };
         netlink.set_neighbour(&entry)?;
     }
     Ok(())

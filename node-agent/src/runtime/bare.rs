@@ -60,17 +60,17 @@ impl Bare {
             hierarchies: Vec::new(),
             spec: spec.clone(),
         };
-        let own_network = spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.namespaces().as_ref())
-            .is_some_and(|list| list.iter().any(|ns| ns.typ() == oci_spec::runtime::LinuxNamespaceType::Network));
+        let own_network =
+            spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref()).is_some_and(|list| {
+                list.iter().any(|ns| ns.typ() == oci_spec::runtime::LinuxNamespaceType::Network)
+            });
         let loopback = crate::network::Addressing {
             ip: None,
             mac: crate::network::Mac::derived(name.as_str()),
             gateway: None,
         };
-        let network = |pid| if own_network { Ok(crate::network::create("", &loopback, pid)?) } else { Ok(()) };
+        let network =
+            |pid| if own_network { Ok(crate::network::create("", &loopback, pid)?) } else { Ok(()) };
         let exe = Path::new("/proc/self/exe");
         let launched = launch(exe, name, dir, &sandbox, None, network)?;
         launched.into_parts().map_err(RuntimeError::file("use", dir.sandbox()))

@@ -133,12 +133,16 @@ fn namespaces(list: &[oci_spec::runtime::LinuxNamespace]) -> Option<String> {
         kind == LinuxNamespaceType::Cgroup || NEEDED.iter().any(|(needed, _)| *needed == kind)
     };
     if let Some(other) = list.iter().find(|namespace| !known(namespace.typ())) {
-        return Some(format!("linux.namespaces asks for {:?}, which is not supported; remove it", other.typ()));
+        return Some(format!(
+            "linux.namespaces asks for {:?}, which is not supported; remove it",
+            other.typ()
+        ));
     }
-    NEEDED
-        .iter()
-        .find(|(needed, _)| !list.iter().any(|namespace| namespace.typ() == *needed))
-        .map(|(_, name)| format!("linux.namespaces lacks {name}: a container that shares it could not move; add it"))
+    NEEDED.iter().find(|(needed, _)| !list.iter().any(|namespace| namespace.typ() == *needed)).map(
+        |(_, name)| {
+            format!("linux.namespaces lacks {name}: a container that shares it could not move; add it")
+        },
+    )
 }
 
 fn mount(mount: &oci_spec::runtime::Mount) -> Option<String> {
@@ -146,7 +150,8 @@ fn mount(mount: &oci_spec::runtime::Mount) -> Option<String> {
     if !mount.destination().is_absolute() {
         return Some(format!("the mount destination {place} must be absolute"));
     }
-    let mapped = |list: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    let mapped =
+        |list: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| list.as_ref().is_some_and(|l| !l.is_empty());
     if mapped(mount.uid_mappings()) || mapped(mount.gid_mappings()) {
         return Some(format!("the mount on {place} maps ids, which is not supported; remove the mappings"));
     }

@@ -52,7 +52,8 @@ impl Runtime {
         let root = root.ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
         let config = self.dir(name).config();
         let spec = fs::read(&config).map_err(RuntimeError::file("read", &config))?;
-        let spec = serde_json::from_slice(&spec).map_err(|source| RuntimeError::Damaged { path: config, source })?;
+        let spec =
+            serde_json::from_slice(&spec).map_err(|source| RuntimeError::Damaged { path: config, source })?;
         let job = Job { root, cgroup: record.cgroup, args: args.to_vec(), spec };
         let path = self.dir(name).root().join(format!("exec-{}.json", uuid::Uuid::new_v4()));
         let json = serde_json::to_vec(&job).map_err(io::Error::from);

@@ -76,7 +76,13 @@ pub(super) fn launch(
         other => return Err(talk.unexpected(&other)),
     };
     let root = Process::of(pid).map_err(shim_error)?;
-    let launched = Launched { root, shim: shim?, control: ours.try_clone().map_err(shim_error)?, name: name.clone(), keep: false };
+    let launched = Launched {
+        root,
+        shim: shim?,
+        control: ours.try_clone().map_err(shim_error)?,
+        name: name.clone(),
+        keep: false,
+    };
     if let Some(cgroup) = cgroup {
         cgroup.enter(pid)?;
     }

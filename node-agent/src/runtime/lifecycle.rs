@@ -110,11 +110,18 @@ impl Runtime {
     }
 
     /// The directory, the record, the configuration and the control groups, before any process.
-    pub(super) fn prepare(&self, record: &Record, bundle: &Bundle, dir: &ContainerDir) -> Result<(), RuntimeError> {
+    pub(super) fn prepare(
+        &self,
+        record: &Record,
+        bundle: &Bundle,
+        dir: &ContainerDir,
+    ) -> Result<(), RuntimeError> {
         fs::create_dir(dir.root()).map_err(RuntimeError::file("create", dir.root()))?;
         record.save(&dir.record())?;
         let config = serde_json::to_vec(&bundle.spec).map_err(io::Error::from);
-        config.and_then(|bytes| fs::write(dir.config(), bytes)).map_err(RuntimeError::file("write", dir.config()))?;
+        config
+            .and_then(|bytes| fs::write(dir.config(), bytes))
+            .map_err(RuntimeError::file("write", dir.config()))?;
         record.cgroup.create()?;
         if let Some(resources) = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
             record.cgroup.apply(resources)?;
@@ -122,7 +129,13 @@ impl Runtime {
         Ok(())
     }
 
-    pub(super) fn sandbox(&self, record: &Record, bundle: &Bundle, dir: &ContainerDir, purpose: Purpose) -> Sandbox {
+    pub(super) fn sandbox(
+        &self,
+        record: &Record,
+        bundle: &Bundle,
+        dir: &ContainerDir,
+        purpose: Purpose,
+    ) -> Sandbox {
         Sandbox {
             name: record.name.to_string(),
             purpose,
@@ -162,8 +175,10 @@ impl Runtime {
         not_held(&record)?;
         if let Some(root) = record.root.as_ref().filter(|root| root.is_alive()) {
             let pid = root.pid;
-            let target = rustix::process::Pid::from_raw(pid).ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
-            let pidfd = pidfd_open(target, PidfdFlags::empty()).map_err(RuntimeError::process("open", pid))?;
+            let target =
+                rustix::process::Pid::from_raw(pid).ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
+            let pidfd =
+                pidfd_open(target, PidfdFlags::empty()).map_err(RuntimeError::process("open", pid))?;
             // Still the same one, now that its pid cannot be taken by another.
             if root.is_alive() {
                 pidfd_send_signal(&pidfd, Signal::TERM).map_err(RuntimeError::process("signal", pid))?;
@@ -171,7 +186,11 @@ impl Runtime {
                     record.cgroup.kill(KILL)?;
                 }
                 if !ended(&pidfd, KILL).map_err(RuntimeError::process("wait for", pid))? {
-                    return Err(RuntimeError::TimedOut { name: name.clone(), what: "end", seconds: KILL.as_secs() });
+                    return Err(RuntimeError::TimedOut {
+                        name: name.clone(),
+                        what: "end",
+                        seconds: KILL.as_secs(),
+                    });
                 }
             }
         }
@@ -243,7 +262,9 @@ impl Runtime {
 fn not_held(record: &Record) -> Result<(), RuntimeError> {
     match record.stage {
         Stage::Here | Stage::Creating => Ok(()),
-        Stage::Migrating | Stage::Frozen | Stage::Incoming { .. } => Err(RuntimeError::Held(record.name.clone())),
+        Stage::Migrating | Stage::Frozen | Stage::Incoming { .. } => {
+            Err(RuntimeError::Held(record.name.clone()))
+        }
     }
 }
 
@@ -273,7 +294,9 @@ fn ended(pidfd: &impl std::os::fd::AsFd, limit: Duration) -> io::Result<bool> {
 
 fn remove_dir(path: &Path) -> Result<(), RuntimeError> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RuntimeError::file("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(RuntimeError::file("remove", path)(error))
+        }
         _ => Ok(()),
     }
 }

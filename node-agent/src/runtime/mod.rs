@@ -28,10 +28,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub(crate) use channel::pair as socket_pair;
 pub use error::RuntimeError;
 pub use lifecycle::RunRequest;
 pub use moving::MovingNode;
-pub(crate) use channel::pair as socket_pair;
 pub(crate) use moving::{host_facts, memory, tmpfs_areas};
 pub use name::{ContainerName, InvalidName};
 pub use sandbox::{CONTROL_FD, Exit};
@@ -97,7 +97,8 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError::NotFound`], or when it cannot be read.
     pub fn record(&self, name: &ContainerName) -> Result<Record, RuntimeError> {
-        Record::load(&self.state.container(name).record())?.ok_or_else(|| RuntimeError::NotFound(name.clone()))
+        Record::load(&self.state.container(name).record())?
+            .ok_or_else(|| RuntimeError::NotFound(name.clone()))
     }
 
     /// Changes a container's record; durable on Ok.

@@ -17,7 +17,9 @@ pub struct ContainerName(String);
 
 /// A string that cannot name a container.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a container name: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit")]
+#[error(
+    "{0:?} is not a container name: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"
+)]
 pub struct InvalidName(pub String);
 
 impl ContainerName {

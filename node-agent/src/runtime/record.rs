@@ -104,7 +104,8 @@ pub fn boot_id() -> io::Result<String> {
 /// State letter and start time of a process.
 fn stat(pid: i32) -> io::Result<(char, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = text.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+    let fields: Vec<&str> =
+        text.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
     let state = fields.first().and_then(|field| field.chars().next());
     let start = fields.get(19).and_then(|field| field.parse().ok());
     state.zip(start).ok_or_else(|| io::ErrorKind::InvalidData.into())

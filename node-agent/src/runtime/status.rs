@@ -6,11 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::Runtime;
 use super::error::RuntimeError;
 use super::name::ContainerName;
 use super::record::{Process, Record, Stage};
 use super::sandbox::Exit;
-use super::Runtime;
 
 /// Whether a container runs, and why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,9 @@ impl Runtime {
             match self.get(&name) {
                 Ok(status) => list.push(status),
                 Err(RuntimeError::NotFound(_)) => {}
-                Err(error) => tracing::error!(container = %name, error = %error, "container left out of the list"),
+                Err(error) => {
+                    tracing::error!(container = %name, error = %error, "container left out of the list")
+                }
             }
         }
         Ok(list)

@@ -77,17 +77,17 @@ pub(super) fn runtime_error(error: &RuntimeError) -> Status {
             ApiError::new(Code::AlreadyExists, "CONTAINER_EXISTS", text).with("container", name.as_str())
         }
         RuntimeError::NotRunning(name) => {
-            ApiError::new(Code::FailedPrecondition, "CONTAINER_NOT_RUNNING", text).with("container", name.as_str())
+            ApiError::new(Code::FailedPrecondition, "CONTAINER_NOT_RUNNING", text)
+                .with("container", name.as_str())
         }
-        RuntimeError::Running(name) => {
-            ApiError::new(Code::FailedPrecondition, "CONTAINER_RUNNING", text).with("container", name.as_str())
-        }
-        RuntimeError::Held(name) => {
-            ApiError::new(Code::FailedPrecondition, "CONTAINER_MIGRATING", text).with("container", name.as_str())
-        }
+        RuntimeError::Running(name) => ApiError::new(Code::FailedPrecondition, "CONTAINER_RUNNING", text)
+            .with("container", name.as_str()),
+        RuntimeError::Held(name) => ApiError::new(Code::FailedPrecondition, "CONTAINER_MIGRATING", text)
+            .with("container", name.as_str()),
         RuntimeError::Bundle { .. } | RuntimeError::Config { .. } => invalid_field("bundle", text),
         RuntimeError::Sandbox { name, .. } => {
-            ApiError::new(Code::FailedPrecondition, "CONTAINER_START_FAILED", text).with("container", name.as_str())
+            ApiError::new(Code::FailedPrecondition, "CONTAINER_START_FAILED", text)
+                .with("container", name.as_str())
         }
         RuntimeError::Cgroup(crate::runtime::cgroup::CgroupError::Limit { limit, .. }) => {
             ApiError::new(Code::FailedPrecondition, "LIMIT_NOT_AVAILABLE", text).with("limit", *limit)
@@ -127,11 +127,11 @@ pub(super) fn order_error(error: &OrderError) -> Status {
         }
         OrderError::Container(_) => ApiError::new(Code::FailedPrecondition, "CONTAINER_UNFIT", text),
         OrderError::NoMigration(name) => not_found("migration", name),
-        OrderError::Committed(name) => {
-            ApiError::new(Code::FailedPrecondition, "MIGRATION_COMMITTED", text).with("migration", name.as_str())
-        }
+        OrderError::Committed(name) => ApiError::new(Code::FailedPrecondition, "MIGRATION_COMMITTED", text)
+            .with("migration", name.as_str()),
         OrderError::NotSource { source_node, .. } => {
-            ApiError::new(Code::FailedPrecondition, "NOT_THE_SOURCE", text).with("source_node", source_node.as_str())
+            ApiError::new(Code::FailedPrecondition, "NOT_THE_SOURCE", text)
+                .with("source_node", source_node.as_str())
         }
         OrderError::Contrary(_) => ApiError::new(Code::FailedPrecondition, "CONTRARY_RESOLUTION", text),
         OrderError::Port(PortError::NoContainer(name)) => not_found("container", name),
@@ -160,7 +160,10 @@ pub(super) fn limits(policy: Option<v1::Policy>) -> orders::Limits {
     let default = orders::Limits::default();
     let Some(policy) = policy else { return default };
     let duration = |value: Option<prost_types::Duration>, otherwise: Duration| {
-        value.and_then(|value| Duration::try_from(value).ok()).filter(|value| !value.is_zero()).unwrap_or(otherwise)
+        value
+            .and_then(|value| Duration::try_from(value).ok())
+            .filter(|value| !value.is_zero())
+            .unwrap_or(otherwise)
     };
     orders::Limits {
         max_downtime: duration(policy.max_downtime, default.max_downtime),

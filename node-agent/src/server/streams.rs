@@ -44,7 +44,8 @@ pub(super) fn logs(runtime: Arc<Runtime>, mut reader: LogReader, follow: bool) -
             let ended = !follow || reader.is_final(&runtime);
             loop {
                 let chunk = reader.next_chunk().map(|data| v1::LogsChunk { data }).map_err(|error| {
-                    ApiError::new(Code::Internal, "RUNTIME_FAILED", format!("cannot read the log: {error}")).status()
+                    ApiError::new(Code::Internal, "RUNTIME_FAILED", format!("cannot read the log: {error}"))
+                        .status()
                 });
                 match chunk {
                     Ok(chunk) if chunk.data.is_empty() => break,
@@ -85,7 +86,10 @@ pub(super) fn watch(mut status: watch::Receiver<status::Status>) -> WatchStream 
 }
 
 /// Runs a command and relays its streams. When the client goes away the command is killed.
-pub(super) fn exec(command: std::process::Command, input: Streaming<v1::ExecInput>) -> Result<ExecStream, Status> {
+pub(super) fn exec(
+    command: std::process::Command,
+    input: Streaming<v1::ExecInput>,
+) -> Result<ExecStream, Status> {
     let mut command = Command::from(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|error| {
@@ -108,8 +112,10 @@ async fn relay(mut helper: Helper, mut input: Streaming<v1::ExecInput>, sender: 
             }
         }
     });
-    let stdout = pump(helper.0.stdout.take(), &sender, |stdout| v1::ExecOutput { stdout, ..Default::default() });
-    let stderr = pump(helper.0.stderr.take(), &sender, |stderr| v1::ExecOutput { stderr, ..Default::default() });
+    let stdout =
+        pump(helper.0.stdout.take(), &sender, |stdout| v1::ExecOutput { stdout, ..Default::default() });
+    let stderr =
+        pump(helper.0.stderr.take(), &sender, |stderr| v1::ExecOutput { stderr, ..Default::default() });
     let done = async {
         tokio::join!(stdout, stderr);
         helper.0.wait().await
@@ -124,11 +130,17 @@ async fn relay(mut helper: Helper, mut input: Streaming<v1::ExecInput>, sender: 
             let status = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
             v1::ExecOutput { exit_status: Some(status.unwrap_or(255)), ..Default::default() }
         })
-        .map_err(|error| ApiError::new(Code::Internal, "RUNTIME_FAILED", format!("cannot wait: {error}")).status());
+        .map_err(|error| {
+            ApiError::new(Code::Internal, "RUNTIME_FAILED", format!("cannot wait: {error}")).status()
+        });
     let _ = sender.send(last).await;
 }
 
-async fn pump(stream: Option<impl AsyncRead + Unpin>, sender: &Out, wrap: impl Fn(Vec<u8>) -> v1::ExecOutput) {
+async fn pump(
+    stream: Option<impl AsyncRead + Unpin>,
+    sender: &Out,
+    wrap: impl Fn(Vec<u8>) -> v1::ExecOutput,
+) {
     let Some(mut stream) = stream else { return };
     let mut buffer = vec![0; 32 * 1024];
     while let Ok(length @ 1..) = stream.read(&mut buffer).await {

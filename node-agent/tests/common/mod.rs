@@ -44,11 +44,21 @@ pub(crate) fn bundle(dir: &Path, args: &[&str], change: impl FnOnce(&mut Value))
     ];
     for path in ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc"] {
         if Path::new(path).exists() {
-            mounts.push(json!({"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]}));
+            mounts.push(
+                json!({"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]}),
+            );
         }
     }
-    let caps = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID",
-        "CAP_NET_BIND_SERVICE", "CAP_NET_RAW"];
+    let caps = [
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_KILL",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_NET_RAW",
+    ];
     let mut config = json!({
         "ociVersion": "1.0.2",
         "process": {
@@ -139,13 +149,7 @@ impl Drop for Node {
 }
 
 pub(crate) fn request(name: &ContainerName, bundle: &Path) -> RunRequest {
-    RunRequest {
-        name: name.clone(),
-        bundle: bundle.to_owned(),
-        ip: None,
-        mac: None,
-        labels: BTreeMap::new(),
-    }
+    RunRequest { name: name.clone(), bundle: bundle.to_owned(), ip: None, mac: None, labels: BTreeMap::new() }
 }
 
 /// An error with its causes.

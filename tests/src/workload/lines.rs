@@ -38,7 +38,10 @@ pub fn check(address: SocketAddr, id: usize, stop: &dyn Fn() -> bool) -> Result<
             progress = (total, Instant::now(), 0);
         }
         progress.2 += 1;
-        ensure!(progress.1.elapsed() < Duration::from_secs(10) || progress.2 < 100, "client {id}: nothing moves: {line}");
+        ensure!(
+            progress.1.elapsed() < Duration::from_secs(10) || progress.2 < 100,
+            "client {id}: nothing moves: {line}"
+        );
     }
     Ok((answers, longest))
 }

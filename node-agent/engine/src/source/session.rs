@@ -150,8 +150,14 @@ impl Source {
             State::Frozen(frozen) if frozen.complete => return Ok(frozen.look.shape.clone()),
             State::Frozen(_) | State::Done => return Err(self.wrong_state("shape")),
         }
-        let look = self.looker.look(Flags::Exact, Depth::Shape, &mut Findings::default())?;
-        self.track(&look)?;
+        let mut look = self.looker.look(Flags::Exact, Depth::Shape, &mut Findings::default())?;
+        // A process that has just begun another program was looked at before or after: look again.
+        for _ in 0..3 {
+            if !self.track(&look)? {
+                break;
+            }
+            look = self.looker.look(Flags::Exact, Depth::Shape, &mut Findings::default())?;
+        }
         failpoint!("source-shape");
         let shape = look.shape.clone();
         self.tell(look);
@@ -270,8 +276,8 @@ impl Source {
         self.told = Some(look);
     }
 
-    /// Starts to track what is new; forgets what is gone.
-    fn track(&mut self, look: &Look) -> Result<(), SourceError> {
+    /// Starts to track what is new; forgets what is gone. True when something new is tracked now.
+    fn track(&mut self, look: &Look) -> Result<bool, SourceError> {
         let gone: Vec<i32> = self
             .tracked
             .iter()
@@ -287,7 +293,7 @@ impl Source {
         let new: Vec<&ProcessLook> =
             files::live(look).filter(|found| !self.tracked.contains_key(&found.process.pid)).collect();
         if new.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let clock = SchedulerClock::calibrate();
         for found in new {
@@ -298,7 +304,7 @@ impl Source {
             }
             failpoint!("source-attach-process");
         }
-        Ok(())
+        Ok(true)
     }
 
     fn track_one(&mut self, process: &Process, clock: &SchedulerClock) -> Result<(), SourceError> {

@@ -287,11 +287,9 @@ impl Filters<'_> {
     }
 }
 
-/// What a thread sets after its credentials, which reset it.
+/// What a thread sets after its credentials, which reset it. Always: a first process that was made to die with
+/// its maker must not do so any more.
 pub(crate) fn thread_after_credentials(thread: &Thread) -> Vec<Call> {
-    if thread.pdeath_signal == 0 {
-        return Vec::new();
-    }
     vec![call!("PR_SET_PDEATHSIG", SYS_prctl, libc::PR_SET_PDEATHSIG, thread.pdeath_signal, 0, 0, 0)]
 }
 

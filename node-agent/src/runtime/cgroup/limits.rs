@@ -35,7 +35,10 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), C
         let path = cgroup.unified()?;
         for (file, value) in unified {
             if file.contains('/') {
-                return Err(CgroupError::Limit { limit: "unified", why: format!("{file} is not a file name") });
+                return Err(CgroupError::Limit {
+                    limit: "unified",
+                    why: format!("{file} is not a file name"),
+                });
             }
             write(path, "unified", file, value)?;
         }
@@ -143,9 +146,18 @@ fn devices(cgroup: &Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<(), CgroupErr
         write(path, "devices", file, &text)?;
     }
     // What every container needs to work at all.
-    for rule in ["c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm",
-        "c 5:2 rwm", "c 136:* rwm"]
-    {
+    for rule in [
+        "c *:* m",
+        "b *:* m",
+        "c 1:3 rwm",
+        "c 1:5 rwm",
+        "c 1:7 rwm",
+        "c 1:8 rwm",
+        "c 1:9 rwm",
+        "c 5:0 rwm",
+        "c 5:2 rwm",
+        "c 136:* rwm",
+    ] {
         write(path, "devices", "devices.allow", rule)?;
     }
     Ok(())

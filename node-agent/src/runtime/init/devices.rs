@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
-use rustix::fs::{FileType, Mode, Uid, Gid, chownat, chmodat, makedev, mknodat, symlinkat, AtFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::mount_bind;
 
@@ -29,7 +29,11 @@ pub(super) fn all(spec: &Spec, root: &OwnedFd) -> Result<(), InitError> {
     // Without a /dev of its own the container uses what its root directory has.
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     if !mounts.iter().any(|mount| mount.destination() == Path::new("/dev")) {
-        return spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten()).try_for_each(|d| extra(root, d));
+        return spec
+            .linux()
+            .iter()
+            .flat_map(|linux| linux.devices().iter().flatten())
+            .try_for_each(|d| extra(root, d));
     }
     let dev = path::make(root, Path::new("dev"), Want::Directory).step(|| "make /dev".to_owned())?;
     for (name, major, minor) in NODES {
@@ -67,7 +71,8 @@ fn extra(root: &OwnedFd, device: &LinuxDevice) -> Result<(), InitError> {
     let number = |value: i64| u32::try_from(value).unwrap_or_default();
     let parent = path::make(root, parent, Want::Directory).step(what)?;
     let mode = device.file_mode().unwrap_or(0o666) & 0o7777;
-    match node(&parent, Path::new(name), kind, mode, makedev(number(device.major()), number(device.minor()))) {
+    match node(&parent, Path::new(name), kind, mode, makedev(number(device.major()), number(device.minor())))
+    {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error).step(what),
     }

@@ -107,7 +107,9 @@ fn build(path: &Path, control: &OwnedFd) -> Result<(), InitError> {
 }
 
 fn start(spec: &Spec, control: &OwnedFd) -> Result<(), InitError> {
-    let Some(process) = spec.process() else { return refuse("start".to_owned(), "the bundle has no process") };
+    let Some(process) = spec.process() else {
+        return refuse("start".to_owned(), "the bundle has no process");
+    };
     let plan = process::Plan::new(process, spec)?;
     null_stdin()?;
     plan.limits()?;
@@ -149,8 +151,16 @@ fn names(sandbox: &Sandbox) -> Result<(), InitError> {
 
 /// Only what belongs to the container's own namespaces can be set; the rest would change the host.
 fn sysctls(spec: &Spec) -> Result<(), InitError> {
-    const OWN: [&str; 8] = ["net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm", "kernel.shmmni",
-        "kernel.domainname", "kernel.hostname"];
+    const OWN: [&str; 8] = [
+        "net.",
+        "fs.mqueue.",
+        "kernel.msg",
+        "kernel.sem",
+        "kernel.shm",
+        "kernel.shmmni",
+        "kernel.domainname",
+        "kernel.hostname",
+    ];
     let Some(map) = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) else { return Ok(()) };
     for (name, value) in map {
         if !OWN.iter().any(|own| name.starts_with(own)) || name.contains("..") {

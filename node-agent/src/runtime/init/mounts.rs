@@ -84,8 +84,14 @@ fn cgroup(sandbox: &Sandbox, root: &OwnedFd, destination: &Path, options: &Optio
     }
     let point = path::make(root, destination, Want::Directory).step(what)?;
     let [only] = sandbox.hierarchies.as_slice() else {
-        file_system(Path::new("tmpfs"), &point, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, "mode=755")
-            .step(what)?;
+        file_system(
+            Path::new("tmpfs"),
+            &point,
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            "mode=755",
+        )
+        .step(what)?;
         for hierarchy in &sandbox.hierarchies {
             let at: PathBuf = destination.join(hierarchy.mount.file_name().unwrap_or_default());
             let what = || format!("mount cgroup on {}", at.display());
@@ -113,7 +119,13 @@ fn hierarchy_at(hierarchy: &Hierarchy, point: &OwnedFd, flags: MountFlags) -> st
     file_system(Path::new("cgroup"), point, "cgroup", flags, &data)
 }
 
-fn file_system(source: &Path, point: &OwnedFd, kind: &str, flags: MountFlags, data: &str) -> std::io::Result<()> {
+fn file_system(
+    source: &Path,
+    point: &OwnedFd,
+    kind: &str,
+    flags: MountFlags,
+    data: &str,
+) -> std::io::Result<()> {
     let data = CString::new(data)?;
     mount(source, path::name(point), kind, flags, data.as_c_str())?;
     Ok(())

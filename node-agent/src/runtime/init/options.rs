@@ -17,12 +17,8 @@ pub(super) struct Options {
 
 /// Sorts options. What is no flag is data for the file system, which refuses what it does not know.
 pub(super) fn parse(options: &[String]) -> Options {
-    let mut parsed = Options {
-        flags: MountFlags::empty(),
-        bind: None,
-        propagation: Vec::new(),
-        data: String::new(),
-    };
+    let mut parsed =
+        Options { flags: MountFlags::empty(), bind: None, propagation: Vec::new(), data: String::new() };
     for option in options {
         let recursive = MountPropagationFlags::REC;
         match option.as_str() {

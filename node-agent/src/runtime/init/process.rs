@@ -68,13 +68,16 @@ impl Plan {
                 let (_, now) = getrlimit(*resource).step(what)?;
                 return refuse(
                     what(),
-                    format!("the hard limit here is {now} and raising it needs CAP_SYS_RESOURCE, which this agent lacks"),
+                    format!(
+                        "the hard limit here is {now} and raising it needs CAP_SYS_RESOURCE, which this agent lacks"
+                    ),
                 );
             }
             set.step(what)?;
         }
         if let Some(value) = self.oom_score_adj {
-            fs::write("/proc/self/oom_score_adj", value.to_string()).step(|| format!("set oomScoreAdj to {value}"))?;
+            fs::write("/proc/self/oom_score_adj", value.to_string())
+                .step(|| format!("set oomScoreAdj to {value}"))?;
         }
         Ok(())
     }
@@ -131,7 +134,11 @@ impl Credentials {
             groups,
             capabilities: process.capabilities().as_ref().map_or_else(Sets::default, Sets::new),
             no_new_privs: process.no_new_privileges() == Some(true),
-            filters: filters.map(seccomp::compile).transpose().map_err(io::Error::other).step(|| "compile linux.seccomp".to_owned())?,
+            filters: filters
+                .map(seccomp::compile)
+                .transpose()
+                .map_err(io::Error::other)
+                .step(|| "compile linux.seccomp".to_owned())?,
         })
     }
 
@@ -160,8 +167,7 @@ impl Credentials {
             permitted: sets.permitted,
             inheritable: sets.inheritable,
         };
-        set_capabilities(None, kept)
-            .step(|| format!("set capabilities (permitted {:?})", sets.permitted))?;
+        set_capabilities(None, kept).step(|| format!("set capabilities (permitted {:?})", sets.permitted))?;
         clear_ambient_capability_set().step(|| "clear ambient capabilities".to_owned())?;
         for capability in sets.ambient.iter() {
             configure_capability_in_ambient_set(capability, true)

@@ -7,7 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall};
+use oci_spec::runtime::{
+    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
+};
 use seccompiler::{BpfProgram, TargetArch, compile_from_json};
 use serde_json::{Value, json};
 use sys::prctl::own::add_seccomp_filter;
@@ -68,7 +70,8 @@ pub(in crate::runtime) fn compile(profile: &LinuxSeccomp) -> Result<Filters, Pro
     }
     let mut programs = Vec::new();
     if default != allow {
-        let named: Vec<&LinuxSyscall> = groups.values().flat_map(|(_, rules)| rules.iter().copied()).collect();
+        let named: Vec<&LinuxSyscall> =
+            groups.values().flat_map(|(_, rules)| rules.iter().copied()).collect();
         programs.push(program(&default, &allow, &named)?);
     }
     for (action, rules) in groups.values().filter(|(action, _)| *action != allow && *action != default) {

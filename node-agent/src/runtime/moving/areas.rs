@@ -44,7 +44,10 @@ pub(crate) fn tmpfs(spec: &Spec, pid: i32) -> io::Result<Vec<Area>> {
         let dir: OwnedFd =
             openat2(&root, place, flags, Mode::empty(), resolve).map_err(|error| named(error.into()))?;
         if fstatfs(&dir)?.f_type != TMPFS {
-            return Err(io::Error::other(format!("{}: the tmpfs of the configuration is not there", place.display())));
+            return Err(io::Error::other(format!(
+                "{}: the tmpfs of the configuration is not there",
+                place.display()
+            )));
         }
         areas.push(Area { dir, skip_devices: place == Path::new("/dev"), skip: Vec::new() });
     }

@@ -98,7 +98,11 @@ fn marker(rootfs: &Path) -> Result<Vec<u8>, BlueprintError> {
 }
 
 impl Blueprint {
-    pub(super) fn new(record: &crate::runtime::record::Record, spec: Spec, peers: Vec<Peer>) -> Result<Self, BlueprintError> {
+    pub(super) fn new(
+        record: &crate::runtime::record::Record,
+        spec: Spec,
+        peers: Vec<Peer>,
+    ) -> Result<Self, BlueprintError> {
         Ok(Self {
             version: VERSION,
             name: record.name.clone(),

@@ -92,10 +92,13 @@ impl Coming {
             runtime.prepare(record, &bundle, dir)?;
             let sandbox = runtime.sandbox(record, &bundle, dir, Purpose::Restore);
             let network = |pid| Ok(network::create(&record.link, &record.network, pid)?);
-            let launched = launch(&runtime.options().exe, &record.name, dir, &sandbox, Some(&record.cgroup), network)?;
+            let launched =
+                launch(&runtime.options().exe, &record.name, dir, &sandbox, Some(&record.cgroup), network)?;
             let bridge = runtime.options().bridge.as_deref();
-            let port = Port::prepare(&record.link, &record.network, bridge, launched.root.pid, &blueprint.peers)?;
-            let (root, shim, channel) = launched.into_parts().map_err(RuntimeError::file("use", dir.sandbox()))?;
+            let port =
+                Port::prepare(&record.link, &record.network, bridge, launched.root.pid, &blueprint.peers)?;
+            let (root, shim, channel) =
+                launched.into_parts().map_err(RuntimeError::file("use", dir.sandbox()))?;
             record.root = Some(root);
             record.shim = Some(shim);
             record.save(&dir.record())?;
@@ -124,9 +127,12 @@ impl Coming {
         let dir = runtime.dir(&record.name);
         let pid = record.root.as_ref().map_or(0, |root| root.pid);
         let bridge = runtime.options().bridge.clone();
-        let port = Port::prepare(&record.link, &record.network, bridge.as_deref(), pid, &[]).map_err(failed)?;
+        let port =
+            Port::prepare(&record.link, &record.network, bridge.as_deref(), pid, &[]).map_err(failed)?;
         let read = || -> io::Result<Spec> { Ok(serde_json::from_slice(&fs::read(dir.config())?)?) };
-        let spec = read().map_err(|error| PortError::failed(format!("read the configuration of {}", record.name), error))?;
+        let spec = read().map_err(|error| {
+            PortError::failed(format!("read the configuration of {}", record.name), error)
+        })?;
         Ok(Self {
             externals: Stdio { log: dir.log() },
             rootfs: Rootfs::Sync,
@@ -143,7 +149,11 @@ impl Coming {
         self.record.root.as_ref().map_or(0, |root| root.pid)
     }
 
-    fn failed<T>(&self, what: &str, result: Result<T, impl Into<Box<dyn std::error::Error + Send + Sync>>>) -> Result<T, PortError> {
+    fn failed<T>(
+        &self,
+        what: &str,
+        result: Result<T, impl Into<Box<dyn std::error::Error + Send + Sync>>>,
+    ) -> Result<T, PortError> {
         result.map_err(|error| PortError::failed(format!("{what} {}", self.record.name), error))
     }
 }
@@ -248,6 +258,8 @@ struct Files {
 
 impl FileTarget for Files {
     fn apply(&mut self, batch: &[u8]) -> Result<(), PortError> {
-        self.target.apply(batch).map_err(|error| PortError::failed(format!("write the files of {}", self.name), error))
+        self.target
+            .apply(batch)
+            .map_err(|error| PortError::failed(format!("write the files of {}", self.name), error))
     }
 }

@@ -40,7 +40,8 @@ impl Leaving {
 
     fn config(&self) -> Result<Spec, PortError> {
         let path = self.runtime.state().container(&self.record.name).config();
-        let bytes = fs::read(&path).map_err(|error| PortError::failed(format!("read {}", path.display()), error))?;
+        let bytes =
+            fs::read(&path).map_err(|error| PortError::failed(format!("read {}", path.display()), error))?;
         serde_json::from_slice(&bytes)
             .map_err(|error| PortError::failed(format!("understand {}", path.display()), error))
     }
@@ -57,7 +58,8 @@ impl Leaving {
 impl ContainerSource for Leaving {
     fn tree(&self) -> TreeSpec {
         let log = File::open(self.log()).and_then(|file| file.metadata());
-        let externals = log.into_iter().map(|file| External { key: LOG.to_owned(), dev: file.dev(), ino: file.ino() });
+        let externals =
+            log.into_iter().map(|file| External { key: LOG.to_owned(), dev: file.dev(), ino: file.ino() });
         TreeSpec {
             root: self.root.pid,
             cgroup: Some(self.cgroup()),
@@ -69,8 +71,8 @@ impl ContainerSource for Leaving {
     fn spec(&self) -> Result<Vec<u8>, PortError> {
         let peers = network::peers(self.root.pid).map_err(failed)?;
         let what = || format!("describe {}", self.record.name);
-        let blueprint =
-            Blueprint::new(&self.record, self.config()?, peers).map_err(|error| PortError::failed(what(), error))?;
+        let blueprint = Blueprint::new(&self.record, self.config()?, peers)
+            .map_err(|error| PortError::failed(what(), error))?;
         serde_json::to_vec(&blueprint).map_err(|error| PortError::failed(what(), error))
     }
 
@@ -134,7 +136,8 @@ impl Files {
     fn send(&mut self, suspect: &HashSet<u64>, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
         self.rounds += 1;
         let round = self.source.round(self.rounds, suspect, &mut |batch| sink.batch(batch));
-        let round = round.map_err(|error| PortError::failed(format!("send the files of {}", self.name), error))?;
+        let round =
+            round.map_err(|error| PortError::failed(format!("send the files of {}", self.name), error))?;
         Ok(FileRound { entries: round.entries, bytes: round.bytes })
     }
 }
@@ -146,7 +149,8 @@ impl FileSource for Files {
 
     fn last(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
         let processes = self.cgroup.processes();
-        let processes = processes.map_err(|error| PortError::failed(format!("list the processes of {}", self.name), error))?;
+        let processes = processes
+            .map_err(|error| PortError::failed(format!("list the processes of {}", self.name), error))?;
         let suspect = processes.into_iter().flat_map(mapped).collect();
         self.send(&suspect, sink)
     }

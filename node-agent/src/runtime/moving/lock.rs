@@ -21,8 +21,9 @@ impl ContainerLock {
         if record.network.ip.is_none() {
             return Ok(Self { link, lock: None });
         }
-        let netns = ns::open(pid, Kind::Net)
-            .map_err(|error| PortError::failed(format!("open the network namespace of {}", record.name), error))?;
+        let netns = ns::open(pid, Kind::Net).map_err(|error| {
+            PortError::failed(format!("open the network namespace of {}", record.name), error)
+        })?;
         let lock = Lock::prepare(&link, netns, record.network.mac).map_err(failed)?;
         Ok(Self { link, lock: Some(lock) })
     }

@@ -2,9 +2,9 @@
 
 mod areas;
 mod blueprint;
+mod coming;
 mod leaving;
 mod lock;
-mod coming;
 
 use std::fs;
 use std::sync::Arc;
@@ -51,7 +51,11 @@ impl Node for MovingNode {
         Ok(Box::new(Coming::make(&self.runtime, request)?))
     }
 
-    fn reopen(&self, container: &str, migration: &str) -> Result<Option<Box<dyn ContainerTarget>>, PortError> {
+    fn reopen(
+        &self,
+        container: &str,
+        migration: &str,
+    ) -> Result<Option<Box<dyn ContainerTarget>>, PortError> {
         let Some(record) = self.arriving(container, migration)? else { return Ok(None) };
         if !record.is_alive() || matches!(record.stage, Stage::Incoming { ready: false, .. }) {
             return Ok(None);
@@ -64,7 +68,9 @@ impl Node for MovingNode {
         if !matches!(record.stage, Stage::Incoming { .. }) {
             return Ok(());
         }
-        self.runtime.erase(&record).map_err(|error| PortError::failed(format!("remove the copy of {container}"), error))
+        self.runtime
+            .erase(&record)
+            .map_err(|error| PortError::failed(format!("remove the copy of {container}"), error))
     }
 
     fn facts(&self) -> HostFacts {
@@ -88,15 +94,26 @@ impl MovingNode {
     }
 }
 
-/// What of this host shows in a captured process. Clocks are 0.
+/// A clock of this host, nanoseconds; 0 when it cannot be read.
+fn clock_ns(clock: nix::time::ClockId) -> u64 {
+    let now = clock.now().map(std::time::Duration::from).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or_default()
+}
+
+/// What of this host shows in a captured process, with its clocks as they stand now.
 #[must_use]
 pub(crate) fn host_facts() -> HostFacts {
     let xsave = sys::cpu::xsave();
     HostFacts {
-        kernel_release: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        kernel_release: fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
         vdso_hash: sys::cpu::vdso_hash().unwrap_or(0),
         xsave_size: xsave.map_or(0, |xsave| xsave.size),
         xcr0: xsave.map_or(0, |xsave| xsave.features),
+        monotonic_ns: clock_ns(nix::time::ClockId::CLOCK_MONOTONIC),
+        boottime_ns: clock_ns(nix::time::ClockId::CLOCK_BOOTTIME),
         ..HostFacts::default()
     }
 }

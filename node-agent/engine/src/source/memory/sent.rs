@@ -43,16 +43,22 @@ impl PageSet {
         }
         let first = range.start / EXTENT;
         let last = (range.end - 1) / EXTENT;
+        let mut add = |from: u64, to: u64| match runs.last_mut() {
+            Some(run) if run.end == from => run.end = to,
+            _ => runs.push(from..to),
+        };
         for (extent, bits) in self.extents.range(first..=last) {
-            for page in 0..EXTENT / PAGE {
-                let address = extent * EXTENT + page * PAGE;
-                let (_, word, mask) = place(address);
-                if bits[word] & mask == 0 || !range.contains(&address) {
+            for (word, start) in bits.iter().zip((extent * EXTENT..).step_by(64 * 4096)) {
+                let end = start + 64 * PAGE;
+                if *word == u64::MAX && range.start <= start && end <= range.end {
+                    add(start, end);
                     continue;
                 }
-                match runs.last_mut() {
-                    Some(run) if run.end == address => run.end += PAGE,
-                    _ => runs.push(address..address + PAGE),
+                for page in (0..64).filter(|page| word >> page & 1 == 1) {
+                    let address = start + page * PAGE;
+                    if range.contains(&address) {
+                        add(address, address + PAGE);
+                    }
                 }
             }
         }

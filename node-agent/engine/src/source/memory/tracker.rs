@@ -91,7 +91,9 @@ impl PagemapScan {
                         Ok(()) => {}
                         // It changed under our hands. All of it counts as written, and the next look finds
                         // the new state.
-                        Err(Errno::EINVAL | Errno::ENOMEM | Errno::EAGAIN | Errno::ENOENT) => {
+                        Err(
+                            Errno::EINVAL | Errno::ENOMEM | Errno::EAGAIN | Errno::ENOENT | Errno::EPERM | Errno::EBUSY,
+                        ) => {
                             dirty.ranges.push(part.clone());
                             return Ok(());
                         }
