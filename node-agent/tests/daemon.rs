@@ -5,142 +5,18 @@
 mod common;
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
+use common::agent::{Agent, Ca, free_port};
 use common::{bundle, unique, wait_for};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use proto::error::ErrorDetails;
-use proto::tls::{Expect, Tls, TlsFiles, connect};
+use proto::tls::{Expect, connect};
 use proto::v1;
-use proto::v1::node_agent_client::NodeAgentClient;
 use proto::v1::registry_server::{Registry, RegistryServer};
 use tokio_stream::StreamExt as _;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
-
-struct Ca {
-    pem: String,
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-    dir: tempfile::TempDir,
-}
-
-impl Ca {
-    fn new() -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: rcgen::Issuer::new(params, key), dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn issue(&self, dns: &str) -> PathBuf {
-        let dir = self.dir.path().join(dns);
-        fs::create_dir_all(&dir).unwrap();
-        let key = rcgen::KeyPair::generate().unwrap();
-        let cert = rcgen::CertificateParams::new(vec![dns.to_owned()])
-            .unwrap()
-            .signed_by(&key, &self.issuer)
-            .unwrap();
-        fs::write(dir.join("ca.crt"), &self.pem).unwrap();
-        fs::write(dir.join("tls.crt"), cert.pem()).unwrap();
-        fs::write(dir.join("tls.key"), key.serialize_pem()).unwrap();
-        dir
-    }
-
-    fn tls(&self, dns: &str) -> Tls {
-        Tls::load(&TlsFiles::in_dir(&self.issue(dns))).unwrap()
-    }
-}
-
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-/// An agent process with a directory and a control group of its own.
-struct Agent {
-    dir: tempfile::TempDir,
-    ca: Ca,
-    listen: SocketAddr,
-    parent: String,
-    process: Option<Child>,
-}
-
-impl Agent {
-    fn new(extra: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("gantry-daemon-").tempdir().unwrap();
-        let ca = Ca::new();
-        let tls = ca.issue("node-a.node.gantry");
-        let (listen, peers, parent) = (free_port(), free_port(), unique("gantry-test"));
-        let config = format!(
-            "name = \"node-a\"\nstate_dir = {:?}\nlisten = \"{listen}\"\npeer_listen = \"{peers}\"\n\
-             cgroup_parent = \"{parent}\"\n{extra}\n[tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n",
-            dir.path().join("state"),
-            tls.join("ca.crt"),
-            tls.join("tls.crt"),
-            tls.join("tls.key"),
-        );
-        fs::write(dir.path().join("agent.toml"), config).unwrap();
-        Self { dir, ca, listen, parent, process: None }
-    }
-
-    fn config(&self) -> PathBuf {
-        self.dir.path().join("agent.toml")
-    }
-
-    fn log(&self) -> PathBuf {
-        self.dir.path().join("agent.log")
-    }
-
-    fn start(&mut self) {
-        let log = fs::File::options().append(true).create(true).open(self.log()).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_node-agent"))
-            .args(["serve", "--config"])
-            .arg(self.config())
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.process = Some(child);
-    }
-
-    fn signal(&mut self, signal: Signal) -> std::process::ExitStatus {
-        let mut child = self.process.take().unwrap();
-        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
-        child.wait().unwrap()
-    }
-
-    async fn client(&self, dns: &str) -> NodeAgentClient<Channel> {
-        let tls = self.ca.tls(dns);
-        let expect = Expect::Peer("node-a.node.gantry".parse().unwrap());
-        for _ in 0..200 {
-            if let Ok(channel) = connect(&self.listen.to_string(), &expect, &tls).await {
-                return NodeAgentClient::new(channel);
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-        panic!("the agent does not serve; see {}", self.log().display());
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        if self.process.is_some() {
-            self.signal(Signal::SIGKILL);
-        }
-        let layout = node_agent::runtime::cgroup::Layout::read().unwrap();
-        let containers = self.dir.path().join("state/containers");
-        for entry in fs::read_dir(containers).into_iter().flatten().flatten() {
-            let name = entry.file_name().into_string().unwrap();
-            let cgroup = node_agent::runtime::cgroup::Cgroup::at(&layout, &self.parent, &name);
-            let _ = cgroup.kill(std::time::Duration::from_secs(5));
-            let _ = cgroup.remove();
-        }
-        node_agent::runtime::cgroup::remove_parent(&layout, &self.parent);
-    }
-}
 
 fn agent(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_node-agent")).args(args).output().unwrap()

@@ -122,6 +122,39 @@ fn a_copy_gets_the_same_sandbox_and_files() {
 }
 
 #[test]
+fn clocks_of_another_host_do_not_jump_back() {
+    let (source, target) = (Node::new(None), Node::new(None));
+    let name = start(&source, None, &["sleep", "1000"], |_| {});
+    let leaving = moving(&source).source(name.as_str()).unwrap();
+    let mut spec: serde_json::Value = serde_json::from_slice(&leaving.spec().unwrap()).unwrap();
+    // As from a host that has been up for a thousand seconds longer.
+    for clock in ["monotonic", "boottime"] {
+        let now = spec["clocks"][clock].as_i64().unwrap();
+        spec["clocks"][clock] = json!(now + 1_000_000_000_000_i64);
+    }
+    let spec = serde_json::to_vec(&spec).unwrap();
+    let mut copy = moving(&target).incoming(&incoming(&name, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let pid = copy.options().unwrap().root.pid;
+    let offsets = fs::read_to_string(format!("/proc/{pid}/timens_offsets")).unwrap();
+    let of = |clock: &str| -> i64 {
+        let line = offsets.lines().find(|line| line.starts_with(clock)).unwrap();
+        line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    for clock in ["monotonic", "boottime"] {
+        assert!((998..=1002).contains(&of(clock)), "{offsets}");
+    }
+    let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/time")).unwrap();
+    assert_ne!(of(&pid.to_string()), of("self"));
+    copy.ready(pid).unwrap();
+    copy.adopt(7).unwrap();
+    // Commands see them, too.
+    let uptime = target.exec(&name, &["cat", "/proc/uptime"]);
+    let seconds = |text: &str| text.split('.').next().unwrap().parse::<i64>().unwrap();
+    let ours = seconds(&fs::read_to_string("/proc/uptime").unwrap());
+    assert!(seconds(&text(&uptime.stdout)) > ours + 990, "{}", text(&uptime.stdout));
+}
+
+#[test]
 fn a_copy_that_is_not_adopted_goes_without_a_trace() {
     let lan = Lan::new();
     let (source, target) = (Node::new(Some(lan.bridge.clone())), Node::new(Some(lan.bridge.clone())));

@@ -83,13 +83,17 @@ fn many(clients: usize, check: &Check<'_>) -> Verdict {
             .map(|id| {
                 let (stop, answers) = (&stop, &answers);
                 scope.spawn(move || {
-                    check(id, &|| {
+                    let ended = check(id, &|| {
                         // Every client looks at this once an answer.
                         if let Ok(mut answers) = answers[id].lock() {
                             answers.another();
                         }
                         stop.load(Ordering::Relaxed)
-                    })
+                    });
+                    if let (Err(error), Ok(mut answers)) = (&ended, answers[id].lock()) {
+                        answers.error = format!("{error:#}");
+                    }
+                    ended
                 })
             })
             .collect();
@@ -122,11 +126,13 @@ struct Answers {
     count: u64,
     last: Instant,
     longest: Duration,
+    /// Why it ended.
+    error: String,
 }
 
 impl Default for Answers {
     fn default() -> Self {
-        Self { count: 0, last: Instant::now(), longest: Duration::ZERO }
+        Self { count: 0, last: Instant::now(), longest: Duration::ZERO, error: String::new() }
     }
 }
 
@@ -150,7 +156,8 @@ fn progress(answers: &[Mutex<Answers>], ended: &dyn Fn(usize) -> bool) -> Verdic
             std::thread::park_timeout(Duration::from_millis(2));
         }
         if ended(id) {
-            verdict.errors.push(format!("client {id} has ended"));
+            let why = answers[id].lock().map(|answers| answers.error.clone()).unwrap_or_default();
+            verdict.errors.push(format!("client {id} has ended: {why}"));
         } else if count(id) < before + 3 {
             verdict.errors.push(format!("client {id} has had no answer for {PROGRESS:?}"));
         }

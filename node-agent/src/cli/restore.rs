@@ -108,11 +108,11 @@ fn fill(args: &Args, root: SkeletonRoot) -> anyhow::Result<()> {
     }
     let ready = target.ready().context("cannot complete the tree")?;
     let pid = ready.root_pid();
-    if let Some(path) = &args.pidfile {
-        if let Err(error) = fs::write(path, format!("{pid}\n")) {
-            ready.discard();
-            return Err(error).with_context(|| format!("cannot write {}", path.display()));
-        }
+    if let Some(path) = &args.pidfile
+        && let Err(error) = fs::write(path, format!("{pid}\n"))
+    {
+        ready.discard();
+        return Err(error).with_context(|| format!("cannot write {}", path.display()));
     }
     ready.resume().context("cannot let the tree run")
 }

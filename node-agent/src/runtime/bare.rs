@@ -58,6 +58,7 @@ impl Bare {
             log: dir.log(),
             exit: dir.exit(),
             hierarchies: Vec::new(),
+            clocks: None,
             spec: spec.clone(),
         };
         let own_network =

@@ -6,14 +6,15 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use nix::sched::{CloneFlags, setns};
 use oci_spec::runtime::Spec;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
+use sys::ns::Kind;
 
 use super::cgroup::Cgroup;
 use super::error::RuntimeError;
@@ -95,13 +96,9 @@ fn execute(path: &Path) -> Result<i32, InitError> {
     }
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     job.cgroup.enter(own).map_err(io::Error::other).step(|| "enter the container's groups".to_owned())?;
-    let all = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWCGROUP;
-    setns(&pidfd, all).step(|| "enter the container's namespaces".to_owned())?;
+    let kinds = [Kind::Mnt, Kind::Pid, Kind::Net, Kind::Uts, Kind::Ipc, Kind::Cgroup, Kind::Time];
+    let all = kinds.into_iter().fold(0, |flags, kind| flags | kind.flag());
+    sys::ns::set(pidfd.as_fd(), all).step(|| "enter the container's namespaces".to_owned())?;
     let Some(process) = job.spec.process() else {
         return Err(gone()).step(|| "read the container's process".to_owned());
     };

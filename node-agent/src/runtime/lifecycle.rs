@@ -144,6 +144,7 @@ impl Runtime {
             log: dir.log(),
             exit: dir.exit(),
             hierarchies: self.layout.hierarchies.clone(),
+            clocks: None,
             spec: bundle.spec.clone(),
         }
     }

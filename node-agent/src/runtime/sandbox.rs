@@ -36,8 +36,19 @@ pub(crate) struct Sandbox {
     pub exit: PathBuf,
     /// Hierarchies that a mount of type `cgroup` shows.
     pub hierarchies: Vec<Hierarchy>,
+    /// What its clocks show beyond the host's; `None` when they are the host's.
+    pub clocks: Option<ClockOffsets>,
     /// The OCI configuration.
     pub spec: Spec,
+}
+
+/// Offsets of a time namespace, nanoseconds; see time_namespaces(7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClockOffsets {
+    /// Of CLOCK_MONOTONIC.
+    pub monotonic: i64,
+    /// Of CLOCK_BOOTTIME.
+    pub boottime: i64,
 }
 
 /// Messages from the shim and the first process to the agent.

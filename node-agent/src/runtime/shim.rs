@@ -5,7 +5,7 @@
 //! the shim's log. It makes the pid namespace, starts the first process, says its pid, waits for its end
 //! and writes that down.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -19,7 +19,10 @@ use nix::unistd::setsid;
 
 use super::channel;
 use super::paths::write_atomic;
-use super::sandbox::{Event, Exit, Sandbox};
+use super::sandbox::{ClockOffsets, Event, Exit, Sandbox};
+
+/// clone(2)'s flag for a time namespace.
+const CLONE_NEWTIME: i32 = 0x80;
 
 /// The hidden first argument that makes a shim.
 pub(super) const SHIM: &str = "__shim";
@@ -48,6 +51,9 @@ fn supervise(path: &Path) -> io::Result<()> {
     let _ = setsid();
     SigSet::all().thread_block()?;
     unshare(CloneFlags::CLONE_NEWPID)?;
+    if let Some(clocks) = sandbox.clocks {
+        make_clocks(clocks)?;
+    }
     let log = File::options().append(true).create(true).open(&sandbox.log)?;
     let mut child = Command::new("/proc/self/exe")
         .arg0("gantry-init")
@@ -68,6 +74,17 @@ fn supervise(path: &Path) -> io::Result<()> {
     let status = child.wait()?;
     told?;
     write_exit(&sandbox.exit, status)
+}
+
+/// A time namespace for the first process. This one stays in its own.
+fn make_clocks(clocks: ClockOffsets) -> io::Result<()> {
+    sys::ns::unshare(CLONE_NEWTIME)?;
+    let line = |clock: &str, offset: i64| {
+        let (seconds, nanos) = (offset.div_euclid(1_000_000_000), offset.rem_euclid(1_000_000_000));
+        format!("{clock} {seconds} {nanos}\n")
+    };
+    let text = line("monotonic", clocks.monotonic) + &line("boottime", clocks.boottime);
+    fs::write("/proc/self/timens_offsets", text)
 }
 
 /// Lets go of the control socket: its end must be seen when the first process closes it.

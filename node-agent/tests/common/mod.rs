@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failed step is the test's failure")]
 
+pub(crate) mod agent;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;

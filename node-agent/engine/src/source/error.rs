@@ -57,6 +57,15 @@ pub enum SourceError {
     /// The sink did not take pages.
     #[error("cannot hand on page contents")]
     Sink(#[source] io::Error),
+    /// Contents of memory could not be read.
+    #[error("cannot read pages of {owner:?}")]
+    ReadPages {
+        /// Whose.
+        owner: image::pages::Owner,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A page that holds contents cannot be read although nothing runs (a hardware error, for one).
     #[error("cannot read the page at {address:#x} of {owner:?}")]
     UnreadablePage {

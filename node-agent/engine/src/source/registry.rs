@@ -28,6 +28,8 @@ impl Handle {
 pub(crate) struct Object {
     /// What goes into the image.
     pub(crate) object: MemoryObject,
+    /// Which file of the kernel's own tmpfs it is.
+    pub(crate) key: Key,
     /// A way to its contents, as of the last look.
     pub(crate) handle: Handle,
     /// It was there at the last look.
@@ -79,6 +81,7 @@ impl Registry {
         self.objects.insert(key, id);
         self.by_id.push(Object {
             object: MemoryObject { id, size, kind },
+            key,
             handle,
             alive: true,
             has_fd: false,

@@ -253,7 +253,11 @@ impl Tapes {
     /// Lets parked threads run on untraced.
     pub(crate) fn detach_all(&self, mut threads: Vec<ParkedThread>) -> Result<(), SourceError> {
         self.signal_targets_last(&mut threads);
-        threads.into_iter().rev().fold(Ok(()), |result, thread| result.and(self.detach(thread)))
+        let mut result = Ok(());
+        for thread in threads.into_iter().rev() {
+            result = result.and(self.detach(thread));
+        }
+        result
     }
 
     fn signal_targets_last(&self, threads: &mut [ParkedThread]) {

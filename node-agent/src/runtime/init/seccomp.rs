@@ -84,7 +84,7 @@ fn program(otherwise: &Value, matched: &Value, rules: &[&LinuxSyscall]) -> Resul
     let mut filter = Vec::new();
     for rule in rules {
         let args: Vec<Value> = rule.args().iter().flatten().map(condition).collect();
-        for name in rule.names() {
+        for name in rule.names().iter().filter(|name| !is_foreign(name)) {
             filter.push(if args.is_empty() {
                 json!({ "syscall": name })
             } else {
@@ -103,6 +103,56 @@ fn program(otherwise: &Value, matched: &Value, rules: &[&LinuxSyscall]) -> Resul
         }
     })?;
     programs.into_values().next().ok_or_else(|| ProfileError::Compile("nothing was compiled".to_owned()))
+}
+
+/// A system call of another ABI, which profiles for several architectures name: none of it can be made here,
+/// because calls of another ABI than x86-64's kill the process.
+fn is_foreign(name: &str) -> bool {
+    const NAMES: [&str; 35] = [
+        "_llseek",
+        "_newselect",
+        "arm_fadvise64_64",
+        "arm_sync_file_range",
+        "breakpoint",
+        "cacheflush",
+        "fadvise64_64",
+        "fcntl64",
+        "fstat64",
+        "fstatat64",
+        "fstatfs64",
+        "ftruncate64",
+        "ipc",
+        "lstat64",
+        "mmap2",
+        "nice",
+        "oldwait4",
+        "recv",
+        "riscv_flush_icache",
+        "send",
+        "set_tls",
+        "sendfile64",
+        "sigaction",
+        "signal",
+        "sigpending",
+        "sigprocmask",
+        "sigreturn",
+        "sigsuspend",
+        "socketcall",
+        "stat64",
+        "statfs64",
+        "stime",
+        "sync_file_range2",
+        "truncate64",
+        "ugetrlimit",
+    ];
+    const IDS: [&str; 19] = [
+        "chown", "fchown", "getegid", "geteuid", "getgid", "getgroups", "getresgid", "getresuid", "getuid",
+        "lchown", "setfsgid", "setfsuid", "setgid", "setgroups", "setregid", "setresgid", "setresuid", "setreuid",
+        "setuid",
+    ];
+    let by_id = name.strip_suffix("32").is_some_and(|call| IDS.contains(&call));
+    let by_time = name.ends_with("_time64") || name.ends_with("time64");
+    NAMES.contains(&name) || by_id || by_time || name.starts_with("s390_") || name == "waitpid"
 }
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Value, ProfileError> {
@@ -153,6 +203,16 @@ mod tests {
                 {"names": ["reboot"], "action": "SCMP_ACT_KILL_PROCESS"}]}"#,
         );
         assert_eq!(compile(&profile).unwrap().0.len(), 2);
+    }
+
+    #[test]
+    fn names_of_other_architectures_are_left_out() {
+        let profile = profile(
+            r#"{"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+                "syscalls": [{"names": ["chown32", "chown", "futex_time64", "clock_gettime64", "socketcall"],
+                    "action": "SCMP_ACT_ALLOW"}]}"#,
+        );
+        assert_eq!(compile(&profile).unwrap().0.len(), 1);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use image::{Refusal, Subject};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+use super::clocks::Clocks;
 use crate::network::{Addressing, Peer};
 use crate::runtime::ContainerName;
 use crate::runtime::bundle::{ROOTFS_ANNOTATION, is_bind};
@@ -31,6 +32,7 @@ pub(super) struct Blueprint {
     pub(super) labels: BTreeMap<String, String>,
     pub(super) created: SystemTime,
     pub(super) peers: Vec<Peer>,
+    pub(super) clocks: Clocks,
 }
 
 /// How the root directory comes.
@@ -102,6 +104,7 @@ impl Blueprint {
         record: &crate::runtime::record::Record,
         spec: Spec,
         peers: Vec<Peer>,
+        clocks: Clocks,
     ) -> Result<Self, BlueprintError> {
         Ok(Self {
             version: VERSION,
@@ -112,6 +115,7 @@ impl Blueprint {
             labels: record.labels.clone(),
             created: record.created,
             peers,
+            clocks,
         })
     }
 

@@ -20,7 +20,7 @@ use crate::runtime::bundle::Bundle;
 use crate::runtime::launch::launch;
 use crate::runtime::paths::ContainerDir;
 use crate::runtime::record::{Process, Record, Stage};
-use crate::runtime::sandbox::{CONTROL_FD, Purpose};
+use crate::runtime::sandbox::{CONTROL_FD, Purpose, Sandbox};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::session::ports::{ContainerTarget, EthernetFrame, FileTarget, Incoming, PortError};
 
@@ -66,6 +66,7 @@ impl Coming {
         dir: &ContainerDir,
     ) -> Result<Self, RuntimeError> {
         let bundle = runtime.state().bundle(&blueprint.name);
+        let clocks = blueprint.clocks.offsets_here();
         let rootfs = match &blueprint.rootfs {
             Rootfs::Sync => bundle.join("rootfs"),
             Rootfs::Shared { path, .. } => path.clone(),
@@ -90,7 +91,7 @@ impl Coming {
             fs::create_dir_all(bundle.join("rootfs")).map_err(RuntimeError::file("create", &bundle))?;
             let bundle = Bundle::from_spec(bundle.clone(), rootfs.clone(), blueprint.spec)?;
             runtime.prepare(record, &bundle, dir)?;
-            let sandbox = runtime.sandbox(record, &bundle, dir, Purpose::Restore);
+            let sandbox = Sandbox { clocks, ..runtime.sandbox(record, &bundle, dir, Purpose::Restore) };
             let network = |pid| Ok(network::create(&record.link, &record.network, pid)?);
             let launched =
                 launch(&runtime.options().exe, &record.name, dir, &sandbox, Some(&record.cgroup), network)?;

@@ -12,6 +12,7 @@ use oci_spec::runtime::Spec;
 
 use super::areas;
 use super::blueprint::{Blueprint, Rootfs};
+use super::clocks::Clocks;
 use super::lock::{ContainerLock, failed};
 use crate::files::Source;
 use crate::network;
@@ -71,7 +72,10 @@ impl ContainerSource for Leaving {
     fn spec(&self) -> Result<Vec<u8>, PortError> {
         let peers = network::peers(self.root.pid).map_err(failed)?;
         let what = || format!("describe {}", self.record.name);
-        let blueprint = Blueprint::new(&self.record, self.config()?, peers)
+        // Last, because they run on.
+        let config = self.config()?;
+        let clocks = Clocks::of(self.root.pid).map_err(|error| PortError::failed(what(), error))?;
+        let blueprint = Blueprint::new(&self.record, config, peers, clocks)
             .map_err(|error| PortError::failed(what(), error))?;
         serde_json::to_vec(&blueprint).map_err(|error| PortError::failed(what(), error))
     }

@@ -2,6 +2,7 @@
 
 mod areas;
 mod blueprint;
+mod clocks;
 mod coming;
 mod leaving;
 mod lock;

@@ -92,7 +92,7 @@ impl Batcher {
         while !self.pending.is_empty() {
             let got = contents
                 .read(&self.pending, &mut self.buffer[..self.pending_bytes])
-                .map_err(SourceError::Sink)?;
+                .map_err(|source| SourceError::ReadPages { owner, source })?;
             let whole = got / PAGE * PAGE;
             let rest = self.split_pending(whole);
             self.send_read(owner, whole, outcome, sink)?;

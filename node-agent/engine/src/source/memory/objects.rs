@@ -5,11 +5,11 @@
 //! So an object that may have been written behind the trackers is read as a whole and compared with
 //! what was sent, by a 64-bit hash of each page.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::{Duration, Instant, SystemTime};
 
 use image::PAGE_SIZE;
@@ -34,6 +34,8 @@ pub(crate) struct ObjectMemory {
 struct Known {
     sent: PageSet,
     hashes: BTreeMap<u64, u64>,
+    /// Held open as long as the object is there.
+    file: Option<File>,
     /// Modification time at the last look; `None` when something may have changed within its resolution.
     modified: Option<SystemTime>,
 }
@@ -53,6 +55,12 @@ impl ObjectMemory {
         batcher: &mut Batcher,
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
+        let alive: HashSet<u32> = registry.alive().map(|object| object.object.id).collect();
+        for (id, known) in &mut self.known {
+            if !alive.contains(id) {
+                known.file = None;
+            }
+        }
         for object in registry.alive() {
             let ranges = dirty.remove(&object.object.id).unwrap_or_default();
             self.one(object, ranges, hidden_writers, batcher, sink)?;
@@ -70,16 +78,21 @@ impl ObjectMemory {
     ) -> Result<(), SourceError> {
         let scan = Instant::now();
         let fail = |error| SourceError::kernel("read a memory object", object.handle.pid, error);
-        let file = match File::open(object.handle.path()) {
-            Ok(file) => file,
-            // The mapping or descriptor that led to it is gone; the next look finds another one, or none.
-            Err(error) if crate::proc::is_gone(&error) && !batcher.strict => return Ok(()),
+        let known = self.known.entry(object.object.id).or_default();
+        // Kept open from the first time on: the way to it may lead to another file by now.
+        let file = match known.file.take().map_or_else(|| open(object), |file| Ok(Some(file))) {
+            Ok(Some(file)) => file,
+            // What was dirty is forgotten here: the next look finds another way to it, and all of it is compared.
+            Ok(None) if !batcher.strict => {
+                known.modified = None;
+                return Ok(());
+            }
+            Ok(None) => return Err(fail(io::ErrorKind::NotFound.into())),
             Err(error) => return Err(fail(error)),
         };
         let metadata = file.metadata().map_err(fail)?;
         let now = SystemTime::now();
         let modified = metadata.modified().map_err(fail)?;
-        let known = self.known.entry(object.object.id).or_default();
         let suspect = hidden_writers || object.has_fd || known.modified != Some(modified);
         let settled = now.duration_since(modified).is_ok_and(|age| age > TIME_RESOLUTION);
         known.modified = settled.then_some(modified);
@@ -95,7 +108,23 @@ impl ObjectMemory {
         for range in &dirty {
             batcher.push(owner, range, &mut contents, known, sink)?;
         }
-        batcher.flush(owner, &mut contents, known, sink)
+        batcher.flush(owner, &mut contents, known, sink)?;
+        known.file = Some(file);
+        Ok(())
+    }
+}
+
+/// Opens an object and makes sure that it is the one that is meant. `None`: the way to it is gone.
+fn open(object: &Object) -> io::Result<Option<File>> {
+    // The number may lead to a fifo or a terminal by now: neither wait for it nor take it.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    match File::options().read(true).custom_flags(flags).open(object.handle.path()) {
+        Ok(file) => {
+            let key = crate::proc::links::identity(&file.metadata()?);
+            Ok((key == object.key).then_some(file))
+        }
+        Err(error) if crate::proc::is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

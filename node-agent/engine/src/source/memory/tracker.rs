@@ -92,7 +92,12 @@ impl PagemapScan {
                         // It changed under our hands. All of it counts as written, and the next look finds
                         // the new state.
                         Err(
-                            Errno::EINVAL | Errno::ENOMEM | Errno::EAGAIN | Errno::ENOENT | Errno::EPERM | Errno::EBUSY,
+                            Errno::EINVAL
+                            | Errno::ENOMEM
+                            | Errno::EAGAIN
+                            | Errno::ENOENT
+                            | Errno::EPERM
+                            | Errno::EBUSY,
                         ) => {
                             dirty.ranges.push(part.clone());
                             return Ok(());
