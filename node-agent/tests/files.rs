@@ -165,6 +165,45 @@ fn a_file_written_through_a_mapping_is_compared_by_content() {
 }
 
 #[test]
+fn renames_links_and_reused_names_are_followed() {
+    let mut pair = Pair::new(fill);
+    pair.round();
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    pair.round();
+    let from = pair.from();
+    let step = |pair: &mut Pair, change: &dyn Fn()| {
+        change();
+        pair.round();
+        pair.assert_equal();
+    };
+    // A directory moves, then something in it changes under its new name.
+    step(&mut pair, &|| fs::rename(from.join("a/b"), from.join("moved")).unwrap());
+    step(&mut pair, &|| fs::write(from.join("moved/c/empty"), b"no more").unwrap());
+    step(&mut pair, &|| fs::write(from.join("moved/new"), b"new").unwrap());
+    // Another name for a file, the first one goes, the content changes through the other.
+    step(&mut pair, &|| fs::hard_link(from.join("moved/new"), from.join("other")).unwrap());
+    step(&mut pair, &|| fs::remove_file(from.join("moved/new")).unwrap());
+    step(&mut pair, &|| fs::write(from.join("other"), [0; 3]).unwrap());
+    // The same name again, as something else, and with another target.
+    step(&mut pair, &|| {
+        fs::remove_file(from.join("dangling")).unwrap();
+        symlink("/elsewhere", from.join("dangling")).unwrap();
+    });
+    step(&mut pair, &|| {
+        fs::remove_dir_all(from.join("moved")).unwrap();
+        fs::write(from.join("moved"), b"a file now").unwrap();
+    });
+    step(&mut pair, &|| {
+        fs::create_dir_all(from.join("x/y/z")).unwrap();
+        fs::write(from.join("x/y/z/deep"), b"deep").unwrap();
+        fs::rename(from.join("x/y"), from.join("y")).unwrap();
+        fs::write(from.join("y/z/deeper"), b"deeper").unwrap();
+    });
+    step(&mut pair, &|| fs::write(from.join("y/z/deep"), vec![0; 100]).unwrap());
+    assert_eq!(pair.round().bytes, 0, "it is young enough to be compared once more, but has not changed");
+}
+
+#[test]
 fn the_log_is_continued() {
     let mut pair = Pair::new(|_| {});
     let (from, to) = (pair.dir.path().join("from.log"), pair.dir.path().join("to.log"));

@@ -56,14 +56,22 @@ async fn migrate(
     while let Some(state) = states.next().await {
         last = state.unwrap();
     }
-    assert_eq!(last.phase(), v1::Phase::Succeeded, "{} {}; see {:?}", last.reason, last.message, last.refusals);
+    assert_eq!(
+        last.phase(),
+        v1::Phase::Succeeded,
+        "{} {}; see {:?}",
+        last.reason,
+        last.message,
+        last.refusals
+    );
 }
 
 fn rows(agent: &Agent, container: &str) -> Vec<[u64; 3]> {
     let log = agent.dir.path().join("state/containers").join(container).join("log");
     let text = fs::read_to_string(log).unwrap_or_default();
     let row = |line: &str| -> [u64; 3] {
-        let numbers: Vec<u64> = line.split(' ').map(|n| n.parse().unwrap_or_else(|_| panic!("{line}"))).collect();
+        let numbers: Vec<u64> =
+            line.split(' ').map(|n| n.parse().unwrap_or_else(|_| panic!("{line}"))).collect();
         numbers.try_into().unwrap()
     };
     text.lines().map(row).collect()

@@ -133,7 +133,8 @@ fn clocks_of_another_host_do_not_jump_back() {
         spec["clocks"][clock] = json!(now + 1_000_000_000_000_i64);
     }
     let spec = serde_json::to_vec(&spec).unwrap();
-    let mut copy = moving(&target).incoming(&incoming(&name, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let mut copy =
+        moving(&target).incoming(&incoming(&name, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
     let pid = copy.options().unwrap().root.pid;
     let offsets = fs::read_to_string(format!("/proc/{pid}/timens_offsets")).unwrap();
     let of = |clock: &str| -> i64 {

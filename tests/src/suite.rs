@@ -45,8 +45,12 @@ pub fn main(cases: &[Case]) -> ExitCode {
                 Some(reason) if ci => {
                     Trial::test(case.name, move || Err(Failed::from(format!("skipped under CI: {reason}"))))
                 }
-                Some(reason) => Trial::test(format!("{} ({reason})", case.name), || Ok(())).with_ignored_flag(true),
-                None => Trial::test(case.name, move || (case.run)().map_err(|error| Failed::from(format!("{error:#}")))),
+                Some(reason) => {
+                    Trial::test(format!("{} ({reason})", case.name), || Ok(())).with_ignored_flag(true)
+                }
+                None => Trial::test(case.name, move || {
+                    (case.run)().map_err(|error| Failed::from(format!("{error:#}")))
+                }),
             }
         })
         .collect();

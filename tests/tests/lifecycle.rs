@@ -18,9 +18,21 @@ fn main() -> ExitCode {
         return code;
     }
     suite::main(&[
-        Case { name: "redis_with_512_mib_under_load_moves_three_times", programs: &["redis-server"], run: redis },
-        Case { name: "nginx_with_keep_alive_downloads_moves_there_and_back", programs: &["nginx"], run: nginx },
-        Case { name: "python_with_threads_timers_pipes_moves_there_and_back", programs: &["python3"], run: python },
+        Case {
+            name: "redis_with_512_mib_under_load_moves_three_times",
+            programs: &["redis-server"],
+            run: redis,
+        },
+        Case {
+            name: "nginx_with_keep_alive_downloads_moves_there_and_back",
+            programs: &["nginx"],
+            run: nginx,
+        },
+        Case {
+            name: "python_with_threads_timers_pipes_moves_there_and_back",
+            programs: &["python3"],
+            run: python,
+        },
     ])
 }
 
@@ -45,7 +57,17 @@ fn redis() -> Result<()> {
         "node-a",
         "10.77.0.100/24",
         &["/data"],
-        &["/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", "/data"],
+        &[
+            "/usr/bin/redis-server",
+            "--bind",
+            "0.0.0.0",
+            "--protected-mode",
+            "no",
+            "--save",
+            "",
+            "--dir",
+            "/data",
+        ],
     )?;
     cluster.wait_for_port(address)?;
     let at = address.to_string();
@@ -63,7 +85,8 @@ fn redis() -> Result<()> {
 fn nginx() -> Result<()> {
     let cluster = Cluster::up()?;
     let address: SocketAddr = "10.77.0.101:8080".parse()?;
-    let content: Vec<u8> = (0..4_000_000_u32).flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
+    let content: Vec<u8> =
+        (0..4_000_000_u32).flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
     let sha256 = http::hash(&content);
     let configuration = "worker_processes 4; daemon off; error_log stderr; pid /data/nginx.pid;\n\
         events { worker_connections 64; }\n\
@@ -94,7 +117,17 @@ fn python() -> Result<()> {
     let address: SocketAddr = "10.77.0.102:7000".parse()?;
     let bundle = cluster.dir().join("bundles/python");
     let out = bundle.to_str().unwrap_or_default();
-    cluster.must(["dev", "bundle", "--out", out, "--rw", "/data", "--", "/usr/bin/python3", "/data/program.py"])?;
+    cluster.must([
+        "dev",
+        "bundle",
+        "--out",
+        out,
+        "--rw",
+        "/data",
+        "--",
+        "/usr/bin/python3",
+        "/data/program.py",
+    ])?;
     std::fs::write(bundle.join("rootfs/data/program.py"), PYTHON_PROGRAM)?;
     cluster.start_bundle("python", "node-a", "10.77.0.102/24", &bundle)?;
     cluster.wait_for_port(address)?;

@@ -82,7 +82,8 @@ fn every_other_crate_forbids_unsafe_code() {
 #[test]
 fn sled_is_named_in_the_store_alone() {
     for path in rust_files() {
-        let store = path.starts_with("coordinator/src/store") || path == Path::new("coordinator/src/store.rs");
+        let store =
+            path.starts_with("coordinator/src/store") || path == Path::new("coordinator/src/store.rs");
         if !store {
             assert!(!has_word(&code_of(&path), "sled"), "{} names sled", path.display());
         }

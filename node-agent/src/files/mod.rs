@@ -4,22 +4,28 @@
 //! mounts, and sends what is new or changed since the last round. [`Target`] applies it below its own
 //! directories and lets no path lead out of them. The log is an area of its own, appended to.
 //!
+//! Later rounds look only at names that inotify(7) reported, if it could watch everything; else at all of them.
 //! A file counts as changed when its inode, size, modification or change time differs, when it was touched
 //! so shortly before the last look that its times cannot tell, or, in the last round, when a process can
 //! write to it through a shared mapping. Its content is compared in chunks: only changed ones travel.
 
 mod meta;
 mod op;
+mod outbox;
+mod pass;
+mod seen;
 mod source;
 mod target;
 mod walk;
+mod watch;
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub use op::Op;
-pub use source::{Round, Source};
+pub use outbox::Round;
+pub use source::Source;
 pub use target::Target;
 
 /// Why files could not be sent or applied.

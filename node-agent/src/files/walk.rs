@@ -46,29 +46,43 @@ impl Entry<'_> {
     }
 }
 
-/// Visits every entry of the area whose directory is `root`. What vanishes meanwhile is left out.
+/// What has this name in an open directory, unless it is a mount of something else or has vanished.
+pub(super) fn look(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<Stat>> {
+    // O_PATH tells a mount point (EXDEV) from an entry of this mount.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat2(dir, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_XDEV) {
+        Ok(_) => {}
+        Err(Errno::NOENT | Errno::XDEV) => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Visits every entry below the directory `start` of the area whose directory is `root`, but not `start`
+/// itself. What vanishes meanwhile is left out.
 pub(super) fn walk(
     root: &OwnedFd,
+    start: &Path,
     skip: &[OsString],
-    visit: &mut dyn FnMut(&Entry<'_>) -> Result<(), super::FilesError>,
+    visitor: &mut impl Visitor,
 ) -> Result<(), super::FilesError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |error: Errno| super::FilesError::file::<io::Error>("read", path)(error.into())
-    };
-    let stat = statat(root, ".", AtFlags::empty()).map_err(failed(Path::new("")))?;
-    visit(&Entry { dir: root, name: OsStr::new("."), path: Path::new(""), stat })?;
-    let mut pending: Vec<PathBuf> = vec![PathBuf::new()];
+    let mut pending: Vec<PathBuf> = vec![start.to_owned()];
     while let Some(path) = pending.pop() {
+        let failed = |error: Errno| super::FilesError::file::<io::Error>("read", &path)(error.into());
         let dir = match open_dir(root, &path) {
             Ok(dir) => dir,
             // Gone, replaced, or a mount of something else.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => continue,
-            Err(error) => return Err(failed(&path)(error)),
+            Err(error) => return Err(failed(error)),
         };
+        visitor.enter(&dir, &path);
         let mut names: Vec<OsString> = Vec::new();
-        for item in Dir::read_from(&dir).map_err(failed(&path))? {
-            let item = item.map_err(failed(&path))?;
+        for item in Dir::read_from(&dir).map_err(failed)? {
+            let item = item.map_err(failed)?;
             let name = OsStr::from_bytes(item.file_name().to_bytes());
             if name != "." && name != ".." {
                 names.push(name.to_owned());
@@ -80,24 +94,20 @@ pub(super) fn walk(
                 continue;
             }
             let at = path.join(&name);
-            // O_PATH tells a mount point (EXDEV) from an entry of this mount.
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let same_mount = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV;
-            match openat2(&dir, &name, flags, Mode::empty(), same_mount) {
-                Ok(_) => {}
-                Err(Errno::NOENT | Errno::XDEV) => continue,
-                Err(error) => return Err(failed(&at)(error)),
-            }
-            let stat = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                Err(Errno::NOENT) => continue,
-                Err(error) => return Err(failed(&at)(error)),
-            };
-            visit(&Entry { dir: &dir, name: &name, path: &at, stat })?;
+            let Some(stat) = look(&dir, &name).map_err(failed)? else { continue };
+            visitor.visit(&Entry { dir: &dir, name: &name, path: &at, stat })?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                 pending.push(at);
             }
         }
     }
     Ok(())
+}
+
+/// What is done on a walk.
+pub(super) trait Visitor {
+    /// A directory is about to be read.
+    fn enter(&mut self, dir: &OwnedFd, path: &Path);
+    /// An entry; directories before what is in them.
+    fn visit(&mut self, entry: &Entry<'_>) -> Result<(), super::FilesError>;
 }

@@ -58,7 +58,9 @@ impl World {
                 let own = "fd77::2".parse().unwrap();
                 wait_for("the local route", || {
                     let routes = netlink.routes().unwrap();
-                    routes.iter().any(|r| r.table == sys::net::route::LOCAL && r.destination == Some((own, 128)))
+                    routes
+                        .iter()
+                        .any(|r| r.table == sys::net::route::LOCAL && r.destination == Some((own, 128)))
                 });
             })
             .unwrap();

@@ -146,4 +146,3 @@ impl Drop for Agent {
         node_agent::runtime::cgroup::remove_parent(&layout, &self.parent);
     }
 }
-

@@ -116,8 +116,17 @@ fn measure(name: &'static str, load: Load, moves: usize) -> Result<Row> {
             let address: SocketAddr = "10.77.0.100:7000".parse()?;
             let own = binary()?.to_str().context("path")?;
             let (mib, dirty) = (mib.to_string(), dirty.to_string());
-            let command =
-                [own, "__workload", "--memory-mib", &mib, "--threads", "8", "--dirty-mb-per-s", &dirty, "--listen"];
+            let command = [
+                own,
+                "__workload",
+                "--memory-mib",
+                &mib,
+                "--threads",
+                "8",
+                "--dirty-mb-per-s",
+                &dirty,
+                "--listen",
+            ];
             let mut command: Vec<&str> = command.to_vec();
             command.push("0.0.0.0:7000");
             cluster.run_container("bench", "node-a", "10.77.0.100/24", &[], &command)?;
@@ -130,8 +139,17 @@ fn measure(name: &'static str, load: Load, moves: usize) -> Result<Row> {
         }
         Load::Redis { keys } => {
             let address: SocketAddr = "10.77.0.100:6379".parse()?;
-            let command =
-                ["/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", "/data"];
+            let command = [
+                "/usr/bin/redis-server",
+                "--bind",
+                "0.0.0.0",
+                "--protected-mode",
+                "no",
+                "--save",
+                "",
+                "--dir",
+                "/data",
+            ];
             cluster.run_container("bench", "node-a", "10.77.0.100/24", &["/data"], &command)?;
             cluster.wait_for_port(address)?;
             let keys = keys.to_string();
@@ -194,8 +212,11 @@ fn table(rows: &[Row]) -> String {
         "case             downtime ms (min-max)      client gap ms   total s   MiB sent   rounds   split\n",
     );
     for row in rows {
-        let split: Vec<String> =
-            row.split_ms.iter().map(|(step, ms)| format!("{} {ms:.1}", step.trim_end_matches("Ms"))).collect();
+        let split: Vec<String> = row
+            .split_ms
+            .iter()
+            .map(|(step, ms)| format!("{} {ms:.1}", step.trim_end_matches("Ms")))
+            .collect();
         let _ = writeln!(
             out,
             "{:<16} {:>8.2} ({:.2}-{:.2}) {:>15.1} {:>9.2} {:>10.1} {:>8.0}   {}",

@@ -18,7 +18,12 @@ pub fn hash(content: &[u8]) -> String {
 ///
 /// # Errors
 /// A download whose hash differs, an error status, and any loss of the connection.
-pub fn check(address: SocketAddr, path: &str, sha256: &str, stop: &dyn Fn() -> bool) -> Result<(u64, Duration)> {
+pub fn check(
+    address: SocketAddr,
+    path: &str,
+    sha256: &str,
+    stop: &dyn Fn() -> bool,
+) -> Result<(u64, Duration)> {
     let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let mut reader = BufReader::new(stream);

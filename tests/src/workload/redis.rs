@@ -151,7 +151,10 @@ pub fn check(address: SocketAddr, id: usize, keys: u64, stop: &dyn Fn() -> bool)
     while !stop() {
         expected += 1;
         let reply = redis.call(&[b"INCR", counter.as_bytes()])?;
-        ensure!(reply == Reply::Integer(expected), "client {id}: INCR answered {reply:?}, expected {expected}");
+        ensure!(
+            reply == Reply::Integer(expected),
+            "client {id}: INCR answered {reply:?}, expected {expected}"
+        );
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let key = (state >> 33) % keys.max(1);
         if keys > 0 {

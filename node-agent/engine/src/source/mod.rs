@@ -9,6 +9,7 @@ mod clock;
 mod descriptor;
 mod error;
 mod findings;
+mod freezing;
 mod inspect;
 mod look;
 mod memory;

@@ -2,21 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use image::Pid;
 use image::shape::Shape;
-use image::state::{HostFacts, Image};
-use nix::time::ClockId;
+use image::state::Image;
 use sys::cgroup::Freezer;
-use sys::ptrace::Stopped;
-use sys::tape::Program;
 
-use super::capture::files::{self, Context};
+use super::capture::files;
 use super::capture::inet::InRepair;
-use super::capture::threads::{self, ProcessAsk, ThreadAsk};
-use super::capture::unix::Peers;
-use super::clock::{SchedulerClock, nanoseconds};
+use super::capture::threads::{ProcessAsk, ThreadAsk};
+use super::clock::SchedulerClock;
 use super::error::{SourceError, all_pass};
 use super::failpoint;
 use super::findings::Findings;
@@ -35,14 +31,9 @@ use super::traced::{ParkedThread, Tapes};
 use super::tree::Process;
 use super::{FreezeReport, RoundStats};
 use crate::PageSink;
-use crate::proc::timers;
 
-/// Longest time until a cgroup whose tasks are all stopped reports itself frozen.
-const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 /// How often a freeze is tried when what stands against it passes by itself; some 50 ms in all.
 const FREEZE_TRIES: u32 = 10;
-/// More threads than this are not timed one by one before a freeze: their relative timeouts start anew.
-const MAX_TIMED: usize = 4096;
 
 /// A tree that is being migrated or checkpointed. Lives on one thread: ptrace(2) binds to it.
 ///
@@ -52,7 +43,7 @@ pub struct Source {
     pub(super) looker: Looker,
     pub(super) tracked: BTreeMap<i32, Tracked>,
     /// What the target holds of processes that are gone or have another address space now.
-    left_behind: HashMap<Pid, PageSet>,
+    pub(super) left_behind: HashMap<Pid, PageSet>,
     objects: ObjectMemory,
     batcher: Batcher,
     /// Mechanism of dirty tracking.
@@ -60,9 +51,9 @@ pub struct Source {
     /// The last shape that was handed out: what the target is built like.
     pub(super) told: Option<Look>,
     /// The last process number at the last round.
-    last_pid: Option<u64>,
+    pub(super) last_pid: Option<u64>,
     /// A process that was tracked is gone: what it wrote last to shared memory nobody saw.
-    lost_writer: bool,
+    pub(super) lost_writer: bool,
     pub(super) state: State,
     not_send: PhantomData<*const ()>,
 }
@@ -70,8 +61,8 @@ pub struct Source {
 /// A process whose memory is tracked.
 #[derive(Debug)]
 pub(super) struct Tracked {
-    key: (i32, u64),
-    memory: TrackedMemory,
+    pub(super) key: (i32, u64),
+    pub(super) memory: TrackedMemory,
     pub(super) tapes: Option<Tapes>,
 }
 
@@ -93,14 +84,14 @@ pub(super) struct Frozen {
     pub(super) held: Held,
     /// Threads at the end of their tapes, by process, in the order of the process's threads.
     pub(super) parked: BTreeMap<i32, Vec<ParkedThread>>,
-    asks: BTreeMap<i32, (ThreadAsk, ProcessAsk)>,
+    pub(super) asks: BTreeMap<i32, (ThreadAsk, ProcessAsk)>,
     pub(super) freezer: Option<Freezer>,
     /// The cgroup was asked to freeze.
     pub(super) cgroup_frozen: bool,
     pub(super) look: Look,
     pub(super) in_repair: Vec<InRepair>,
     pub(super) complete: bool,
-    clocks: (u64, u64, u64),
+    pub(super) clocks: (u64, u64, u64),
 }
 
 impl Source {
@@ -203,21 +194,6 @@ impl Source {
         Err(self.wrong_state("a freeze"))
     }
 
-    fn try_freeze(&mut self) -> Result<FreezeReport, SourceError> {
-        let mut frozen = Box::<Frozen>::default();
-        if let Some(cgroup) = &self.looker.spec.cgroup {
-            let freezer = Freezer::open(cgroup)
-                .map_err(|errno| SourceError::kernel("open the freezer", self.looker.spec.root, errno))?;
-            frozen.freezer = Some(freezer);
-        }
-        self.time_sleepers(&mut frozen.held)?;
-        self.state = State::Frozen(frozen);
-        failpoint!("source-freeze-begin");
-        let report = self.stop_all()?;
-        failpoint!("source-freeze-end");
-        Ok(report)
-    }
-
     /// Sends what was written since the last round. Only while frozen.
     ///
     /// # Errors
@@ -244,7 +220,7 @@ impl Source {
             return Err(wrong);
         }
         failpoint!("source-capture-begin");
-        let image = capture(&mut self.looker, frozen)?;
+        let image = super::capture::image::capture(&mut self.looker, frozen)?;
         failpoint!("source-capture-end");
         Ok(image)
     }
@@ -260,7 +236,7 @@ impl Source {
     }
 
     /// Notes the shape that the target follows from now on.
-    fn tell(&mut self, look: Look) {
+    pub(super) fn tell(&mut self, look: Look) {
         let before = self.told.take();
         let empty = Shape::default();
         let old = before.as_ref().map_or(&empty, |look| &look.shape);
@@ -376,153 +352,6 @@ impl Source {
         self.lost_writer = false;
         Ok(())
     }
-
-    /// Notes how long each thread has slept, before it is woken by being stopped.
-    fn time_sleepers(&self, held: &mut Held) -> Result<(), SourceError> {
-        let tree = super::tree::walk(self.looker.spec.root)?;
-        if tree.iter().map(|process| process.tids.len()).sum::<usize>() > MAX_TIMED {
-            return Ok(());
-        }
-        let clock = SchedulerClock::calibrate();
-        for process in &tree {
-            for tid in &process.tids {
-                held.set_nap(*tid, clock.nap(process.pid, *tid));
-            }
-        }
-        Ok(())
-    }
-
-    fn stop_all(&mut self) -> Result<FreezeReport, SourceError> {
-        let start = Instant::now();
-        let root = self.looker.spec.root;
-        let State::Frozen(frozen) = &mut self.state else {
-            return Err(self.wrong_state("a freeze"));
-        };
-        let tree = stop_tree(root, &mut frozen.held)?;
-        let stop = start.elapsed();
-        failpoint!("source-freeze-stopped");
-        let threads = frozen.held.stopped.len();
-        let start = Instant::now();
-        self.park_all(&tree)?;
-        let tapes = start.elapsed();
-        failpoint!("source-freeze-parked");
-        let start = Instant::now();
-        self.freeze_cgroup()?;
-        let cgroup = start.elapsed();
-        failpoint!("source-freeze-cgroup");
-        self.look_frozen()?;
-        Ok(FreezeReport { processes: tree.len(), threads, stop, tapes, cgroup })
-    }
-
-    /// Sends every thread over its tape.
-    fn park_all(&mut self, tree: &[Process]) -> Result<(), SourceError> {
-        let State::Frozen(frozen) = &mut self.state else {
-            return Ok(());
-        };
-        let mut by_process: HashMap<i32, Vec<Stopped>> = HashMap::new();
-        for stopped in std::mem::take(&mut frozen.held.stopped) {
-            let process = tree.iter().find(|process| process.tids.contains(&stopped.tid()));
-            let pid = process.map_or(0, |process| process.pid);
-            by_process.entry(pid).or_default().push(stopped);
-        }
-        let mut result = Ok(());
-        for process in tree {
-            let mut stopped = by_process.remove(&process.pid).unwrap_or_default();
-            if result.is_err() {
-                frozen.held.stopped.append(&mut stopped);
-                continue;
-            }
-            stopped.sort_by_key(|thread| process.tids.iter().position(|tid| *tid == thread.tid()));
-            result = park_process(&mut self.tracked, frozen, process, stopped);
-        }
-        for (_, mut stopped) in by_process {
-            frozen.held.stopped.append(&mut stopped);
-        }
-        result
-    }
-
-    fn freeze_cgroup(&mut self) -> Result<(), SourceError> {
-        let root = self.looker.spec.root;
-        let State::Frozen(frozen) = &mut self.state else {
-            return Ok(());
-        };
-        if let Some(freezer) = &frozen.freezer {
-            // Noted first: a failed write may have frozen all the same.
-            frozen.cgroup_frozen = true;
-            freezer
-                .freeze(FREEZE_LIMIT)
-                .map_err(|errno| SourceError::kernel("freeze the cgroup", root, errno))?;
-        }
-        Ok(())
-    }
-
-    /// The exact look, with every rule once more.
-    fn look_frozen(&mut self) -> Result<(), SourceError> {
-        let mut findings = Findings::default();
-        self.looker.tracer = own_tid();
-        let look = self.looker.look(Flags::Remembered, Depth::Everything, &mut findings);
-        self.looker.tracer = 0;
-        let mut look = look?;
-        for tracked in self.tracked.values() {
-            if let Some(address) = tracked.memory.guards.first() {
-                findings.address(
-                    tracked.memory.inner,
-                    *address,
-                    "guard pages (MADV_GUARD_INSTALL), which are not carried yet",
-                    "start the program with a C library that does not use them",
-                );
-            }
-        }
-        let State::Frozen(frozen) = &mut self.state else {
-            return Ok(());
-        };
-        for (found, shape) in look.processes.iter().zip(&mut look.shape.processes) {
-            let Some((_, ask)) = frozen.asks.get(&found.process.pid) else {
-                continue;
-            };
-            if let Some(leader) = frozen.parked.get(&found.process.pid).and_then(|threads| threads.first())
-                && let Some(outcome) = leader.outcomes.first()
-            {
-                shape.mm.fields.brk = ask.brk(outcome);
-                let (monotonic, boottime) = ask.clocks(outcome);
-                if frozen.clocks.0 == 0 {
-                    frozen.clocks = (monotonic, boottime, nanoseconds(ClockId::CLOCK_REALTIME));
-                }
-            }
-        }
-        refuse(findings)?;
-        // The target follows this shape before it takes the last pages.
-        self.retrack_frozen(&look)?;
-        self.tell(look);
-        if let State::Frozen(frozen) = &mut self.state {
-            frozen.look = self.told.take().unwrap_or_default();
-            frozen.complete = true;
-        }
-        Ok(())
-    }
-
-    /// Processes that came since the last shape, or run another program: all of their memory is to be sent.
-    fn retrack_frozen(&mut self, look: &Look) -> Result<(), SourceError> {
-        for found in files::live(look) {
-            let process = &found.process;
-            let known =
-                self.tracked.get(&process.pid).is_some_and(|tracked| still_there(process.pid, tracked, look));
-            if known {
-                continue;
-            }
-            self.lost_writer = true;
-            let (sent, tapes) = match self.tracked.remove(&process.pid) {
-                Some(tracked) => (tracked.memory.into_sent(), tracked.tapes),
-                None => (self.left_behind.remove(&process.inner).unwrap_or_default(), None),
-            };
-            let memory = TrackedMemory::new(process.pid, process.inner, Box::new(AllWritten), sent)?;
-            self.tracked.insert(process.pid, Tracked { key: process.key(), memory, tapes });
-        }
-        if self.tracked.len() > look.processes.len() {
-            self.lost_writer = true;
-        }
-        Ok(())
-    }
 }
 
 /// A look at everything. What passes by itself, such as a vfork(2) in flight, is given time to.
@@ -541,23 +370,8 @@ fn look_before(looker: &mut Looker) -> Result<Look, SourceError> {
     Ok(Look::default())
 }
 
-/// For a process that is first seen frozen: everything it holds counts as written.
-#[derive(Debug)]
-struct AllWritten;
-
-impl Tracker for AllWritten {
-    fn dirty(
-        &mut self,
-        _pagemap: &sys::pagemap::Pagemap,
-        mapping: &std::ops::Range<u64>,
-        _again: bool,
-    ) -> Result<super::memory::tracker::Dirty, sys::Errno> {
-        Ok(super::memory::tracker::Dirty { ranges: vec![mapping.clone()], fresh: true })
-    }
-}
-
 /// The process is the one that is tracked, with the address space that is tracked.
-fn still_there(pid: i32, tracked: &Tracked, look: &Look) -> bool {
+pub(super) fn still_there(pid: i32, tracked: &Tracked, look: &Look) -> bool {
     files::live(look)
         .find(|found| found.process.pid == pid && found.process.key() == tracked.key)
         .and_then(|found| found.mappings.first())
@@ -578,149 +392,7 @@ fn inject(process: &Process, clock: &SchedulerClock) -> Result<(PagemapScan, Tap
     Ok((tracker, tapes))
 }
 
-/// Runs the capture program on all threads of a process.
-fn park_process(
-    tracked: &mut BTreeMap<i32, Tracked>,
-    frozen: &mut Frozen,
-    process: &Process,
-    mut stopped: Vec<Stopped>,
-) -> Result<(), SourceError> {
-    if stopped.is_empty() {
-        return Ok(());
-    }
-    let timers = match timers::read(process.pid) {
-        Ok(timers) => timers,
-        Err(error) => {
-            frozen.held.stopped.append(&mut stopped);
-            return Err(error.into());
-        }
-    };
-    let mut whole = Program::new();
-    let thread_ask = ThreadAsk::add(&mut whole);
-    let process_ask = ProcessAsk::add(&mut whole, &timers);
-    let mut own = Program::new();
-    // The first calls are the same ones: what they leave where is the same, too.
-    ThreadAsk::add(&mut own);
-    let mut parked = Vec::new();
-    let tapes = tracked.get_mut(&process.pid).and_then(|tracked| tracked.tapes.as_mut());
-    let current = tapes.filter(|tapes| tapes.is_current());
-    let mut fresh = None;
-    let tapes = match current {
-        Some(tapes) => tapes,
-        None => {
-            let first = stopped.remove(0);
-            let nap = frozen.held.nap(first.tid());
-            match Tapes::install(process, first, &nap) {
-                Ok((tapes, thread)) => {
-                    let tapes = fresh.insert(tapes);
-                    parked.push(tapes.again(thread, whole.clone())?);
-                    tapes
-                }
-                Err(error) => {
-                    frozen.held.stopped.append(&mut stopped);
-                    return Err(error);
-                }
-            }
-        }
-    };
-    let done = parked.len();
-    let program = |index: usize| if index + done == 0 { whole.clone() } else { own.clone() };
-    let result = tapes.run(process, &mut frozen.held, stopped, program);
-    frozen.asks.insert(process.pid, (thread_ask, process_ask));
-    let result = result.map(|mut threads| parked.append(&mut threads));
-    frozen.parked.insert(process.pid, parked);
-    if let Some(tapes) = fresh {
-        keep_tapes(tracked, process, tapes)?;
-    }
-    result
-}
-
-/// Remembers the tapes of a process that was first seen at the freeze.
-fn keep_tapes(
-    tracked: &mut BTreeMap<i32, Tracked>,
-    process: &Process,
-    tapes: Tapes,
-) -> Result<(), SourceError> {
-    if let Some(known) = tracked.get_mut(&process.pid) {
-        known.tapes = Some(tapes);
-        return Ok(());
-    }
-    let memory = TrackedMemory::new(process.pid, process.inner, Box::new(AllWritten), PageSet::default())?;
-    tracked.insert(
-        process.pid,
-        Tracked {
-            // No start time is 0: it will be tracked anew, with its tapes kept.
-            key: (process.pid, 0),
-            memory,
-            tapes: Some(tapes),
-        },
-    );
-    Ok(())
-}
-
-fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image, SourceError> {
-    let mut findings = Findings::default();
-    let peers = Peers::list(looker.spec.root)?;
-    let captured = {
-        let mut context = Context {
-            look: &frozen.look,
-            view: &looker.view,
-            externals: &looker.spec.externals,
-            registry: &mut looker.registry,
-            findings: &mut findings,
-            in_repair: &mut frozen.in_repair,
-            unix: peers,
-        };
-        files::capture(&mut context)?
-    };
-    failpoint!("source-capture-files");
-    let mut tables = captured.tables;
-    let mut image = Image {
-        host: host_facts(frozen),
-        shape: frozen.look.shape.clone(),
-        processes: Vec::new(),
-        files: captured.files,
-    };
-    super::memory::objects::seals(&looker.registry, &mut image.shape);
-    for found in files::live(&frozen.look) {
-        let (Some(parked), Some((thread_ask, process_ask))) =
-            (frozen.parked.get(&found.process.pid), frozen.asks.get(&found.process.pid))
-        else {
-            return Err(SourceError::ThreadGone { tid: found.process.pid });
-        };
-        let Some(leader) = parked.first() else {
-            return Err(SourceError::ThreadGone { tid: found.process.pid });
-        };
-        let mut process = threads::process(found, leader, process_ask, &looker.view, &mut findings)?;
-        for thread in parked {
-            process.threads.push(threads::thread(found, thread, thread_ask, &mut findings)?);
-        }
-        process.fds = tables.remove(&found.process.inner).unwrap_or_default();
-        image.processes.push(process);
-    }
-    refuse(findings)?;
-    if let Some(thread) = image.processes.first().and_then(|process| process.threads.first()) {
-        image.host.xsave_size = u32::try_from(thread.xstate.len()).unwrap_or(0);
-    }
-    Ok(image)
-}
-
-fn host_facts(frozen: &Frozen) -> HostFacts {
-    let (monotonic_ns, boottime_ns, realtime_ns) = frozen.clocks;
-    HostFacts {
-        kernel_release: nix::sys::utsname::uname()
-            .map(|name| name.release().to_string_lossy().into_owned())
-            .unwrap_or_default(),
-        vdso_hash: sys::cpu::vdso_hash().unwrap_or(0),
-        xsave_size: 0,
-        xcr0: sys::cpu::xsave().map_or(0, |xsave| xsave.features),
-        monotonic_ns,
-        boottime_ns,
-        realtime_ns,
-    }
-}
-
-fn refuse(findings: Findings) -> Result<(), SourceError> {
+pub(super) fn refuse(findings: Findings) -> Result<(), SourceError> {
     if findings.list.is_empty() { Ok(()) } else { Err(SourceError::Refused(findings.list)) }
 }
 
@@ -733,12 +405,4 @@ fn raise_descriptor_limit() {
     {
         tracing::warn!(%errno, "the limit of open descriptors could not be raised");
     }
-}
-
-/// This thread, as /proc of the traced shows it.
-fn own_tid() -> i32 {
-    std::fs::read_link("/proc/thread-self")
-        .ok()
-        .and_then(|link| link.file_name()?.to_str()?.parse().ok())
-        .unwrap_or(0)
 }

@@ -146,8 +146,24 @@ fn is_foreign(name: &str) -> bool {
         "ugetrlimit",
     ];
     const IDS: [&str; 19] = [
-        "chown", "fchown", "getegid", "geteuid", "getgid", "getgroups", "getresgid", "getresuid", "getuid",
-        "lchown", "setfsgid", "setfsuid", "setgid", "setgroups", "setregid", "setresgid", "setresuid", "setreuid",
+        "chown",
+        "fchown",
+        "getegid",
+        "geteuid",
+        "getgid",
+        "getgroups",
+        "getresgid",
+        "getresuid",
+        "getuid",
+        "lchown",
+        "setfsgid",
+        "setfsuid",
+        "setgid",
+        "setgroups",
+        "setregid",
+        "setresgid",
+        "setresuid",
+        "setreuid",
         "setuid",
     ];
     let by_id = name.strip_suffix("32").is_some_and(|call| IDS.contains(&call));

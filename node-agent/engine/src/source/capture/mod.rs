@@ -3,6 +3,7 @@
 pub(crate) mod epoll;
 pub(crate) mod files;
 pub(crate) mod ghosts;
+pub(crate) mod image;
 pub(crate) mod inet;
 pub(crate) mod options;
 pub(crate) mod pipes;

@@ -1,0 +1,75 @@
+//! Puts the image together.
+
+use image::state::{HostFacts, Image};
+
+use super::files::{self, Context};
+use super::threads;
+use super::unix::Peers;
+use crate::source::SourceError;
+use crate::source::failpoint;
+use crate::source::findings::Findings;
+use crate::source::look::Looker;
+use crate::source::session::{Frozen, refuse};
+
+/// Everything but the contents of memory.
+pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image, SourceError> {
+    let mut findings = Findings::default();
+    let peers = Peers::list(looker.spec.root)?;
+    let captured = {
+        let mut context = Context {
+            look: &frozen.look,
+            view: &looker.view,
+            externals: &looker.spec.externals,
+            registry: &mut looker.registry,
+            findings: &mut findings,
+            in_repair: &mut frozen.in_repair,
+            unix: peers,
+        };
+        files::capture(&mut context)?
+    };
+    failpoint!("source-capture-files");
+    let mut tables = captured.tables;
+    let mut image = Image {
+        host: host_facts(frozen),
+        shape: frozen.look.shape.clone(),
+        processes: Vec::new(),
+        files: captured.files,
+    };
+    crate::source::memory::objects::seals(&looker.registry, &mut image.shape);
+    for found in files::live(&frozen.look) {
+        let (Some(parked), Some((thread_ask, process_ask))) =
+            (frozen.parked.get(&found.process.pid), frozen.asks.get(&found.process.pid))
+        else {
+            return Err(SourceError::ThreadGone { tid: found.process.pid });
+        };
+        let Some(leader) = parked.first() else {
+            return Err(SourceError::ThreadGone { tid: found.process.pid });
+        };
+        let mut process = threads::process(found, leader, process_ask, &looker.view, &mut findings)?;
+        for thread in parked {
+            process.threads.push(threads::thread(found, thread, thread_ask, &mut findings)?);
+        }
+        process.fds = tables.remove(&found.process.inner).unwrap_or_default();
+        image.processes.push(process);
+    }
+    refuse(findings)?;
+    if let Some(thread) = image.processes.first().and_then(|process| process.threads.first()) {
+        image.host.xsave_size = u32::try_from(thread.xstate.len()).unwrap_or(0);
+    }
+    Ok(image)
+}
+
+fn host_facts(frozen: &Frozen) -> HostFacts {
+    let (monotonic_ns, boottime_ns, realtime_ns) = frozen.clocks;
+    HostFacts {
+        kernel_release: nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        vdso_hash: sys::cpu::vdso_hash().unwrap_or(0),
+        xsave_size: 0,
+        xcr0: sys::cpu::xsave().map_or(0, |xsave| xsave.features),
+        monotonic_ns,
+        boottime_ns,
+        realtime_ns,
+    }
+}

@@ -1,0 +1,297 @@
+//! Bringing a whole tree to a stand.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use nix::time::ClockId;
+use sys::cgroup::Freezer;
+use sys::ptrace::Stopped;
+use sys::tape::Program;
+
+use super::capture::files;
+use super::capture::threads::{ProcessAsk, ThreadAsk};
+use super::clock::{SchedulerClock, nanoseconds};
+use super::error::SourceError;
+use super::findings::Findings;
+use super::look::{Depth, Flags, Look};
+use super::memory::process::TrackedMemory;
+use super::memory::sent::PageSet;
+use super::memory::tracker::Tracker;
+use super::session::{Frozen, Source, State, Tracked, refuse, still_there};
+use super::stopping::{Held, stop_tree};
+use super::traced::Tapes;
+use super::tree::Process;
+use super::{FreezeReport, failpoint};
+use crate::proc::timers;
+
+/// Longest time until a cgroup whose tasks are all stopped reports itself frozen.
+const FREEZE_LIMIT: Duration = Duration::from_secs(5);
+/// More threads than this are not timed one by one before a freeze: their relative timeouts start anew.
+const MAX_TIMED: usize = 4096;
+
+impl Source {
+    pub(super) fn try_freeze(&mut self) -> Result<FreezeReport, SourceError> {
+        let mut frozen = Box::<Frozen>::default();
+        if let Some(cgroup) = &self.looker.spec.cgroup {
+            let freezer = Freezer::open(cgroup)
+                .map_err(|errno| SourceError::kernel("open the freezer", self.looker.spec.root, errno))?;
+            frozen.freezer = Some(freezer);
+        }
+        self.time_sleepers(&mut frozen.held)?;
+        self.state = State::Frozen(frozen);
+        failpoint!("source-freeze-begin");
+        let report = self.stop_all()?;
+        failpoint!("source-freeze-end");
+        Ok(report)
+    }
+
+    /// Notes how long each thread has slept, before it is woken by being stopped.
+    fn time_sleepers(&self, held: &mut Held) -> Result<(), SourceError> {
+        let tree = super::tree::walk(self.looker.spec.root)?;
+        if tree.iter().map(|process| process.tids.len()).sum::<usize>() > MAX_TIMED {
+            return Ok(());
+        }
+        let clock = SchedulerClock::calibrate();
+        for process in &tree {
+            for tid in &process.tids {
+                held.set_nap(*tid, clock.nap(process.pid, *tid));
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_all(&mut self) -> Result<FreezeReport, SourceError> {
+        let start = Instant::now();
+        let root = self.looker.spec.root;
+        let State::Frozen(frozen) = &mut self.state else {
+            return Err(self.wrong_state("a freeze"));
+        };
+        let tree = stop_tree(root, &mut frozen.held)?;
+        let stop = start.elapsed();
+        failpoint!("source-freeze-stopped");
+        let threads = frozen.held.stopped.len();
+        let start = Instant::now();
+        self.park_all(&tree)?;
+        let tapes = start.elapsed();
+        failpoint!("source-freeze-parked");
+        let start = Instant::now();
+        self.freeze_cgroup()?;
+        let cgroup = start.elapsed();
+        failpoint!("source-freeze-cgroup");
+        self.look_frozen()?;
+        Ok(FreezeReport { processes: tree.len(), threads, stop, tapes, cgroup })
+    }
+
+    /// Sends every thread over its tape.
+    fn park_all(&mut self, tree: &[Process]) -> Result<(), SourceError> {
+        let State::Frozen(frozen) = &mut self.state else {
+            return Ok(());
+        };
+        let mut by_process: HashMap<i32, Vec<Stopped>> = HashMap::new();
+        for stopped in std::mem::take(&mut frozen.held.stopped) {
+            let process = tree.iter().find(|process| process.tids.contains(&stopped.tid()));
+            let pid = process.map_or(0, |process| process.pid);
+            by_process.entry(pid).or_default().push(stopped);
+        }
+        let mut result = Ok(());
+        for process in tree {
+            let mut stopped = by_process.remove(&process.pid).unwrap_or_default();
+            if result.is_err() {
+                frozen.held.stopped.append(&mut stopped);
+                continue;
+            }
+            stopped.sort_by_key(|thread| process.tids.iter().position(|tid| *tid == thread.tid()));
+            result = park_process(&mut self.tracked, frozen, process, stopped);
+        }
+        for (_, mut stopped) in by_process {
+            frozen.held.stopped.append(&mut stopped);
+        }
+        result
+    }
+
+    fn freeze_cgroup(&mut self) -> Result<(), SourceError> {
+        let root = self.looker.spec.root;
+        let State::Frozen(frozen) = &mut self.state else {
+            return Ok(());
+        };
+        if let Some(freezer) = &frozen.freezer {
+            // Noted first: a failed write may have frozen all the same.
+            frozen.cgroup_frozen = true;
+            freezer
+                .freeze(FREEZE_LIMIT)
+                .map_err(|errno| SourceError::kernel("freeze the cgroup", root, errno))?;
+        }
+        Ok(())
+    }
+
+    /// The exact look, with every rule once more.
+    fn look_frozen(&mut self) -> Result<(), SourceError> {
+        let mut findings = Findings::default();
+        self.looker.tracer = own_tid();
+        let look = self.looker.look(Flags::Remembered, Depth::Everything, &mut findings);
+        self.looker.tracer = 0;
+        let mut look = look?;
+        for tracked in self.tracked.values() {
+            if let Some(address) = tracked.memory.guards.first() {
+                findings.address(
+                    tracked.memory.inner,
+                    *address,
+                    "guard pages (MADV_GUARD_INSTALL), which are not carried yet",
+                    "start the program with a C library that does not use them",
+                );
+            }
+        }
+        let State::Frozen(frozen) = &mut self.state else {
+            return Ok(());
+        };
+        for (found, shape) in look.processes.iter().zip(&mut look.shape.processes) {
+            let Some((_, ask)) = frozen.asks.get(&found.process.pid) else {
+                continue;
+            };
+            if let Some(leader) = frozen.parked.get(&found.process.pid).and_then(|threads| threads.first())
+                && let Some(outcome) = leader.outcomes.first()
+            {
+                shape.mm.fields.brk = ask.brk(outcome);
+                let (monotonic, boottime) = ask.clocks(outcome);
+                if frozen.clocks.0 == 0 {
+                    frozen.clocks = (monotonic, boottime, nanoseconds(ClockId::CLOCK_REALTIME));
+                }
+            }
+        }
+        refuse(findings)?;
+        // The target follows this shape before it takes the last pages.
+        self.retrack_frozen(&look)?;
+        self.tell(look);
+        if let State::Frozen(frozen) = &mut self.state {
+            frozen.look = self.told.take().unwrap_or_default();
+            frozen.complete = true;
+        }
+        Ok(())
+    }
+
+    /// Processes that came since the last shape, or run another program: all of their memory is to be sent.
+    fn retrack_frozen(&mut self, look: &Look) -> Result<(), SourceError> {
+        for found in files::live(look) {
+            let process = &found.process;
+            let known =
+                self.tracked.get(&process.pid).is_some_and(|tracked| still_there(process.pid, tracked, look));
+            if known {
+                continue;
+            }
+            self.lost_writer = true;
+            let (sent, tapes) = match self.tracked.remove(&process.pid) {
+                Some(tracked) => (tracked.memory.into_sent(), tracked.tapes),
+                None => (self.left_behind.remove(&process.inner).unwrap_or_default(), None),
+            };
+            let memory = TrackedMemory::new(process.pid, process.inner, Box::new(AllWritten), sent)?;
+            self.tracked.insert(process.pid, Tracked { key: process.key(), memory, tapes });
+        }
+        if self.tracked.len() > look.processes.len() {
+            self.lost_writer = true;
+        }
+        Ok(())
+    }
+}
+
+/// For a process that is first seen frozen: everything it holds counts as written.
+#[derive(Debug)]
+struct AllWritten;
+
+impl Tracker for AllWritten {
+    fn dirty(
+        &mut self,
+        _pagemap: &sys::pagemap::Pagemap,
+        mapping: &std::ops::Range<u64>,
+        _again: bool,
+    ) -> Result<super::memory::tracker::Dirty, sys::Errno> {
+        Ok(super::memory::tracker::Dirty { ranges: vec![mapping.clone()], fresh: true })
+    }
+}
+
+/// Runs the capture program on all threads of a process.
+fn park_process(
+    tracked: &mut BTreeMap<i32, Tracked>,
+    frozen: &mut Frozen,
+    process: &Process,
+    mut stopped: Vec<Stopped>,
+) -> Result<(), SourceError> {
+    if stopped.is_empty() {
+        return Ok(());
+    }
+    let timers = match timers::read(process.pid) {
+        Ok(timers) => timers,
+        Err(error) => {
+            frozen.held.stopped.append(&mut stopped);
+            return Err(error.into());
+        }
+    };
+    let mut whole = Program::new();
+    let thread_ask = ThreadAsk::add(&mut whole);
+    let process_ask = ProcessAsk::add(&mut whole, &timers);
+    let mut own = Program::new();
+    // The first calls are the same ones: what they leave where is the same, too.
+    ThreadAsk::add(&mut own);
+    let mut parked = Vec::new();
+    let tapes = tracked.get_mut(&process.pid).and_then(|tracked| tracked.tapes.as_mut());
+    let current = tapes.filter(|tapes| tapes.is_current());
+    let mut fresh = None;
+    let tapes = match current {
+        Some(tapes) => tapes,
+        None => {
+            let first = stopped.remove(0);
+            let nap = frozen.held.nap(first.tid());
+            match Tapes::install(process, first, &nap) {
+                Ok((tapes, thread)) => {
+                    let tapes = fresh.insert(tapes);
+                    parked.push(tapes.again(thread, whole.clone())?);
+                    tapes
+                }
+                Err(error) => {
+                    frozen.held.stopped.append(&mut stopped);
+                    return Err(error);
+                }
+            }
+        }
+    };
+    let done = parked.len();
+    let program = |index: usize| if index + done == 0 { whole.clone() } else { own.clone() };
+    let result = tapes.run(process, &mut frozen.held, stopped, program);
+    frozen.asks.insert(process.pid, (thread_ask, process_ask));
+    let result = result.map(|mut threads| parked.append(&mut threads));
+    frozen.parked.insert(process.pid, parked);
+    if let Some(tapes) = fresh {
+        keep_tapes(tracked, process, tapes)?;
+    }
+    result
+}
+
+/// Remembers the tapes of a process that was first seen at the freeze.
+fn keep_tapes(
+    tracked: &mut BTreeMap<i32, Tracked>,
+    process: &Process,
+    tapes: Tapes,
+) -> Result<(), SourceError> {
+    if let Some(known) = tracked.get_mut(&process.pid) {
+        known.tapes = Some(tapes);
+        return Ok(());
+    }
+    let memory = TrackedMemory::new(process.pid, process.inner, Box::new(AllWritten), PageSet::default())?;
+    tracked.insert(
+        process.pid,
+        Tracked {
+            // No start time is 0: it will be tracked anew, with its tapes kept.
+            key: (process.pid, 0),
+            memory,
+            tapes: Some(tapes),
+        },
+    );
+    Ok(())
+}
+
+/// This thread, as /proc of the traced shows it.
+fn own_tid() -> i32 {
+    std::fs::read_link("/proc/thread-self")
+        .ok()
+        .and_then(|link| link.file_name()?.to_str()?.parse().ok())
+        .unwrap_or(0)
+}
