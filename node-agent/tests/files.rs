@@ -24,7 +24,11 @@ fn area(path: &Path) -> Area {
 
 impl Pair {
     fn new(prepare: impl FnOnce(&Path)) -> Self {
-        let dir = tempfile::Builder::new().prefix("gantry-files-").tempdir().unwrap();
+        Self::within(&std::env::temp_dir(), prepare)
+    }
+
+    fn within(place: &Path, prepare: impl FnOnce(&Path)) -> Self {
+        let dir = tempfile::Builder::new().prefix("gantry-files-").tempdir_in(place).unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         fs::create_dir(&from).unwrap();
         fs::create_dir(&to).unwrap();
@@ -199,6 +203,16 @@ fn renames_links_and_reused_names_are_followed() {
         fs::rename(from.join("x/y"), from.join("y")).unwrap();
         fs::write(from.join("y/z/deeper"), b"deeper").unwrap();
     });
+    // Directories made again, perhaps with the inode numbers that they had.
+    for number in 0..10 {
+        step(&mut pair, &|| {
+            fs::remove_dir_all(from.join("y/z")).unwrap();
+            fs::create_dir(from.join("y/z")).unwrap();
+            fs::create_dir(from.join("y/z/inner")).unwrap();
+            fs::write(from.join("y/z/inner").join(number.to_string()), b"again").unwrap();
+            fs::write(from.join("y/z/deep"), b"again").unwrap();
+        });
+    }
     step(&mut pair, &|| fs::write(from.join("y/z/deep"), vec![0; 100]).unwrap());
     assert_eq!(pair.round().bytes, 0, "it is young enough to be compared once more, but has not changed");
 }
@@ -263,4 +277,60 @@ fn a_hostile_batch_touches_nothing_outside() {
     pair.target.apply(&batch).unwrap();
     assert_eq!(fs::read(outside.join("secret")).unwrap(), b"secret");
     assert!(fs::read_dir(pair.to()).unwrap().next().is_none(), "nothing was stolen");
+}
+
+#[test]
+fn random_changes_are_followed() {
+    random_changes(&std::env::temp_dir());
+}
+
+#[test]
+fn random_changes_of_a_tmpfs_are_followed() {
+    random_changes(Path::new("/dev/shm"));
+}
+
+/// Random changes of a small tree: the target follows.
+fn random_changes(place: &Path) {
+    let seed = u64::from_ne_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().unwrap());
+    let mut state = seed | 1;
+    // Xorshift: small random numbers from a seed that a failure names.
+    let mut below = |limit: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % 0xffff_fffb).unwrap() % limit
+    };
+    let mut pair = Pair::within(place, |_| {});
+    let from = pair.from();
+    let names = ["a", "b", "c"];
+    for round in 0..60 {
+        let mut done = Vec::new();
+        for _ in 0..below(12) {
+            let depth = 1 + below(3);
+            let mut path = from.clone();
+            (0..depth).for_each(|_| path.push(names[below(3)]));
+            let mut other = from.clone();
+            (0..1 + below(3)).for_each(|_| other.push(names[below(3)]));
+            // Many of them fail, which is as good.
+            let what = below(8);
+            done.push(format!("{what} {} {}", path.display(), other.display()));
+            let _ = match what {
+                0 => fs::write(&path, vec![u8::try_from(below(3)).unwrap(); 5000 * below(4)]),
+                1 => fs::create_dir(&path),
+                2 => fs::remove_file(&path),
+                3 => fs::remove_dir_all(&path),
+                4 => fs::rename(&path, &other),
+                5 => fs::hard_link(&path, &other),
+                6 => symlink(&other, &path),
+                _ => fs::set_permissions(
+                    &path,
+                    fs::Permissions::from_mode(0o700 + u32::try_from(below(8)).unwrap()),
+                ),
+            };
+        }
+        pair.round();
+        let (seen, expected) = (listing(&pair.to()), listing(&from));
+        assert_eq!(seen, expected, "round {round} of seed {seed}: {done:#?}");
+        pair.assert_equal();
+    }
 }

@@ -1,6 +1,6 @@
 //! One round over one area.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -27,8 +27,8 @@ pub(super) struct Pass<'a, 'b> {
     pub(super) suspect: &'a HashSet<u64>,
     pub(super) memory: &'a mut Memory,
     pub(super) watch: &'a mut Watch,
-    /// Names of files with several, by inode.
-    pub(super) links: HashMap<u64, Vec<u8>>,
+    /// The name under which a file with several was looked at in this round, by inode.
+    pub(super) links: HashMap<u64, PathBuf>,
     /// Attributes of directories: set when nothing in them changes any more.
     pub(super) metas: Vec<Op>,
     pub(super) out: &'a mut Outbox<'b>,
@@ -40,25 +40,19 @@ impl Pass<'_, '_> {
         self.top()?;
         let area = self.area;
         walk(&area.dir, Path::new(""), &area.skip, &mut self)?;
-        let number = self.number;
-        let gone: Vec<PathBuf> = self
-            .memory
-            .0
-            .iter()
-            .filter(|(_, seen)| seen.round != number)
-            .map(|(path, _)| path.clone())
-            .collect();
-        for path in gone {
+        for path in self.memory.not_met(self.number) {
             self.remove(&path)?;
         }
         self.finish()
     }
 
-    /// Looks at these names alone.
-    pub(super) fn names(mut self, mut names: BTreeSet<PathBuf>) -> Result<(), FilesError> {
-        names.extend(self.memory.doubtful(|ino| self.suspect.contains(&ino)).cloned());
+    /// Looks at these names alone; true: and at everything below.
+    pub(super) fn names(mut self, mut names: BTreeMap<PathBuf, bool>) -> Result<(), FilesError> {
+        for path in self.memory.doubtful(|ino| self.suspect.contains(&ino)) {
+            names.entry(path.clone()).or_default();
+        }
         let mut gone = Vec::new();
-        for path in names {
+        for (path, made) in names {
             let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
                 self.top()?;
                 continue;
@@ -76,7 +70,9 @@ impl Pass<'_, '_> {
                 gone.push(path);
                 continue;
             };
-            let known = self.memory.0.get(&path).is_some_and(|seen| seen.stamp.continues(&Stamp::of(&stat)));
+            let before = self.memory.get(&path);
+            // A directory that was made again may have the inode number that it had.
+            let known = !made && before.is_some_and(|seen| seen.stamp.continues(&Stamp::of(&stat)));
             self.visit(&Entry { dir: &dir, name, path: &path, stat })?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && !known {
                 let area = self.area;
@@ -109,29 +105,25 @@ impl Pass<'_, '_> {
         let Self { metas, memory, out, .. } = self;
         for op in metas {
             let Op::Attributes { path, .. } = &op else { continue };
-            if memory.0.contains_key(Path::new(OsStr::from_bytes(path))) {
+            if memory.get(Path::new(OsStr::from_bytes(path))).is_some() {
                 out.push(op)?;
             }
         }
         Ok(())
     }
 
-    /// The name under which a file with several names was sent already.
-    fn first_name(&self, entry: &Entry<'_>, ino: u64) -> Option<Vec<u8>> {
-        if entry.kind() != FileType::RegularFile || entry.stat.st_nlink < 2 {
-            return None;
-        }
-        if let Some(name) = self.links.get(&ino) {
-            return Some(name.clone());
-        }
-        // In a round over some names the others were not met.
-        if self.memory.0.contains_key(entry.path) {
-            return None;
-        }
-        let other = self.memory.other_name(ino, entry.path)?;
-        let still = open_dir(&self.area.dir, other.parent()?).ok()?;
-        let stat = look(&still, other.file_name()?).ok()??;
-        (stat.st_ino == ino).then(|| other.as_os_str().as_bytes().to_vec())
+    /// A name that the target has for what this new entry is, for a link to it: the file got another name, or was
+    /// renamed (the old name is removed at the end). A regular file is compared after that; anything else must
+    /// certainly be the same.
+    fn known_name(&self, entry: &Entry<'_>, stamp: &Stamp) -> Option<PathBuf> {
+        let still = |name: &Path| -> Option<bool> {
+            let dir = open_dir(&self.area.dir, name.parent()?).ok()?;
+            Some(look(&dir, name.file_name()?).ok()??.st_ino == stamp.ino)
+        };
+        self.memory.other_names(stamp.ino, entry.path).into_iter().find(|name| {
+            let continues = self.memory.get(name).is_some_and(|seen| stamp.continues(&seen.stamp));
+            continues && (entry.kind() == FileType::RegularFile || still(name) == Some(true))
+        })
     }
 
     /// Content that differs from what was sent, then the attributes. False when the file has vanished.
@@ -178,19 +170,38 @@ impl Pass<'_, '_> {
         Ok(true)
     }
 
-    fn other(&mut self, entry: &Entry<'_>, kind: FileType, same: bool) -> Result<bool, FilesError> {
+    fn symlink(
+        &mut self,
+        entry: &Entry<'_>,
+        chunks: &mut Vec<ChunkHash>,
+        new: bool,
+    ) -> Result<bool, FilesError> {
         let (area, path) = (self.id, entry.bytes());
-        let op = match kind {
-            FileType::Directory => Op::Directory { area, path },
-            FileType::Symlink => match readlinkat(entry.dir, entry.name, Vec::new()) {
-                Ok(target) => Op::Symlink { area, path, target: target.into_bytes() },
-                Err(Errno::NOENT | Errno::INVAL) => return Ok(false),
-                Err(error) => return Err(FilesError::file("read", entry.path)(error)),
-            },
-            _ => Op::Node { area, path, kind: kind.as_raw_mode(), device: entry.stat.st_rdev },
+        let target = match readlinkat(entry.dir, entry.name, Vec::new()) {
+            Ok(target) => target.into_bytes(),
+            Err(Errno::NOENT | Errno::INVAL) => return Ok(false),
+            Err(error) => return Err(FilesError::file("read", entry.path)(error)),
         };
-        if !same {
-            self.out.push(op)?;
+        let now = vec![hash(&target)];
+        if !new && *chunks != now {
+            self.out.push(Op::Remove { area, path: path.clone() })?;
+        }
+        if new || *chunks != now {
+            self.out.push(Op::Symlink { area, path, target })?;
+        }
+        *chunks = now;
+        self.attributes(entry, false)?;
+        Ok(true)
+    }
+
+    fn node(&mut self, entry: &Entry<'_>, new: bool) -> Result<bool, FilesError> {
+        let (area, path, kind) = (self.id, entry.bytes(), entry.kind());
+        if new {
+            let device = entry.stat.st_rdev;
+            self.out.push(match kind {
+                FileType::Directory => Op::Directory { area, path },
+                _ => Op::Node { area, path, kind: kind.as_raw_mode(), device },
+            })?;
         }
         self.attributes(entry, kind == FileType::Directory)?;
         Ok(true)
@@ -223,16 +234,13 @@ impl Visitor for Pass<'_, '_> {
             return Ok(());
         }
         let stamp = Stamp::of(&entry.stat);
-        let first_name = self.first_name(entry, stamp.ino);
-        if kind != FileType::Directory && entry.stat.st_nlink > 1 {
-            self.links.entry(stamp.ino).or_insert_with(|| entry.bytes());
-        }
-        let before = self.memory.0.get_mut(entry.path).map(|seen| {
-            seen.round = self.number;
-            seen.clone()
-        });
+        let named_again = kind != FileType::Directory && entry.stat.st_nlink > 1;
+        let before = self.memory.met(entry.path, self.number).cloned();
         let suspect = kind == FileType::RegularFile && self.suspect.contains(&stamp.ino);
         if before.as_ref().is_some_and(|seen| seen.stamp == stamp && !seen.racy) && !suspect {
+            if named_again {
+                self.links.entry(stamp.ino).or_insert_with(|| entry.path.to_owned());
+            }
             return Ok(());
         }
         let same = before.as_ref().is_some_and(|seen| stamp.continues(&seen.stamp));
@@ -240,23 +248,45 @@ impl Visitor for Pass<'_, '_> {
             self.memory.forget(entry.path);
             self.out.push(Op::Remove { area: self.id, path: entry.bytes() })?;
         }
-        let now = SystemTime::now();
-        let mut chunks = before.filter(|_| same).map(|seen| seen.chunks).unwrap_or_default();
-        let sent = match (kind, first_name) {
-            (FileType::RegularFile, Some(to)) => {
-                // Its content and attributes went with its first name.
-                if !same {
-                    self.out.push(Op::HardLink { area: self.id, path: entry.bytes(), to })?;
-                }
-                true
+        let settled = self.links.get(&stamp.ino).filter(|_| named_again).cloned();
+        let mut known = before.filter(|_| same);
+        if known.is_none() && kind != FileType::Directory {
+            let to = settled.clone().or_else(|| self.known_name(entry, &stamp));
+            if let Some(to) = to {
+                known = self.memory.get(&to).cloned();
+                let to = to.as_os_str().as_bytes().to_vec();
+                self.out.push(Op::HardLink { area: self.id, path: entry.bytes(), to })?;
             }
-            (FileType::RegularFile, None) => self.file(entry, &mut chunks, !same)?,
-            _ => self.other(entry, kind, same)?,
-        };
-        if sent {
+        }
+        if let Some(settled) = settled.and_then(|name| self.memory.get(&name)) {
+            // Content and attributes went with its first name in this round.
+            let seen = Seen { round: self.number, ..settled.clone() };
             self.out.done.entries += 1;
-            let seen = Seen { stamp, racy: stamp.is_racy(now), chunks, round: self.number };
-            self.memory.0.insert(entry.path.to_owned(), seen);
+            self.memory.insert(entry.path, seen);
+            return Ok(());
+        }
+        let now = SystemTime::now();
+        let new = known.is_none();
+        let mut chunks = known.map(|seen| seen.chunks).unwrap_or_default();
+        let sent = match kind {
+            FileType::RegularFile => self.file(entry, &mut chunks, new)?,
+            FileType::Symlink => self.symlink(entry, &mut chunks, new)?,
+            _ => self.node(entry, new)?,
+        };
+        if !sent {
+            return Ok(());
+        }
+        self.out.done.entries += 1;
+        let seen = Seen { stamp, racy: stamp.is_racy(now), chunks, round: self.number };
+        // Other names of it have the same content at the target.
+        for name in self.memory.other_names(stamp.ino, entry.path) {
+            if let Some(round) = self.memory.get(&name).map(|other| other.round) {
+                self.memory.insert(&name, Seen { round, ..seen.clone() });
+            }
+        }
+        self.memory.insert(entry.path, seen);
+        if named_again {
+            self.links.insert(stamp.ino, entry.path.to_owned());
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What is remembered of an entry that was sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -48,11 +48,10 @@ impl Stamp {
         FileType::from_raw_mode(self.mode)
     }
 
-    /// What the target has under the name can be changed into this one. Links and nodes are made anew, because
-    /// an inode number may have been used again.
+    /// What the target has under the name is this, or can be changed into it in place. An inode number may have
+    /// been used again: content is compared all the same.
     pub(super) fn continues(&self, before: &Self) -> bool {
-        let lasting = matches!(self.kind(), FileType::RegularFile | FileType::Directory);
-        lasting && self.ino == before.ino && self.kind() == before.kind()
+        self.ino == before.ino && self.kind() == before.kind() && self.device == before.device
     }
 
     pub(super) fn is_racy(&self, now: SystemTime) -> bool {
@@ -67,17 +66,58 @@ impl Stamp {
 
 /// The entries of one area, by path: what is in a directory follows it.
 #[derive(Debug, Default)]
-pub(super) struct Memory(pub(super) BTreeMap<PathBuf, Seen>);
+pub(super) struct Memory {
+    entries: BTreeMap<PathBuf, Seen>,
+    /// Names of everything that is no directory, by inode.
+    names: HashMap<u64, Vec<PathBuf>>,
+}
 
 impl Memory {
+    pub(super) fn get(&self, path: &Path) -> Option<&Seen> {
+        self.entries.get(path)
+    }
+
+    /// The name was met in this round.
+    pub(super) fn met(&mut self, path: &Path, round: u64) -> Option<&Seen> {
+        let seen = self.entries.get_mut(path)?;
+        seen.round = round;
+        Some(seen)
+    }
+
+    pub(super) fn insert(&mut self, path: &Path, seen: Seen) {
+        let (ino, kind) = (seen.stamp.ino, seen.stamp.kind());
+        if let Some(before) = self.entries.insert(path.to_owned(), seen) {
+            self.unname(before.stamp.ino, path);
+        }
+        if kind != FileType::Directory {
+            self.names.entry(ino).or_default().push(path.to_owned());
+        }
+    }
+
+    fn unname(&mut self, ino: u64, path: &Path) {
+        if let Some(names) = self.names.get_mut(&ino) {
+            names.retain(|name| name != path);
+            if names.is_empty() {
+                self.names.remove(&ino);
+            }
+        }
+    }
+
     /// Forgets a name and everything below it; whether there was any.
     pub(super) fn forget(&mut self, path: &Path) -> bool {
-        let below = self.0.range(path.to_owned()..).map(|(name, _)| name);
+        let below = self.entries.range(path.to_owned()..).map(|(name, _)| name);
         let gone: Vec<PathBuf> = below.take_while(|name| name.starts_with(path)).cloned().collect();
         for name in &gone {
-            self.0.remove(name);
+            if let Some(seen) = self.entries.remove(name) {
+                self.unname(seen.stamp.ino, name);
+            }
         }
         !gone.is_empty()
+    }
+
+    /// Names that were not met in this round.
+    pub(super) fn not_met(&self, round: u64) -> Vec<PathBuf> {
+        self.entries.iter().filter(|(_, seen)| seen.round != round).map(|(path, _)| path.clone()).collect()
     }
 
     /// Names that a round must look at whatever was reported: racy ones, and files with a suspect inode.
@@ -85,14 +125,12 @@ impl Memory {
         let doubtful = move |seen: &Seen| {
             seen.racy || (seen.stamp.kind() == FileType::RegularFile && suspect(seen.stamp.ino))
         };
-        self.0.iter().filter(move |(_, seen)| doubtful(seen)).map(|(path, _)| path)
+        self.entries.iter().filter(move |(_, seen)| doubtful(seen)).map(|(path, _)| path)
     }
 
-    /// Another name of the file with this inode.
-    pub(super) fn other_name(&self, ino: u64, path: &Path) -> Option<&PathBuf> {
-        self.0
-            .iter()
-            .find(|(name, seen)| seen.stamp.ino == ino && name.as_path() != path)
-            .map(|(name, _)| name)
+    /// Other names of the file with this inode, as far as they were sent.
+    pub(super) fn other_names(&self, ino: u64, path: &Path) -> Vec<PathBuf> {
+        let names = self.names.get(&ino).map(Vec::as_slice).unwrap_or_default();
+        names.iter().filter(|name| name.as_path() != path).cloned().collect()
     }
 }

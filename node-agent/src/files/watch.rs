@@ -3,7 +3,7 @@
 //! It saves the walk after the freeze, which costs some microseconds a file. It is a hint that errs to one
 //! side alone: when watches run out or events are lost, everything counts as changed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -15,8 +15,8 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 pub(super) enum Changes {
     /// It cannot be told.
     Unknown,
-    /// These names, some of which are gone.
-    Names(BTreeSet<PathBuf>),
+    /// These names, some of which are gone. True: it was made or moved there, so what is in it is new, too.
+    Names(BTreeMap<PathBuf, bool>),
 }
 
 /// Watches over the directories of one area.
@@ -59,7 +59,7 @@ impl Watch {
     pub(super) fn changes(&mut self) -> Changes {
         let began = std::mem::replace(&mut self.began, true);
         let Some(inotify) = &self.inotify else { return Changes::Unknown };
-        let mut names = BTreeSet::new();
+        let mut names = BTreeMap::new();
         let mut known = began;
         loop {
             let events = match inotify.read_events() {
@@ -71,11 +71,12 @@ impl Watch {
             for event in events {
                 known &= !event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
                 let Some(directory) = self.directories.get(&event.wd) else { continue };
+                let made = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
                 if let Some(name) = event.name {
-                    names.insert(directory.join(name));
+                    *names.entry(directory.join(name)).or_default() |= event.mask.intersects(made);
                 }
                 // Its own attributes, or its modification time.
-                names.insert(directory.clone());
+                names.entry(directory.clone()).or_default();
                 if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                     self.directories.remove(&event.wd);
                 }

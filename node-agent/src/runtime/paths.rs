@@ -3,7 +3,6 @@
 //! ```text
 //! STATE/
 //!   lock                     held (flock) while an agent uses the directory
-//!   incarnation              counts the agent's starts
 //!   containers/NAME/
 //!     record.json            the container's record; written atomically
 //!     config.json            the OCI configuration it was made from
@@ -12,7 +11,7 @@
 //!     shim.log               messages of the shim
 //!     exit.json              how the root process ended, written by the shim
 //!   bundles/NAME/            a container that came from another node
-//!     config.json  rootfs/
+//!     rootfs/                its root directory, unless that is shared storage
 //!   journal ...              the migrations' journal, see `crate::journal`
 //! ```
 

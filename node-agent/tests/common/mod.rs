@@ -141,10 +141,13 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         for name in self.runtime.names().unwrap_or_default() {
-            if let Ok(record) = self.runtime.record(&name) {
+            let record = self.runtime.record(&name);
+            // What a failed test left in the middle of a migration is not deleted as a container.
+            if let (Err(_), Ok(record)) = (self.runtime.delete(&name, true), record) {
                 let _ = record.cgroup.kill(Duration::from_secs(5));
+                let _ = record.cgroup.remove();
+                let _ = node_agent::network::remove(&record.link);
             }
-            let _ = self.runtime.delete(&name, true);
         }
         node_agent::runtime::cgroup::remove_parent(self.runtime.layout(), &self.options.cgroup_parent);
     }

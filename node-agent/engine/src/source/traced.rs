@@ -90,6 +90,7 @@ impl Tapes {
         let (tape, parked) = SourceTape::install(self.pid, thread, context, config)
             .map_err(|error| tape_error("put a tape in", self.pid, error))?;
         self.tapes.push(tape);
+        let resume = as_landed(self.pid, &parked, &context, resume, nap);
         Ok(ParkedThread { tid, parked, tape: self.tapes.len() - 1, stop, resume, outcomes: Vec::new() })
     }
 
@@ -119,14 +120,15 @@ impl Tapes {
             }
         }
         for flight in flights {
-            match self.tapes[flight.tape].wait(flight.flight, TAPE_LIMIT) {
+            let Flying { tid, flight, tape, stop, context, resume, nap } = flight;
+            match self.tapes[tape].wait(flight, TAPE_LIMIT) {
                 Ok(parked) => done.push(ParkedThread {
-                    tid: flight.tid,
+                    tid,
                     outcomes: vec![parked.outcome().clone()],
+                    resume: as_landed(self.pid, &parked, &context, resume, &nap),
                     parked,
-                    tape: flight.tape,
-                    stop: flight.stop,
-                    resume: flight.resume,
+                    tape,
+                    stop,
                 }),
                 Err(sys::tape::source::SourceError::Trace(error)) if error.is_gone() => {}
                 Err(error) => {
@@ -168,7 +170,8 @@ impl Tapes {
         let flight = self.tapes[tape]
             .start(thread, context, program)
             .map_err(|error| tape_error("start a tape", self.pid, error))?;
-        Ok(Started::Flying(Box::new(Flying { tid, flight, tape, stop, resume })))
+        let nap = nap.clone();
+        Ok(Started::Flying(Box::new(Flying { tid, flight, tape, stop, context, resume, nap })))
     }
 
     /// Whether the process still has them: an exec takes them away.
@@ -190,6 +193,7 @@ impl Tapes {
         let tape = &self.tapes[0];
         let flight = tape.start(thread, context, Program::new()).map_err(fail)?;
         let parked = tape.wait(flight, TAPE_LIMIT).map_err(fail)?;
+        let resume = as_landed(self.pid, &parked, &context, resume, nap);
         Ok(ParkedThread { tid, parked, tape: 0, stop, resume, outcomes: Vec::new() })
     }
 
@@ -320,7 +324,31 @@ struct Flying {
     flight: sys::tape::source::InFlight,
     tape: usize,
     stop: Stop,
+    /// As it was when the thread was sent off, and what was decided from that.
+    context: Context,
     resume: restart::Resume,
+    nap: Nap,
+}
+
+/// How the system call of a thread goes on, now that it is parked. A signal may have come before the tape began: the
+/// thread took it and was stopped again, with other registers than those that `resume` was decided from. In its
+/// handler no call is to be entered again.
+fn as_landed(
+    pid: i32,
+    parked: &Parked,
+    before: &Context,
+    resume: restart::Resume,
+    nap: &Nap,
+) -> restart::Resume {
+    if parked.context().regs() == before.regs() {
+        return resume;
+    }
+    // Nothing is known of how long a call has slept since; a thread in a handler is in none.
+    let nap = Nap { slept: std::time::Duration::ZERO, ..nap.clone() };
+    match super::stopping::memory(pid) {
+        Ok(memory) => decide(&memory, parked.thread().tid(), parked.context(), &nap),
+        Err(_) => restart::Resume::AsIs,
+    }
 }
 
 /// What the thread must get back, and how its system call goes on elsewhere.
@@ -328,11 +356,11 @@ fn read_context(pid: i32, thread: &Stopped, nap: &Nap) -> Result<(Context, resta
     let memory = super::stopping::memory(pid)?;
     let context =
         Context::read(thread, &memory, nap.slept).map_err(|error| tape_error("read a thread", pid, error))?;
-    let resume = decide(&memory, thread, &context, nap);
+    let resume = decide(&memory, thread.tid(), &context, nap);
     Ok((context, resume))
 }
 
-fn decide(memory: &ProcessMemory, thread: &Stopped, context: &Context, nap: &Nap) -> restart::Resume {
+fn decide(memory: &ProcessMemory, tid: i32, context: &Context, nap: &Nap) -> restart::Resume {
     let regs = context.regs();
     // A thread that an earlier stop interrupted sleeps in restart_syscall(2). Which call it was shows in what it
     // slept on.
@@ -349,6 +377,6 @@ fn decide(memory: &ProcessMemory, thread: &Stopped, context: &Context, nap: &Nap
         slept_ns: nap.slept_ns(),
         timeout_ns,
         origin,
-        handled_signal_pending: super::stopping::handled_signal_pending(thread.tid()),
+        handled_signal_pending: super::stopping::handled_signal_pending(tid),
     })
 }

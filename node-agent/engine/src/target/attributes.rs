@@ -158,11 +158,14 @@ pub(crate) fn thread_before_credentials(process: &ProcessState, thread: &Thread)
     if let Some(list) = thread.robust_list {
         calls.push(call!("set_robust_list", SYS_set_robust_list, list.head, list.len));
     }
+    // Always: the program that became the first process may have set one of its own, whose memory is gone.
     let stack = thread.altstack;
-    if stack.flags & SS_DISABLE == 0 && stack.size != 0 {
-        let flags = u64::from((stack.flags & !SS_ONSTACK).cast_unsigned());
-        calls.push(call!("sigaltstack", SYS_sigaltstack, Block::words(&[stack.sp, flags, stack.size]), 0));
-    }
+    let words = if stack.flags & SS_DISABLE == 0 && stack.size != 0 {
+        [stack.sp, u64::from((stack.flags & !SS_ONSTACK).cast_unsigned()), stack.size]
+    } else {
+        [0, u64::from(SS_DISABLE.cast_unsigned()), 0]
+    };
+    calls.push(call!("sigaltstack", SYS_sigaltstack, Block::words(&words), 0));
     if let Some(rseq) = thread.rseq {
         calls.push(call!("rseq", SYS_rseq, rseq.address, rseq.size, 0, rseq.signature));
     }
