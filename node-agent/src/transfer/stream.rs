@@ -43,7 +43,7 @@ pub enum ConnectError {
     Identity(#[from] proto::identity::IdentityError),
 }
 
-/// A TLS connection over TCP. Writes are gathered until [`Write::flush`] or until [`BUFFER`] is full.
+/// A TLS connection over TCP. Writes are gathered until [`Write::flush`] or until its buffer is full.
 #[derive(Debug)]
 pub struct TlsStream {
     tls: Connection,
