@@ -1,5 +1,5 @@
-//! Values as bytes: the body of [`FrameKind::State`](crate::frame::FrameKind::State) and
-//! [`FrameKind::Message`](crate::frame::FrameKind::Message) frames.
+//! Values as bytes: the body of [`FrameKind::State`] and
+//! [`FrameKind::Message`] frames.
 //!
 //! The encoding is postcard's (<https://postcard.jamesmunns.com/wire-format>): fields in the order of
 //! their declaration, integers as varints. A change of a type in this crate is a new
