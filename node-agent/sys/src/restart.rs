@@ -244,6 +244,12 @@ pub fn kernel_restarts(regs: &UserRegs) -> bool {
         && matches!(regs.result(), ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK)
 }
 
+/// Whether how long the call has slept can matter to [`decide`].
+#[must_use]
+pub fn is_timed(regs: &UserRegs) -> bool {
+    regs.syscall().is_some() && matches!(regs.result(), EINTR | ERESTART_RESTARTBLOCK)
+}
+
 /// The call behind a restart_syscall(2), guessed from where the thread sleeps (/proc/TID/wchan, read while it
 /// slept) and its arguments. `None` when it cannot be told.
 #[must_use]

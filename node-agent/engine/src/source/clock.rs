@@ -52,28 +52,25 @@ impl SchedulerClock {
         clock
     }
 
-    /// Since when a thread that sleeps has slept, as CLOCK_MONOTONIC, nanoseconds. `None` when it runs or when it
-    /// cannot be told.
-    pub(crate) fn asleep_since(&self, pid: i32, tid: i32) -> Option<u64> {
-        if self.offsets.is_empty() {
-            return None;
-        }
+    /// What there is to know about a thread's sleep, if it sleeps.
+    pub(crate) fn nap(&self, pid: i32, tid: i32) -> Nap {
+        self.asleep(pid, tid).unwrap_or_default()
+    }
+
+    fn asleep(&self, pid: i32, tid: i32) -> Option<Nap> {
         let stat = stat::read_thread(pid, tid).ok()?;
         if stat.state == b'R' {
             return None;
         }
         let offset = self.offsets.get(&stat.processor)?;
-        let start = sched::exec_start(pid, tid).ok()?;
-        u64::try_from(i128::from(start) + offset).ok()
-    }
-
-    /// What there is to know about a thread's sleep.
-    pub(crate) fn nap(&self, pid: i32, tid: i32) -> Nap {
-        let Some(start) = self.asleep_since(pid, tid) else {
-            return Nap::default();
-        };
+        let sched = sched::read(pid, tid).ok()?;
+        let began = u64::try_from(i128::from(sched.exec_start_ns) + offset).ok()?;
         let place = crate::proc::read(pid, &format!("task/{tid}/wchan")).unwrap_or_default();
-        Nap { slept: since(start), place: String::from_utf8_lossy(&place).into_owned() }
+        Some(Nap {
+            slept: since(began),
+            place: String::from_utf8_lossy(&place).into_owned(),
+            switches: sched.voluntary_switches,
+        })
     }
 }
 
@@ -84,7 +81,7 @@ fn own_offset() -> Option<i128> {
         // A thread that yields has its scheduler time noted. It can only be older than the clock read after it.
         std::thread::yield_now();
         let bytes = crate::proc::read_path("/proc/thread-self/sched").ok()?;
-        let start = sched::parse_exec_start(&bytes).ok()?;
+        let start = sched::parse(&bytes).ok()?.exec_start_ns;
         Some(i128::from(monotonic_ns()) - i128::from(start))
     };
     // What is too much is the time between the two readings: the least is the best.
@@ -100,19 +97,72 @@ pub(crate) fn since(moment_ns: u64) -> Duration {
 mod tests {
     use super::*;
 
+    use std::process::{Child, Command};
+
+    use sys::ptrace::{Event, Options, Running};
+
+    /// A program, ended by dropping it.
+    struct Program(Child);
+
+    impl Program {
+        fn start(script: &str) -> Self {
+            Self(Command::new("sh").args(["-c", script]).spawn().unwrap())
+        }
+
+        fn pid(&self) -> i32 {
+            i32::try_from(self.0.id()).unwrap()
+        }
+
+        /// What is known of its sleep when it has slept for a while.
+        fn asleep_for(&self, least: Duration) -> Nap {
+            let clock = SchedulerClock::calibrate();
+            let end = std::time::Instant::now() + Duration::from_secs(20);
+            loop {
+                let nap = clock.nap(self.pid(), self.pid());
+                if nap.slept >= least {
+                    return nap;
+                }
+                assert!(std::time::Instant::now() < end, "it never slept for {least:?}");
+            }
+        }
+
+        /// What `nap` still says once the program stands still.
+        fn stopped(&self, nap: &Nap) -> Duration {
+            let thread = Running::seize(self.pid(), Options::TRACE_BIRTHS).unwrap();
+            thread.interrupt().unwrap();
+            let Event::Stopped(stopped) = thread.wait(Duration::from_secs(5)).unwrap() else {
+                panic!("it did not stop");
+            };
+            stopped.regs().unwrap();
+            let slept = nap.unbroken(self.pid(), self.pid()).slept;
+            stopped.detach(0).unwrap();
+            slept
+        }
+    }
+
+    impl Drop for Program {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
     #[test]
     fn a_sleeping_thread_is_timed() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        std::thread::sleep(Duration::from_millis(300));
-        let clock = SchedulerClock::calibrate();
-        let slept = clock.asleep_since(pid, pid).map(since);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let Some(slept) = slept else {
-            assert!(!std::path::Path::new("/proc/self/sched").exists());
-            return;
-        };
-        assert!((Duration::from_millis(150)..Duration::from_secs(5)).contains(&slept), "{slept:?}");
+        let program = Program::start("exec sleep 60");
+        let nap = program.asleep_for(Duration::from_millis(200));
+        assert!(nap.slept < Duration::from_secs(5), "{nap:?}");
+        assert_eq!(program.stopped(&nap), nap.slept);
+    }
+
+    #[test]
+    fn a_thread_that_woke_before_it_was_stopped_has_not_slept() {
+        let program = Program::start("while :; do sleep 0.1; done");
+        let nap = program.asleep_for(Duration::from_millis(20));
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while sched::read(program.pid(), program.pid()).unwrap().voluntary_switches < nap.switches + 2 {
+            assert!(std::time::Instant::now() < end, "it never woke");
+        }
+        assert_eq!(program.stopped(&nap), Duration::ZERO);
     }
 }

@@ -10,7 +10,7 @@ use sys::restart::{self, Interruption};
 use super::clock::SchedulerClock;
 use super::error::SourceError;
 use super::tree::{self, Process};
-use crate::proc::status;
+use crate::proc::{sched, status};
 
 /// A source is never killed with its tracer; new tasks are held, so that none escapes a freeze.
 pub(crate) const OPTIONS: Options = Options::TRACE_BIRTHS;
@@ -38,12 +38,23 @@ pub(crate) struct Nap {
     pub(crate) slept: Duration,
     /// /proc/PID/task/TID/wchan; empty when it is not known.
     pub(crate) place: String,
+    /// How often it had gone to sleep by then.
+    pub(crate) switches: u64,
 }
 
 impl Nap {
     /// The time in nanoseconds.
     pub(crate) fn slept_ns(&self) -> u64 {
         u64::try_from(self.slept.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The same, with a time only if it is of the sleep that the stop ended: a thread that woke and slept again before
+    /// it was stopped counts as not having slept. Its registers must have been read since the stop.
+    pub(crate) fn unbroken(&self, pid: i32, tid: i32) -> Self {
+        // The stop itself is one more switch.
+        let unbroken = self.slept.is_zero()
+            || sched::read(pid, tid).is_ok_and(|now| now.voluntary_switches == self.switches + 1);
+        Self { slept: if unbroken { self.slept } else { Duration::ZERO }, ..self.clone() }
     }
 }
 
@@ -190,7 +201,7 @@ fn continue_call(stopped: &mut Stopped, nap: &Nap) -> Result<(), TraceError> {
     };
     let decision = restart::decide(&Interruption {
         regs: &regs,
-        slept_ns: nap.slept_ns(),
+        slept_ns: nap.unbroken(stopped.tid(), stopped.tid()).slept_ns(),
         timeout_ns: None,
         origin: None,
         handled_signal_pending: about_to_handle || handled_signal_pending(stopped.tid()),

@@ -354,6 +354,8 @@ fn as_landed(
 /// What the thread must get back, and how its system call goes on elsewhere.
 fn read_context(pid: i32, thread: &Stopped, nap: &Nap) -> Result<(Context, restart::Resume), SourceError> {
     let memory = super::stopping::memory(pid)?;
+    let regs = thread.regs().map_err(|error| super::stopping::trace_error("read a thread", error))?;
+    let nap = &if restart::is_timed(&regs) { nap.unbroken(pid, thread.tid()) } else { nap.clone() };
     let context =
         Context::read(thread, &memory, nap.slept).map_err(|error| tape_error("read a thread", pid, error))?;
     let resume = decide(&memory, thread.tid(), &context, nap);
