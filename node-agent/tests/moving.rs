@@ -319,13 +319,14 @@ last = -n
 print('missing', sorted(set(range(last)) - seen), flush=True)
 ";
 
-/// Sends numbered datagrams, then says how many.
+/// Sends numbered datagrams, then says how many. Not so fast that a receiver that gets no processor for a while
+/// overflows its buffer: that loss would be no fault of the lock.
 const SPRAY: &str = "
 import socket, sys, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect((sys.argv[1], 7001))
 end = time.time() + float(sys.argv[2]); n = 0
 while time.time() < end:
-    s.send(b'%d' % n); n += 1; time.sleep(0.0002)
+    s.send(b'%d' % n); n += 1; time.sleep(0.001)
 time.sleep(0.3)
 try:
     for _ in range(20): s.send(b'%d' % -n); time.sleep(0.01)

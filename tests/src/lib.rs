@@ -6,11 +6,12 @@
 //! * [`workload`] holds the programs and their clients.
 //! * [`faults`] makes a cluster's processes, links and files fail, and [`residue`] sees what that left.
 //! * [`stage`] is a container under checking clients that is moved while they do.
-//! * [`crash`] kills agents at random moments.
+//! * [`aborts`] ends migrations at every boundary, [`crash`] kills agents at random moments.
 //! * [`suite`] turns functions into tests that can be skipped with a reason.
 
 #![forbid(unsafe_code)]
 
+pub mod aborts;
 pub mod client;
 pub mod cluster;
 pub mod crash;

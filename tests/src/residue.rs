@@ -73,6 +73,7 @@ fn read(dir: &Path, cgroup: &str) -> Result<Residue> {
     let mut found = Residue::default();
     let agent: u32 = fs::read_to_string(dir.join("node-agent.pid"))?.trim().parse()?;
     links(&mut found)?;
+    network(&mut found)?;
     processes(&mut found, agent)?;
     let hierarchies = fs::read_dir("/sys/fs/cgroup").context("/sys/fs/cgroup")?.flatten();
     for hierarchy in hierarchies {
@@ -115,6 +116,27 @@ fn links(found: &mut Residue) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Addresses, routes, rules and packet filters.
+fn network(found: &mut Residue) -> Result<()> {
+    for args in [["addr", "show"], ["-4", "route"], ["-6", "route"], ["rule", "show"]] {
+        let output = Command::new("ip").arg("-o").args(args).output()?;
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            // Numbers of links, lifetimes and what follows from a new link's random MAC address are not the same from
+            // one look to the next.
+            if line.contains("fe80:") {
+                continue;
+            }
+            let words = line
+                .split_whitespace()
+                .filter(|word| !word.ends_with("sec") && !word.ends_with(':') && *word != "tentative");
+            found.add(format!("ip {}: {}", args.join(" "), words.collect::<Vec<_>>().join(" ")));
+        }
+    }
+    let tables = fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
+    found.add(format!("iptables {tables:?}"));
     Ok(())
 }
 

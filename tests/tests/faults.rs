@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use tests::cluster::{Cluster, Finished, wait_for};
-use tests::crash;
 use tests::faults::RESTART;
 use tests::stage::{NAME, Stage};
 use tests::suite::{self, Case};
 use tests::workload::{HOLDER_PROGRAM, HOSTILE_PROGRAM};
+use tests::{aborts, crash};
 use tests::{client, residue};
 
 const PYTHON: &[&str] = &["python3", "ip", "tc"];
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Case {
             name: "an_abort_at_any_boundary_leaves_the_source_as_it_was",
             programs: PYTHON,
-            run: || on_stage(aborts),
+            run: || on_stage(aborts::every_return),
         },
         Case {
             name: "cancelling_works_until_the_commit_and_is_refused_after",
@@ -37,12 +37,12 @@ fn main() -> ExitCode {
         Case {
             name: "a_killed_source_agent_leaves_one_copy",
             programs: PYTHON,
-            run: || on_stage(source_killed),
+            run: || on_stage(aborts::every_source_kill),
         },
         Case {
             name: "a_killed_target_agent_leaves_one_copy",
             programs: PYTHON,
-            run: || on_stage(target_killed),
+            run: || on_stage(aborts::every_target_kill),
         },
         Case {
             name: "a_killed_coordinator_changes_nothing",
@@ -97,66 +97,6 @@ fn on_stage(case: impl FnOnce(&mut Stage) -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// Failpoints of the source before the commit point.
-const SOURCE: &[&str] = &[
-    "session-source-checking-begin",
-    "session-source-checking-dial",
-    "session-source-preparing-begin",
-    "session-source-preparing-bulk",
-    "session-source-preparing-files",
-    "session-source-preparing-attach",
-    "source-attach-begin",
-    "source-attach-process",
-    "source-attach-end",
-    "session-source-preparing-lock",
-    "session-source-precopy-begin",
-    "session-source-precopy-round",
-    "source-shape",
-    "source-round",
-    "session-source-switchover-begin",
-    "source-freeze-begin",
-    "source-freeze-stopped",
-    "source-freeze-parked",
-    "source-freeze-cgroup",
-    "source-freeze-end",
-    "session-source-switchover-frozen",
-    "session-source-switchover-locked",
-    "source-last-pages",
-    "session-source-switchover-last-pages",
-    "source-capture-begin",
-    "source-capture-files",
-    "source-capture-end",
-    "session-source-switchover-captured",
-    "session-source-switchover-ready",
-];
-
-/// Failpoints of the target before the commit point.
-const TARGET: &[&str] = &[
-    "session-target-checking-begin",
-    "session-target-preparing-begin",
-    "session-target-preparing-begun",
-    "session-target-preparing-sandbox",
-    "session-target-precopy-begin",
-    "session-target-precopy-round",
-    "session-target-switchover-begin",
-    "session-target-switchover-pages",
-    "session-target-switchover-restored",
-    "session-target-switchover-frozen",
-    "session-target-switchover-ready",
-];
-
-fn aborts(stage: &mut Stage) -> Result<()> {
-    for point in SOURCE {
-        let finished = stage.attempt(&format!("{point}=return"), "", 4)?;
-        ensure!(finished.stderr.contains(point), "{point} is not the reason in {finished:?}");
-    }
-    for point in TARGET {
-        let finished = stage.attempt("", &format!("{point}=return"), 4)?;
-        ensure!(finished.stderr.contains(point), "{point} is not the reason in {finished:?}");
-    }
-    Ok(())
-}
-
 /// The name of the migration that ended last.
 fn last(stage: &Stage) -> String {
     let migration = stage.cluster.last_migration(NAME).ok();
@@ -181,74 +121,6 @@ fn cancels(stage: &mut Stage) -> Result<()> {
     let refused = stage.cluster.migrate(["cancel", &name])?;
     ensure!(refused.code != 0, "a committed migration was cancelled: {refused:?}");
     stage.ended(&moving.finish()?, 0)?;
-    Ok(())
-}
-
-/// Where the agent of the source is killed, and how the move ends then.
-const SOURCE_KILLS: &[(&str, i32)] = &[
-    ("session-source-checking-dial", 4),
-    ("session-source-preparing-attach", 4),
-    ("source-attach-process", 4),
-    ("session-source-precopy-round", 4),
-    ("source-round", 4),
-    ("source-freeze-stopped", 4),
-    ("source-freeze-parked", 4),
-    ("source-freeze-cgroup", 4),
-    ("session-source-switchover-frozen", 4),
-    ("session-source-switchover-locked", 4),
-    ("source-capture-files", 4),
-    ("session-source-switchover-captured", 4),
-    ("session-source-switchover-ready", 4),
-    ("session-source-switchover-appended", 0),
-    ("session-source-completing-committed", 0),
-    ("session-source-completing-answered", 0),
-    ("source-kill", 0),
-];
-
-fn source_killed(stage: &mut Stage) -> Result<()> {
-    for (point, code) in SOURCE_KILLS {
-        killed(stage, &format!("{point}=kill"), "", *code)?;
-    }
-    Ok(())
-}
-
-/// Moves with a failpoint that kills one agent; the agent is another process afterwards.
-fn killed(stage: &mut Stage, source: &str, target: &str, code: i32) -> Result<()> {
-    let node = if source.is_empty() { stage.target() } else { stage.source() };
-    let agent = stage.cluster.daemon(node);
-    ensure!(agent.is_some(), "no agent runs on {node}");
-    stage.attempt(source, target, code)?;
-    ensure!(stage.cluster.daemon(node) != agent, "{source}{target}: the agent of {node} was not killed");
-    Ok(())
-}
-
-/// Where the agent of the target is killed, and how the move ends then.
-const TARGET_KILLS: &[(&str, i32)] = &[
-    ("session-target-checking-begin", 4),
-    ("session-target-preparing-begun", 4),
-    ("session-target-preparing-sandbox", 4),
-    ("target-reconcile", 4),
-    ("target-reconcile-memory", 4),
-    ("session-target-precopy-round", 4),
-    ("session-target-switchover-pages", 4),
-    ("target-files", 4),
-    ("target-descriptors", 4),
-    ("target-threads", 4),
-    ("target-registers", 4),
-    ("target-ready-repair", 4),
-    ("target-ready-frozen", 4),
-    ("session-target-switchover-frozen", 4),
-    ("session-target-switchover-ready", 4),
-    ("session-target-completing-seen", 0),
-    ("session-target-completing-attached", 0),
-    ("session-target-completing-thawed", 0),
-    ("session-target-completing-owned", 0),
-];
-
-fn target_killed(stage: &mut Stage) -> Result<()> {
-    for (point, code) in TARGET_KILLS {
-        killed(stage, "", &format!("{point}=kill"), *code)?;
-    }
     Ok(())
 }
 

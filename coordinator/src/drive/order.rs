@@ -2,7 +2,7 @@
 //! the container running where it was.
 
 use proto::error::ErrorDetails;
-use proto::v1::{CheckContainerRequest, Phase, PrepareRequest, StartRequest};
+use proto::v1::{CheckContainerRequest, PrepareRequest, StartRequest};
 use tonic::{Code, Status};
 
 use super::{Driver, Step};
@@ -72,7 +72,6 @@ impl Driver {
         self.core.update(&self.name, |record| {
             also(record);
             record.migration.epoch = epoch;
-            record.migration.set_phase(Phase::Preparing);
             record.attempts += 1;
             record.start_ordered = false;
             record.start_seen = false;

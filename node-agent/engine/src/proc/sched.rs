@@ -17,9 +17,8 @@ pub struct Sched {
 /// # Errors
 /// [`ProcError::Parse`] when a line is missing (a kernel without CONFIG_SCHED_DEBUG).
 pub fn parse(bytes: &[u8]) -> Result<Sched, ProcError> {
-    let value = |key: &[u8]| {
-        lines(bytes).find(|line| line.starts_with(key)).and_then(|line| words(line).last())
-    };
+    let value =
+        |key: &[u8]| lines(bytes).find(|line| line.starts_with(key)).and_then(|line| words(line).last());
     let exec_start = value(b"se.exec_start").and_then(|word| {
         // Milliseconds with six decimals.
         let dot = word.iter().position(|byte| *byte == b'.')?;

@@ -1,0 +1,148 @@
+//! Every boundary at which a migration can end: failpoints that give up and failpoints at which an agent dies.
+
+use anyhow::{Result, ensure};
+
+use crate::stage::Stage;
+
+/// Failpoints of the source before the commit point.
+pub const SOURCE: &[&str] = &[
+    "session-source-checking-begin",
+    "session-source-checking-dial",
+    "session-source-preparing-begin",
+    "session-source-preparing-bulk",
+    "session-source-preparing-files",
+    "session-source-preparing-attach",
+    "source-attach-begin",
+    "source-attach-process",
+    "source-attach-end",
+    "session-source-preparing-lock",
+    "session-source-precopy-begin",
+    "session-source-precopy-round",
+    "source-shape",
+    "source-round",
+    "session-source-switchover-begin",
+    "source-freeze-begin",
+    "source-freeze-stopped",
+    "source-freeze-parked",
+    "source-freeze-cgroup",
+    "source-freeze-end",
+    "session-source-switchover-frozen",
+    "session-source-switchover-locked",
+    "source-last-pages",
+    "session-source-switchover-last-pages",
+    "source-capture-begin",
+    "source-capture-files",
+    "source-capture-end",
+    "session-source-switchover-captured",
+    "session-source-switchover-ready",
+];
+
+/// Failpoints of the target before the commit point.
+pub const TARGET: &[&str] = &[
+    "session-target-checking-begin",
+    "session-target-preparing-begin",
+    "session-target-preparing-begun",
+    "session-target-preparing-sandbox",
+    "session-target-precopy-begin",
+    "session-target-precopy-round",
+    "session-target-switchover-begin",
+    "session-target-switchover-pages",
+    "session-target-switchover-restored",
+    "session-target-switchover-frozen",
+    "session-target-switchover-ready",
+];
+
+/// Gives up at every failpoint before the commit point, source and target.
+///
+/// # Errors
+/// With the point, and what was not as it should be after it.
+pub fn every_return(stage: &mut Stage) -> Result<()> {
+    for point in SOURCE {
+        let finished = stage.attempt(&format!("{point}=return"), "", 4)?;
+        ensure!(finished.stderr.contains(point), "{point} is not the reason in {finished:?}");
+    }
+    for point in TARGET {
+        let finished = stage.attempt("", &format!("{point}=return"), 4)?;
+        ensure!(finished.stderr.contains(point), "{point} is not the reason in {finished:?}");
+    }
+    Ok(())
+}
+
+/// Where the agent of the source is killed, and how the move ends then.
+pub const SOURCE_KILLS: &[(&str, i32)] = &[
+    ("session-source-checking-dial", 4),
+    ("session-source-preparing-attach", 4),
+    ("source-attach-process", 4),
+    ("session-source-precopy-round", 4),
+    ("source-round", 4),
+    ("source-freeze-stopped", 4),
+    ("source-freeze-parked", 4),
+    ("source-freeze-cgroup", 4),
+    ("session-source-switchover-frozen", 4),
+    ("session-source-switchover-locked", 4),
+    ("source-capture-files", 4),
+    ("session-source-switchover-captured", 4),
+    ("session-source-switchover-ready", 4),
+    ("session-source-switchover-appended", 0),
+    ("session-source-completing-committed", 0),
+    ("session-source-completing-answered", 0),
+    ("source-kill", 0),
+];
+
+/// Kills the agent of the source at each of them.
+///
+/// # Errors
+/// As [`every_return`].
+pub fn every_source_kill(stage: &mut Stage) -> Result<()> {
+    for (point, code) in SOURCE_KILLS {
+        killed(stage, &format!("{point}=kill"), "", *code)?;
+    }
+    Ok(())
+}
+
+/// Moves with a failpoint that kills one agent; the agent is another process afterwards.
+///
+/// # Errors
+/// As [`every_return`].
+pub fn killed(stage: &mut Stage, source: &str, target: &str, code: i32) -> Result<()> {
+    let node = if source.is_empty() { stage.target() } else { stage.source() };
+    let agent = stage.cluster.daemon(node);
+    ensure!(agent.is_some(), "no agent runs on {node}");
+    stage.attempt(source, target, code)?;
+    ensure!(stage.cluster.daemon(node) != agent, "{source}{target}: the agent of {node} was not killed");
+    Ok(())
+}
+
+/// Where the agent of the target is killed, and how the move ends then.
+pub const TARGET_KILLS: &[(&str, i32)] = &[
+    ("session-target-checking-begin", 4),
+    ("session-target-preparing-begun", 4),
+    ("session-target-preparing-sandbox", 4),
+    ("target-reconcile", 4),
+    ("target-reconcile-memory", 4),
+    ("session-target-precopy-round", 4),
+    ("session-target-switchover-pages", 4),
+    ("target-files", 4),
+    ("target-descriptors", 4),
+    ("target-threads", 4),
+    ("target-registers", 4),
+    ("target-ready-repair", 4),
+    ("target-ready-frozen", 4),
+    ("session-target-switchover-frozen", 4),
+    ("session-target-switchover-ready", 4),
+    ("session-target-completing-seen", 0),
+    ("session-target-completing-attached", 0),
+    ("session-target-completing-thawed", 0),
+    ("session-target-completing-owned", 0),
+];
+
+/// Kills the agent of the target at each of them.
+///
+/// # Errors
+/// As [`every_return`].
+pub fn every_target_kill(stage: &mut Stage) -> Result<()> {
+    for (point, code) in TARGET_KILLS {
+        killed(stage, "", &format!("{point}=kill"), *code)?;
+    }
+    Ok(())
+}
