@@ -133,10 +133,13 @@ pub(crate) fn merge(record: &mut Record, status: MigrationStatus) {
     }
     record.start_seen = true;
     let m = &mut record.migration;
-    m.rounds = status.rounds;
+    // An agent that was restarted has forgotten the rounds that it told of before.
+    if status.rounds.len() >= m.rounds.len() {
+        m.rounds = status.rounds;
+    }
     m.downtime = status.downtime.or(m.downtime);
-    m.bytes_sent = status.bytes_sent;
-    m.total_seconds = status.total_seconds;
+    m.bytes_sent = m.bytes_sent.max(status.bytes_sent);
+    m.total_seconds = m.total_seconds.max(status.total_seconds);
     m.remaining_bytes = status.remaining_bytes;
     if !status.refusals.is_empty() {
         m.refusals = status.refusals;

@@ -2,10 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use proto::v1::{
-    CreateMigrationRequest, GetMigrationRequest, Migration, MigrationSpec, Phase, Policy,
-    WatchMigrationsRequest,
-};
+use proto::v1::{CreateMigrationRequest, Migration, MigrationSpec, Phase, Policy, WatchMigrationsRequest};
 use tonic::Code;
 
 use super::container::new_request_id;
@@ -19,8 +16,6 @@ use crate::settings::Settings;
 
 /// How long a coordinator that went away in the middle of a move is waited for.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(60);
-/// How long the source's figures are waited for after a move has succeeded.
-const FIGURES_LIMIT: Duration = Duration::from_secs(5);
 
 /// Arguments of `move`.
 #[derive(Debug, clap::Args)]
@@ -186,25 +181,10 @@ async fn watch(
         *revision = event.revision;
         view.show(&migration);
         if exit::of_migration(&migration).is_some() {
-            return with_figures(api, migration).await.map(Some);
+            return Ok(Some(migration));
         }
     }
     Ok(None)
-}
-
-/// The ended migration with what it cost. That it has succeeded is known from the target; the source measures the
-/// pause and tells it a moment later, once the old copy is gone.
-async fn with_figures(api: &mut Api, mut migration: Migration) -> Result<Migration, tonic::Status> {
-    let start = Instant::now();
-    while migration.phase() == Phase::Succeeded
-        && migration.downtime.is_none_or(|downtime| downtime.total_ms <= 0.0)
-        && start.elapsed() < FIGURES_LIMIT
-    {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let request = GetMigrationRequest { name: migration.name.clone() };
-        migration = api.client.get_migration(request).await?.into_inner();
-    }
-    Ok(migration)
 }
 
 /// One line on how it went.
@@ -213,9 +193,12 @@ pub(crate) fn summary(migration: &Migration) -> String {
         return String::new();
     }
     let container = migration.spec.as_ref().map(|spec| spec.container.as_str()).unwrap_or_default();
-    let downtime = migration.downtime.as_ref().map(describe::downtime).unwrap_or_default();
+    let downtime = match migration.downtime.as_ref().filter(|downtime| downtime.total_ms > 0.0) {
+        Some(downtime) => format!("downtime {}", describe::downtime(downtime)),
+        None => "downtime not measured (an agent was restarted after the commit)".to_owned(),
+    };
     format!(
-        "{container} runs on {}: {} rounds, {} in {}, downtime {downtime}\n",
+        "{container} runs on {}: {} rounds, {} in {}, {downtime}\n",
         migration.target_node,
         migration.rounds.len(),
         units::bytes(migration.bytes_sent),

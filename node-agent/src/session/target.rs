@@ -46,6 +46,8 @@ pub(crate) struct Session {
     events: (Sender<BulkEvent>, Receiver<BulkEvent>),
     gate: Arc<Gate<PageWriter>>,
     state: SessionState,
+    /// A message that came while something else was waited for.
+    early: Option<PeerMessage>,
     container: Option<Box<dyn ContainerTarget>>,
     engine: Option<Target>,
     received: u64,
@@ -116,6 +118,7 @@ pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Sess
         events: channel(),
         gate: Gate::new(),
         state: SessionState::default(),
+        early: None,
         container: None,
         engine: None,
         received: 0,
@@ -181,7 +184,7 @@ impl Session {
                     self.enter(Phase::Preparing)?;
                     self.prepare(spec)?;
                     link.send(&PeerMessage::Prepared)?;
-                    self.take_stream()?;
+                    self.take_stream(link)?;
                     self.enter(Phase::PreCopy)?;
                 }
                 PeerMessage::Shape { generation, shape } => {
@@ -218,6 +221,9 @@ impl Session {
 
     /// The next message; questions by other connections are answered meanwhile.
     fn hear(&mut self, link: &mut Link) -> Result<PeerMessage, Failure> {
+        if let Some(message) = self.early.take() {
+            return Ok(message);
+        }
         let (inbox, cancel, gate) = (&self.inbox, &self.cancel, &self.gate);
         let mut aborted = None;
         let heard = loop {
@@ -262,13 +268,28 @@ impl Session {
         failpoint("session-target-preparing-sandbox")
     }
 
-    fn take_stream(&mut self) -> Result<(), Failure> {
+    /// Waits for the bulk stream, or for the source to say that none will come.
+    fn await_stream(&mut self, link: &mut Link) -> Result<(u32, FrameReader<TlsStream>), Failure> {
+        let deadline = Instant::now() + BULK_TIMEOUT;
+        loop {
+            match self.streams.recv_timeout(Duration::from_millis(20)) {
+                Ok(stream) => return Ok(stream),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                Err(_) => return Err(Failure::Protocol("the source opened no bulk stream".to_owned())),
+            }
+            if self.early.is_none() && link.wait(Duration::ZERO)? {
+                match link.read()? {
+                    PeerMessage::Abort { reason } => return Err(Failure::Cancelled(reason)),
+                    other => self.early = Some(other),
+                }
+            }
+        }
+    }
+
+    fn take_stream(&mut self, link: &mut Link) -> Result<(), Failure> {
+        let (number, reader) = self.await_stream(link)?;
         let container = self.container.as_mut().ok_or_else(nothing_built)?;
         let files = container.files()?;
-        let (number, reader) = self
-            .streams
-            .recv_timeout(BULK_TIMEOUT)
-            .map_err(|_| Failure::Protocol("the source opened no bulk stream".to_owned()))?;
         if number != 0 {
             return Err(Failure::Protocol(format!("bulk stream {number} instead of the first one")));
         }
