@@ -87,6 +87,7 @@ pub const SOURCE_KILLS: &[(&str, i32)] = &[
     ("session-source-completing-committed", 0),
     ("session-source-completing-answered", 0),
     ("source-kill", 0),
+    ("session-source-completing-killed", 0),
 ];
 
 /// Kills the agent of the source at each of them.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use proto::v1::{CreateMigrationRequest, Migration, MigrationSpec, Phase, Policy, WatchMigrationsRequest};
+use proto::v1::{CreateMigrationRequest, Migration, MigrationSpec, Policy, WatchMigrationsRequest};
 use tonic::Code;
 
 use super::container::new_request_id;
@@ -236,7 +236,7 @@ pub(crate) fn failed(migration: &Migration, tried: &str, exit: Exit) -> Failure 
 
 #[cfg(test)]
 mod tests {
-    use proto::v1::{Downtime, Refusal};
+    use proto::v1::{Downtime, Phase, Refusal};
 
     use super::*;
 

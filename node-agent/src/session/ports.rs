@@ -83,6 +83,13 @@ pub trait Node: Debug + Send + Sync {
     /// When something of it is left; the caller tries again.
     fn kill_incoming(&self, container: &str, migration: &str) -> Result<(), PortError>;
 
+    /// After a restart: deals with what is left of a container whose processes here have died since the session of
+    /// `epoch` began. May be called again; Ok when nothing of that session is left.
+    ///
+    /// # Errors
+    /// When something is left; the caller tries again.
+    fn bury(&self, container: &str, epoch: u64, died: Died) -> Result<(), PortError>;
+
     /// What an incoming container must match: kernel, vDSO, CPU features. Its clocks are not looked at.
     fn facts(&self) -> image::state::HostFacts;
 
@@ -112,6 +119,15 @@ pub enum Settled {
     Frozen,
     /// It runs here as before; `epoch` stays known.
     Running,
+}
+
+/// How a container's processes ended while a session held it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Died {
+    /// The target owns it: everything of the copy here goes.
+    Moved,
+    /// By itself, before the commit point: it has ended here and can be looked at and deleted.
+    Here,
 }
 
 /// A container on the node that it leaves.

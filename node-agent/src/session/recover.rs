@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::agent::{Agent, Cancel, Publisher, SourceHandle};
-use super::ports::{ContainerSource, NetLock, PortError, Settled};
+use super::ports::{ContainerSource, Died, NetLock, PortError, Settled};
 use super::source::held;
 use super::status::{Phase, Role};
 use super::waiting;
@@ -304,6 +304,7 @@ fn recover_source(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
             }
         }
         (SourceRestart::Forget(_) | SourceRestart::Undo(_), _) => {
+            bury(agent, begin, publish, Died::Here);
             retry("journal the end", publish, || agent.journal.append_sync(&[end(End::Lost)]));
             agent.table().sources.remove(&begin.container);
             publish.end(
@@ -318,7 +319,15 @@ fn recover_source(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
     }
 }
 
-/// Committed, and the copy here died with its host: the target must still hear Commit, and an Ack ends it.
+/// The container's processes here are dead: deals with the rest.
+fn bury(agent: &Agent, begin: &Begin, publish: &Publisher, died: Died) {
+    retry("remove what is left of the container", publish, || {
+        agent.node.bury(&begin.container, begin.epoch, died)
+    });
+}
+
+/// Committed, and the copy here died, with its host or because it was being killed after the Ack: the target must
+/// still hear Commit, and an Ack ends it.
 fn tell_without_copy(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
     let ended = |end| Record::Ended { container: begin.container.clone(), epoch: begin.epoch, end };
     let mut backoff = Backoff::new();
@@ -329,11 +338,13 @@ fn tell_without_copy(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
         let resolution = agent.resolution(&begin.container, begin.epoch);
         match (answer, resolution) {
             (Ok(PeerMessage::Ack { .. }), _) | (_, Some(Owner::Target)) => {
+                bury(agent, begin, publish, Died::Moved);
                 retry("journal the end", publish, || agent.journal.append_sync(&[ended(End::Killed)]));
                 agent.table().sources.remove(&begin.container);
                 return publish.end(Phase::Succeeded, "Committed", "the target owns it");
             }
             (Ok(PeerMessage::Lost), _) => {
+                bury(agent, begin, publish, Died::Here);
                 retry("journal the end", publish, || agent.journal.append_sync(&[ended(End::Lost)]));
                 agent.table().sources.remove(&begin.container);
                 return publish.end(Phase::Failed, "CopyLost", "both copies died with their hosts");

@@ -220,6 +220,7 @@ impl Session {
             tracing::warn!(error = %crate::transfer::bulk::chain(&error), "engine: kill incomplete; using the cgroup");
             recover::retry("kill the copy that was moved away", &self.publish, || self.container.kill());
         }
+        self.ignore_failpoint("killed");
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
         let line = format!(
             "downtime={:.1}ms (freeze {:.1} last-pages {:.1} capture {:.1} restore {:.1} commit {:.1} network {:.1} wire {:.1})",

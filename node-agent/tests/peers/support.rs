@@ -14,8 +14,8 @@ use image::state::HostFacts;
 use node_agent::commit::Answer;
 use node_agent::session::orders::DecisionSource;
 use node_agent::session::ports::{
-    ContainerSource, ContainerTarget, EthernetFrame, FileRound, FileSink, FileSource, FileTarget, Incoming,
-    NetLock, Node, PortError, Settled,
+    ContainerSource, ContainerTarget, Died, EthernetFrame, FileRound, FileSink, FileSource, FileTarget,
+    Incoming, NetLock, Node, PortError, Settled,
 };
 use node_agent::session::status::Status;
 use node_agent::session::{Migrations, Options};
@@ -98,6 +98,11 @@ impl Node for FakeNode {
 
     fn kill_incoming(&self, container: &str, _: &str) -> Result<(), PortError> {
         self.log.add(format!("kill-incoming {container}"));
+        Ok(())
+    }
+
+    fn bury(&self, container: &str, epoch: u64, died: Died) -> Result<(), PortError> {
+        self.log.add(format!("bury {container} {epoch} {died:?}"));
         Ok(())
     }
 

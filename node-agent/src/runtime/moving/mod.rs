@@ -14,7 +14,7 @@ use image::state::HostFacts;
 
 use super::record::Stage;
 use super::{ContainerName, Runtime, RuntimeError};
-use crate::session::ports::{ContainerSource, ContainerTarget, Incoming, Node, PortError};
+use crate::session::ports::{ContainerSource, ContainerTarget, Died, Incoming, Node, PortError};
 
 pub(crate) use areas::tmpfs as tmpfs_areas;
 use coming::Coming;
@@ -72,6 +72,24 @@ impl Node for MovingNode {
         self.runtime
             .erase(&record)
             .map_err(|error| PortError::failed(format!("remove the copy of {container}"), error))
+    }
+
+    fn bury(&self, container: &str, epoch: u64, died: Died) -> Result<(), PortError> {
+        let Ok(name) = ContainerName::new(container) else { return Ok(()) };
+        let record = match self.runtime.record(&name) {
+            Ok(record) => record,
+            Err(RuntimeError::NotFound(_)) => return Ok(()),
+            Err(error) => return Err(PortError::failed(format!("read the record of {name}"), error)),
+        };
+        let held = matches!(record.stage, Stage::Migrating | Stage::Frozen) && record.epoch == epoch;
+        if !held || record.is_alive() {
+            return Ok(());
+        }
+        let done = match died {
+            Died::Moved => self.runtime.erase(&record),
+            Died::Here => self.runtime.update(&name, |record| record.stage = Stage::Here).map(drop),
+        };
+        done.map_err(|error| PortError::failed(format!("remove what is left of {container}"), error))
     }
 
     fn facts(&self) -> HostFacts {
