@@ -99,8 +99,25 @@ pub struct Udp {
     pub local: Option<SocketAddr>,
     /// connect(2) address.
     pub peer: Option<SocketAddr>,
-    /// Datagrams not yet read: sender and payload, oldest first.
-    pub queue: Vec<(SocketAddr, Vec<u8>)>,
+    /// Datagrams not yet read, oldest first.
+    pub queue: Vec<Datagram>,
+}
+
+/// A datagram that was received and not read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram {
+    /// Its sender.
+    pub from: SocketAddr,
+    /// Where it was sent to.
+    pub to: SocketAddr,
+    /// The interface to which a link-local address of IPv6 belongs; 0 = none.
+    pub scope: u32,
+    /// Time to live, or hop limit, as it arrived.
+    pub hops: u8,
+    /// Type of service; for IPv6 traffic class and flow label.
+    pub class: u32,
+    /// Content.
+    pub data: Vec<u8>,
 }
 
 /// A unix(7) socket.

@@ -7,6 +7,7 @@
 compile_error!("Gantry's engine knows x86-64 Linux only");
 
 mod abi;
+mod loopback;
 
 // Tracing and code run inside a target (owner: sys core).
 pub mod clone;
@@ -31,6 +32,7 @@ pub mod pidfd;
 pub mod prctl;
 pub mod sock;
 pub mod tcp;
+pub mod udp;
 pub mod uffd;
 
 /// What a failed system call answered.

@@ -134,6 +134,16 @@ abstract.bind(f"\0gantry-{PID}")
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
 udp.bind(("127.0.0.1", 0))
+udp_peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp_peer.bind(("127.0.0.3", 0))
+for data in (b"", b"first", b"", b"last" * 10000):
+    udp_peer.sendto(data, udp.getsockname())
+udp_peer.connect(udp.getsockname())
+udp.sendto(b"to the connected", udp_peer.getsockname())
+udp6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+udp6.bind(("::", 0))
+udp.sendto(b"over IPv4", ("127.0.0.1", udp6.getsockname()[1]))
+udp6.sendto(b"over IPv6", ("::1", udp6.getsockname()[1]))
 tcp = socket.socket()
 tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -150,7 +160,7 @@ os.close(stale)
 stale2 = os.open("/dev/null", os.O_RDONLY)
 FDS = [plain, copy, nonblock, directory, ghost, fifo, pipe_r, pipe_w, lone_r, random_fd, semaphore, ticker,
        signals, pidfd, memfd, epoll.fileno(), stale2] + [
-    s.fileno() for s in (left, right, dgram_a, dgram_b, widow, unix_server, unix_client, unix_accepted, abstract, udp,
+    s.fileno() for s in (left, right, dgram_a, dgram_b, widow, unix_server, unix_client, unix_accepted, abstract, udp, udp_peer, udp6,
                          tcp, tcp6)]
 
 # --- attributes of the process and a second thread --------------------------------------------------------
@@ -414,6 +424,17 @@ def checks():
     check("stream", right.recv(100), b"after")
     check("end of stream", right.recv(10), b"")
     check("datagrams", [dgram_b.recv(10), dgram_b.recv(10)], [b"one", b"two"])
+    udp.setblocking(False)
+    check("unread datagrams", [udp.recvfrom(65536) for _ in range(4)],
+          [(d, udp_peer.getsockname()) for d in (b"", b"first", b"", b"last" * 10000)])
+    try:
+        bad(f"one more datagram: {udp.recvfrom(65536)!r}")
+    except BlockingIOError:
+        pass
+    check("unread in a connected socket", udp_peer.recvfrom(100), (b"to the connected", udp.getsockname()))
+    port = udp6.getsockname()[1]
+    check("unread over IPv4", udp6.recvfrom(100)[:2], (b"over IPv4", ("::ffff:127.0.0.1", udp.getsockname()[1], 0, 0)))
+    check("unread over IPv6", udp6.recvfrom(100)[:2], (b"over IPv6", ("::1", port, 0, 0)))
     check("widow", [widow.recv(100), widow.recv(100)], [b"last words", b""])
     unix_client.send(b"hello")
     check("accepted", unix_accepted.recv(10), b"hello")

@@ -1,14 +1,17 @@
 //! TCP and UDP sockets.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use image::sockets::{Tcp, TcpConnection, TcpState, Udp};
+use image::sockets::{Datagram, Tcp, TcpConnection, TcpState, Udp};
 use libc::{IPPROTO_TCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM};
-use sys::{Errno, sock, tcp};
+use sys::udp::Destination;
+use sys::{Errno, ns, sock, tcp, udp};
 
 use super::options::Reader;
 use super::table::Open;
 use crate::source::SourceError;
+use crate::source::error::TRY_AGAIN;
 use crate::source::findings::Findings;
 use crate::source::sockets::tcp_state;
 
@@ -23,6 +26,8 @@ pub(crate) struct InRepair {
 
 const UDP_CORK: i32 = 1;
 const UDP_ENCAP: i32 = 100;
+/// The loopback interface carries 65536 bytes in one piece, 48 of which are headers.
+const MAX_OVER_IPV6: usize = 65536 - 48;
 const CLOSE: &str = "have the program close it before the move";
 
 /// Reads a TCP socket. A connection stays in repair mode: it is added to `in_repair`.
@@ -118,7 +123,8 @@ pub(crate) fn capture_udp(
         Err(errno) => return Err(fail("getpeername", errno)),
     };
     let local = sock::local_name(fd).map_err(|errno| fail("getsockname", errno))?;
-    let queue = sock::peek_queue(fd).map_err(|errno| fail("read waiting datagrams", errno))?;
+    let queue = udp::waiting(fd).map_err(|errno| fail("read waiting datagrams", errno))?;
+    refuse_datagrams(&queue, open, findings)?;
     Ok(Udp {
         family,
         protocol,
@@ -127,8 +133,64 @@ pub(crate) fn capture_udp(
             .map_err(|errno| fail("read socket options", errno))?,
         local: local.inet().filter(|address| address.port() != 0),
         peer,
-        queue: queue.into_iter().filter_map(|message| Some((message.from?.inet()?, message.data))).collect(),
+        queue: queue.into_iter().map(datagram).collect(),
     })
+}
+
+fn datagram(waiting: udp::Datagram) -> Datagram {
+    let udp::Datagram { from, to, hops, class, data } = waiting;
+    let scope = [from, to].into_iter().find_map(|address| match address {
+        SocketAddr::V6(address) if address.scope_id() != 0 => Some(address.scope_id()),
+        _ => None,
+    });
+    Datagram { from, to, scope: scope.unwrap_or(0), hops, class, data }
+}
+
+/// Those that cannot be put into the socket again.
+fn refuse_datagrams(
+    queue: &[udp::Datagram],
+    open: &Open,
+    findings: &mut Findings,
+) -> Result<(), SourceError> {
+    if queue.is_empty() {
+        return Ok(());
+    }
+    let fail = |what: &str, errno| SourceError::kernel(what, open.holder_pid, errno);
+    let netns =
+        ns::open(open.holder_pid, ns::Kind::Net).map_err(|errno| fail("open a network namespace", errno))?;
+    let places: Result<Vec<Destination>, Errno> = ns::in_netns(netns.as_fd(), || {
+        queue.iter().map(|datagram| udp::destination(datagram.to)).collect()
+    })
+    .and_then(|places| places);
+    let places = places.map_err(|errno| fail("ask whose an address is", errno))?;
+    let (pid, number) = open.holder;
+    for (datagram, place) in queue.iter().zip(places) {
+        let what = format!("unread datagram from {} to {}", datagram.from, datagram.to);
+        match place {
+            Destination::Here if datagram.data.len() > MAX_OVER_IPV6 && !is_ipv4(&datagram.to) => {
+                let length = datagram.data.len();
+                findings.fd(pid, number, format!("{what}: {length} bytes over IPv6 are too many"), TRY_AGAIN);
+            }
+            Destination::Here => {}
+            Destination::Many => findings.fd(
+                pid,
+                number,
+                format!("{what}: broadcast and multicast cannot be put back"),
+                TRY_AGAIN,
+            ),
+            Destination::Elsewhere => findings.fd(
+                pid,
+                number,
+                format!("{what}: the address is no longer the container's"),
+                TRY_AGAIN,
+            ),
+        }
+    }
+    Ok(())
+}
+
+fn is_ipv4(address: &SocketAddr) -> bool {
+    address.ip().to_canonical().is_ipv4()
 }
 
 fn refuse_udp(fd: BorrowedFd<'_>, open: &Open, findings: &mut Findings) {

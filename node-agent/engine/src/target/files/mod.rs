@@ -7,6 +7,7 @@ mod inotify;
 mod pipes;
 mod simple;
 mod sockets;
+mod udp;
 mod unix;
 
 pub(crate) use unix::Aside;

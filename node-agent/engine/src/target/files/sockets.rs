@@ -1,14 +1,14 @@
-//! TCP and UDP sockets, made in the container's network namespace.
+//! TCP sockets, made in the container's network namespace.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use image::files::{FileKind, Files, OpenFile};
-use image::sockets::{SockOpt, Tcp, TcpConnection, TcpState, Udp};
+use image::sockets::{SockOpt, Tcp, TcpConnection, TcpState};
 use sys::sock;
 use sys::tcp::{self, Buffers, RepairWindow, TcpDump};
 
-use super::{Descriptions, InRepair, fail_errno, refuse};
+use super::{Descriptions, InRepair, fail_errno, refuse, udp};
 use crate::target::error::TargetError;
 
 const SO_SNDBUF: i32 = 7;
@@ -25,10 +25,10 @@ pub(super) fn make(files: &Files, all: &mut Descriptions) -> Result<(), TargetEr
                 TcpState::Closed { local } => closed(file, socket, *local, all)?,
                 TcpState::Connected(_) => {}
             },
-            FileKind::Udp(socket) => udp(file, socket, all)?,
             _ => {}
         }
     }
+    udp::make(files, all)?;
     for file in &files.open {
         if let FileKind::Tcp(socket) = &file.kind
             && let TcpState::Connected(connection) = &socket.state
@@ -148,20 +148,3 @@ fn connected(
     Ok(())
 }
 
-/// Datagrams that nobody has read are lost, which UDP allows; it is logged.
-fn udp(file: &OpenFile, socket: &Udp, all: &mut Descriptions) -> Result<(), TargetError> {
-    let fd =
-        sock::socket(socket.family, libc::SOCK_DGRAM, socket.protocol).map_err(fail_errno(file, "socket"))?;
-    set_options(file, fd.as_fd(), &socket.options)?;
-    if let Some(local) = socket.local {
-        sock::bind(fd.as_fd(), &local.into()).map_err(fail_errno(file, format!("bind to {local}")))?;
-    }
-    if let Some(peer) = socket.peer {
-        sock::connect(fd.as_fd(), &peer.into()).map_err(fail_errno(file, format!("connect to {peer}")))?;
-    }
-    if !socket.queue.is_empty() {
-        tracing::warn!(file = file.id, datagrams = socket.queue.len(), "unread UDP datagrams are dropped");
-    }
-    all.put(file.id, fd);
-    Ok(())
-}
