@@ -4,6 +4,8 @@
 
 mod source_support;
 
+use std::process::Command;
+
 use engine::source::{Source, SourceError, inspect};
 use image::{Refusal, Subject};
 use source_support::{Cgroup, Workload, tracer, traces, wait_until};
@@ -136,6 +138,72 @@ fn memory_of_the_kernel() {
     assert_eq!(refusals.len(), 1, "{refusals:#?}");
     assert!(matches!(refusals[0].subject, Subject::Address(_)));
     assert!(refusals[0].reason.contains("System V"));
+}
+
+/// Python code that gives the program an IPC and a network namespace of its own, with loopback up.
+const OWN: &str = "assert libc.unshare(0x48000000) == 0\n\
+    import struct\n\
+    s = socket.socket(); fcntl.ioctl(s, 0x8914, struct.pack('16sH14x', b'lo', 0x49)); s.close()\n";
+
+fn container_reasons(code: &str) -> Vec<String> {
+    let (_workload, refusals, _) = refusals(&format!("{OWN}{code}"));
+    assert!(refusals.iter().all(|refusal| !refusal.way_out.is_empty()));
+    let container = refusals.into_iter().filter(|refusal| refusal.subject == Subject::Container);
+    // What else is found is that the namespaces are not this process's.
+    container.map(|refusal| refusal.reason).filter(|reason| !reason.contains("given as a tree")).collect()
+}
+
+#[test]
+fn what_lives_in_the_ipc_namespace() {
+    assert_eq!(container_reasons(""), Vec::<String>::new());
+    let made = "assert libc.shmget(77, 8192, 0o1600) >= 0\n\
+        assert libc.semget(78, 3, 0o1600) >= 0\n\
+        q = libc.msgget(79, 0o1600); assert libc.msgsnd(q, struct.pack('q5s', 1, b'hello'), 5, 0) == 0\n\
+        q = libc.syscall(240, b'forgotten', 0o102, 0o600, None); assert q >= 0; os.close(q)";
+    let reasons = container_reasons(made);
+    let all = [
+        "System V shared memory 0 (key 77, 8192 bytes)",
+        "System V semaphores 0 (key 78, 3 of them)",
+        "System V message queue 0 (key 79, 1 messages)",
+        "POSIX message queue /forgotten",
+    ];
+    assert_eq!(reasons.len(), all.len(), "{reasons:#?}");
+    for (reason, want) in reasons.iter().zip(all) {
+        assert!(reason.starts_with(want), "{reason}");
+    }
+}
+
+/// In the namespace of the host only what the tree made is its own.
+#[test]
+fn a_forgotten_segment_of_the_host() {
+    let (_workload, refused, id) = refusals("fd = libc.shmget(0, 8192, 0o1600)");
+    let found = refused.iter().any(|refusal| refusal.reason.starts_with(&format!("System V shared memory {id} ")));
+    let (_other, others, _) = refusals("");
+    Command::new("ipcrm").args(["-m", &id.to_string()]).status().unwrap();
+    assert!(found, "{refused:#?}");
+    assert_eq!(others, []);
+}
+
+#[test]
+fn multicast_memberships() {
+    refuses_fd(
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); fd = s.fileno()\n\
+         s.setsockopt(0, 35, socket.inet_aton('239.1.2.3') + socket.inet_aton('127.0.0.1'))",
+        "multicast group 239.1.2.3 at lo",
+    );
+    refuses_fd(
+        "s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); fd = s.fileno()\n\
+         s.setsockopt(41, 20, socket.inet_pton(socket.AF_INET6, 'ff15::7') + (1).to_bytes(4, 'little'))",
+        "multicast group ff15::7 at lo",
+    );
+    // Also a group in which the kernel is by itself.
+    refuses_fd(
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); fd = s.fileno()\n\
+         s.setsockopt(0, 35, socket.inet_aton('224.0.0.1') + socket.inet_aton('127.0.0.1'))",
+        "multicast group 224.0.0.1 at lo",
+    );
+    let (_workload, refused, _) = refusals("s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)");
+    assert_eq!(refused, []);
 }
 
 #[test]

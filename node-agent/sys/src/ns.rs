@@ -174,11 +174,19 @@ pub fn set_domainname(name: &str) -> Result<()> {
 /// # Errors
 /// Those of setns(2), and `EAGAIN` no thread.
 pub fn in_netns<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> Result<T> {
+    within(netns, Kind::Net, work)
+}
+
+/// As [`in_netns`], for a namespace of any kind that a single thread may change: network, IPC, UTS, cgroup.
+///
+/// # Errors
+/// As [`in_netns`]; `EINVAL` another kind.
+pub fn within<T: Send>(fd: BorrowedFd<'_>, kind: Kind, work: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
         let handle = thread::Builder::new()
-            .name("netns".into())
+            .name(kind.name().into())
             .spawn_scoped(scope, || {
-                enter(netns, Kind::Net)?;
+                enter(fd, kind)?;
                 Ok(work())
             })
             .map_err(|e| io_errno(&e))?;

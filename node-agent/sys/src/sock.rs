@@ -148,6 +148,27 @@ pub(crate) fn set_pod<T: Pod>(fd: BorrowedFd<'_>, level: i32, name: i32, value: 
     set_raw(fd, level, name, bytes_of(value))
 }
 
+/// `MCAST_MSFILTER`, by which a membership is asked for: its argument is a `struct group_filter`.
+const MCAST_MSFILTER: i32 = 48;
+
+/// Whether the socket is a member of a multicast group at the interface of that number. See ip(7).
+///
+/// # Errors
+/// `ENOTSOCK`, `ENOPROTOOPT` this kind of socket has no memberships.
+pub fn is_member(fd: BorrowedFd<'_>, interface: u32, group: std::net::IpAddr) -> Result<bool> {
+    // Interface, padding, an address of 128 bytes, mode and number of sources; room for one source.
+    let mut filter = [0_u8; 144 + 128];
+    filter[..4].copy_from_slice(&interface.to_ne_bytes());
+    let address = Address::Inet(std::net::SocketAddr::new(group, 0)).to_bytes();
+    filter[8..8 + address.len()].copy_from_slice(&address);
+    let level = if group.is_ipv4() { libc::IPPROTO_IP } else { libc::IPPROTO_IPV6 };
+    match get_into(fd, level, MCAST_MSFILTER, &mut filter) {
+        Ok(_) => Ok(true),
+        Err(Errno::EADDRNOTAVAIL | Errno::ENODEV) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Address family (`SO_DOMAIN`). `ENOTSOCK` tells that a descriptor is no socket.
 ///
 /// # Errors

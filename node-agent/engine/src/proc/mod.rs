@@ -8,6 +8,7 @@ pub mod limits;
 pub mod links;
 pub mod maps;
 pub mod mountinfo;
+pub mod multicast;
 pub mod sched;
 pub mod stat;
 pub mod status;

@@ -9,6 +9,7 @@ use sys::Errno;
 use super::descriptor::{Class, Descriptor};
 use super::error::InspectError;
 use super::findings::Findings;
+use super::ipc;
 use super::mm::{self, Mapping, MmReader};
 use super::registry::{Handle, Registry};
 use super::rules;
@@ -17,6 +18,7 @@ use super::spec::TreeSpec;
 use super::tree::{self, Process};
 use super::view::View;
 use crate::proc::maps::{self, Entry};
+use crate::proc::multicast::{self, Group};
 use crate::proc::tasks;
 
 /// A process with its address space and descriptors.
@@ -51,6 +53,8 @@ pub(crate) struct Looker {
     mounts: HashMap<i32, String>,
     /// smaps of each process, by pid and start time.
     flags: HashMap<(i32, u64), Vec<Entry>>,
+    /// Multicast groups of the network namespace.
+    groups: Vec<Group>,
     /// Trackers are in place: userfaultfd flags on mappings are our own.
     pub(crate) tracked: bool,
     /// Our thread that traces the tree; 0 = none.
@@ -76,6 +80,7 @@ pub(crate) enum Depth {
     Everything,
 }
 
+const LEAVE: &str = "have the program leave the group, or close the socket, before the move";
 /// Below this much resident memory smaps is cheap (about 10 ms a GiB).
 const SMALL_PAGES: u64 = 16 * 1024;
 
@@ -93,6 +98,7 @@ impl Looker {
             registry: Registry::default(),
             mounts: HashMap::new(),
             flags: HashMap::new(),
+            groups: Vec::new(),
             tracked: false,
             tracer: 0,
         })
@@ -119,6 +125,9 @@ impl Looker {
     ) -> Result<Look, InspectError> {
         if depth == Depth::Everything {
             rules::check(&self.spec, &tree, self.tracer, findings)?;
+            let pids: Vec<i32> = tree.iter().map(|process| process.pid).collect();
+            ipc::check(self.spec.root, &pids, findings)?;
+            self.groups = multicast::read(self.spec.root)?;
         }
         self.registry.begin();
         let mut look = Look::default();
@@ -129,6 +138,9 @@ impl Looker {
                 Err(InspectError::Proc(error)) if error.is_gone() => {}
                 Err(error) => return Err(error),
             }
+        }
+        if depth == Depth::Everything {
+            super::multicast::check(self.spec.root, &self.groups, findings)?;
         }
         self.flags.retain(|key, _| look.processes.iter().any(|found| found.process.key() == *key));
         look.shape = self.shape(&look.processes)?;
@@ -168,7 +180,7 @@ impl Looker {
                     found.descriptors.push(descriptor);
                 }
             }
-            found.sockets = socket_kinds(&found, self.tracer != 0, findings)?;
+            found.sockets = socket_kinds(&found, self.tracer != 0, &self.groups, findings)?;
         } else {
             // Objects that are only open, not mapped, are memory all the same.
             for fd in tasks::descriptors(found.process.pid)? {
@@ -239,6 +251,7 @@ fn exe(reader: &mut MmReader<'_>, process: &Process) -> Result<FileIdentity, Ins
 fn socket_kinds(
     found: &ProcessLook,
     now: bool,
+    groups: &[Group],
     findings: &mut Findings,
 ) -> Result<HashMap<i32, Kind>, InspectError> {
     let mut kinds = HashMap::new();
@@ -258,6 +271,12 @@ fn socket_kinds(
         };
         match sockets::kind(socket.as_fd(), now) {
             Ok(Ok(kind)) => {
+                if let Kind::Udp { .. } = kind
+                    && let Some(reason) = super::multicast::membership(socket.as_fd(), groups)
+                        .map_err(|errno| InspectError::kernel("ask a socket for memberships", pid, errno))?
+                {
+                    findings.fd(found.process.inner, descriptor.fd, reason, LEAVE);
+                }
                 kinds.insert(descriptor.fd, kind);
             }
             Ok(Err((reason, way_out))) => findings.fd(found.process.inner, descriptor.fd, reason, way_out),
