@@ -12,6 +12,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use image::frame::{FrameKind, FrameWriter, Header};
+use image::state::Needs;
 use node_agent::commit::{Answer, Owner};
 use node_agent::journal::{Begin, Journal, Record};
 use node_agent::session::orders::{Limits, OrderError, Prepare, Resolve, Start};
@@ -104,7 +105,7 @@ fn only_the_prepared_source_opens_the_session() {
     assert_eq!(answer, PeerMessage::Welcome { version: 1, incarnation: nonce });
     refused(&session(&a, 3, "web", nonce), "is open");
     // And none of these attempts disturbed the one that is open.
-    link.send(&PeerMessage::Check { facts: b.node.facts.clone(), memory_bytes: 1 }).unwrap();
+    link.send(&PeerMessage::Check { facts: b.node.facts.clone(), needs: Needs::default(), memory_bytes: 1 }).unwrap();
     assert_eq!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Checked(vec![]));
 }
 
@@ -174,7 +175,7 @@ fn a_link_that_is_lost_before_ready_leaves_nothing_behind() {
     let b = TestAgent::new(pki.issue("node-b", "node"), &[]);
     let nonce = b.migrations.prepare(&prepare(1, "web", "node-a")).unwrap().incarnation;
     let (mut link, _) = greet(&a, &b.address, hello(1, "web", nonce, Purpose::Session));
-    link.send(&PeerMessage::Check { facts: b.node.facts.clone(), memory_bytes: 1 }).unwrap();
+    link.send(&PeerMessage::Check { facts: b.node.facts.clone(), needs: Needs::default(), memory_bytes: 1 }).unwrap();
     link.recv(SOON, &mut || false).unwrap();
     link.send(&PeerMessage::Spec(b"web".to_vec())).unwrap();
     assert_eq!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Prepared);
@@ -194,7 +195,7 @@ fn a_target_that_lacks_something_says_what() {
     let nonce = b.migrations.prepare(&prepare(1, "web", "node-a")).unwrap().incarnation;
     let (mut link, _) = greet(&a, &b.address, hello(1, "web", nonce, Purpose::Session));
     let facts = image::state::HostFacts { vdso_hash: 99, ..b.node.facts.clone() };
-    link.send(&PeerMessage::Check { facts, memory_bytes: u64::MAX }).unwrap();
+    link.send(&PeerMessage::Check { facts, needs: Needs::default(), memory_bytes: u64::MAX }).unwrap();
     match link.recv(SOON, &mut || false).unwrap() {
         PeerMessage::Checked(lacks) => assert_eq!(lacks.len(), 2, "{lacks:?}"),
         other => panic!("{other:?}"),

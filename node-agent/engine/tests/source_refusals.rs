@@ -204,6 +204,100 @@ fn multicast_memberships() {
     );
     let (_workload, refused, _) = refusals("s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)");
     assert_eq!(refused, []);
+    // Joined by somebody outside of the tree, in the container's namespace.
+    let code = "if os.fork() == 0:\n    libc.prctl(1, 9); time.sleep(1000)\n\
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+        s.setsockopt(0, 35, socket.inet_aton('239.1.2.3') + socket.inet_aton('127.0.0.1'))";
+    let (workload, _, _) = refusals(&format!("{OWN}{code}"));
+    let child = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", workload.pid())).unwrap();
+    let mut spec = workload.spec();
+    spec.root = child.trim().parse().unwrap();
+    let refused = inspect(&spec).unwrap().refusals;
+    let group = "interface lo is in the multicast group 239.1.2.3";
+    assert!(refused.iter().any(|refusal| refusal.reason.starts_with(group)), "{refused:#?}");
+}
+
+/// Only the program itself can be asked: at the first stop, which leaves nothing behind.
+#[test]
+fn keys_of_the_kernel() {
+    let refused = |code: &str| {
+        let (workload, refused, _) = refusals(code);
+        assert_eq!(refused, []);
+        let before = traces(workload.pid());
+        let source = Source::attach(&workload.spec());
+        let list = match source {
+            Err(SourceError::Refused(list)) => list,
+            Ok(source) => {
+                drop(source);
+                Vec::new()
+            }
+            Err(error) => panic!("{error:?}"),
+        };
+        assert_eq!(traces(workload.pid()), before, "something was left in it");
+        assert_eq!(tracer(workload.pid()), 0);
+        list.into_iter().map(|refusal| refusal.reason).collect::<Vec<_>>()
+    };
+    let keys = |code: &str| format!("keyctl = lambda *a: libc.syscall(250, *a)\n{code}");
+    let add = |ring: i32| keys(&format!("assert libc.syscall(248, b'user', b'gantry-test', b'x', 1, {ring}) > 0"));
+    assert_eq!(refused(""), [] as [String; 0]);
+    assert!(refused(&add(-1))[0].contains("thread keyring"));
+    assert!(refused(&add(-2))[0].contains("process keyring"));
+    let joined = keys("assert keyctl(1, None) > 0");
+    assert_eq!(refused(&joined), [] as [String; 0]);
+    let with_key = format!("{joined}\nassert libc.syscall(248, b'user', b'gantry-test', b'x', 1, -3) > 0");
+    assert!(refused(&with_key)[0].contains("session keyring"));
+}
+
+/// What was added later is found in the freeze.
+#[test]
+fn keys_added_after_the_first_stop() {
+    let code = "import ctypes, sys\nlibc = ctypes.CDLL(None)\nprint('ready')\n\
+        for line in sys.stdin:\n    print(libc.syscall(248, b'user', b'gantry-test', b'x', 1, -1) > 0)";
+    let mut workload = Workload::python(code);
+    let mut source = Source::attach(&workload.spec()).unwrap();
+    assert_eq!(workload.ask(""), "True");
+    source.freeze().unwrap();
+    match source.capture() {
+        Err(SourceError::Refused(list)) => assert!(list[0].reason.contains("thread keyring"), "{list:?}"),
+        other => panic!("{other:?}"),
+    }
+    source.abort().unwrap();
+    assert_eq!(workload.ask(""), "True");
+}
+
+#[test]
+fn memory_policies() {
+    if !std::path::Path::new("/proc/self/numa_maps").exists() {
+        return;
+    }
+    let (_workload, refused, _) = refusals(
+        "m = mmap.mmap(-1, 8192); at = ctypes.addressof(ctypes.c_char.from_buffer(m)) & ~4095\n\
+         nodes = ctypes.c_ulong(1)\n\
+         assert libc.syscall(237, ctypes.c_void_p(at), 8192, 2, ctypes.byref(nodes), 64, 0) == 0",
+    );
+    assert_eq!(refused.len(), 1, "{refused:#?}");
+    assert!(matches!(refused[0].subject, Subject::Address(_)));
+    assert!(refused[0].reason.contains("NUMA policy (bind"), "{refused:#?}");
+}
+
+#[test]
+fn what_a_target_must_give() {
+    let workload = Workload::python("print('ready')\ninput()");
+    let needs = inspect(&workload.spec()).unwrap().needs;
+    assert!(!needs.posix_timers);
+    let own: Vec<u64> = (0..16).map(|resource| sys::prctl::rlimit(0, resource).unwrap().hard).collect();
+    assert_eq!(needs.hard_limits, own);
+    let program = "import ctypes, resource\n\
+        libc = ctypes.CDLL(None)\n\
+        assert libc.syscall(222, 1, None, ctypes.byref(ctypes.c_int())) == 0\n\
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 4096))\n\
+        open('/proc/self/oom_score_adj', 'w').write('321')\n\
+        print('ready')\ninput()";
+    let workload = Workload::python(program);
+    let needs = inspect(&workload.spec()).unwrap().needs;
+    assert!(needs.posix_timers);
+    assert_eq!(needs.hard_limits[4], 4096);
+    assert_eq!(needs.oom_score_adj, 321);
 }
 
 #[test]

@@ -38,6 +38,28 @@ pub struct HostFacts {
     pub realtime_ns: u64,
 }
 
+/// What a container needs of a target's kernel and agent beyond equal [`HostFacts`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    /// It has timers of timer_create(2).
+    pub posix_timers: bool,
+    /// The highest hard limit of its processes for each resource, index = resource number.
+    pub hard_limits: Vec<u64>,
+    /// The lowest oom_score_adj of its processes.
+    pub oom_score_adj: i32,
+}
+
+/// What a target can give to a container; see [`Needs`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gives {
+    /// Timers can be made with chosen ids (PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15).
+    pub timer_ids: bool,
+    /// The agent's own hard limits; `None` = it may set any (`CAP_SYS_RESOURCE`).
+    pub hard_limits: Option<Vec<u64>>,
+    /// The lowest oom_score_adj it may set; `None` = any.
+    pub oom_score_adj: Option<i32>,
+}
+
 /// A process beyond its address space.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessState {
@@ -67,8 +89,8 @@ pub struct ProcessState {
     pub oom_score_adj: i32,
     /// PR_GET_DUMPABLE.
     pub dumpable: u8,
-    /// PR_GET_THP_DISABLE.
-    pub thp_disable: bool,
+    /// PR_GET_THP_DISABLE: bit 0 = disabled, the others are its flags.
+    pub thp_disable: u32,
     /// PR_GET_MDWE bits.
     pub mdwe: u32,
     /// PR_GET_CHILD_SUBREAPER.

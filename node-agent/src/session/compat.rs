@@ -1,6 +1,6 @@
 //! Whether a target can take a container: pure.
 
-use image::state::HostFacts;
+use image::state::{Gives, HostFacts, Needs};
 use image::{Refusal, Subject};
 
 /// What the target lacks for a container captured on `source`; empty when it fits. Clocks may differ: the
@@ -38,6 +38,68 @@ pub(super) fn compare(source: &HostFacts, target: &HostFacts, memory: u64, memor
     lacks
 }
 
+/// What a container needs and the target cannot give: what would fail only at the switchover.
+#[must_use]
+pub(super) fn give(needs: &Needs, gives: &Gives) -> Vec<Refusal> {
+    let mut lacks = Vec::new();
+    let mut lack = |reason: String, way_out: &str| {
+        lacks.push(Refusal { pid: 0, subject: Subject::Container, reason, way_out: way_out.to_owned() });
+    };
+    if needs.posix_timers && !gives.timer_ids {
+        lack(
+            "it has POSIX timers (timer_create), and the target's kernel cannot make them with the same ids".to_owned(),
+            "choose a target with Linux 6.15 or newer, or have the program delete its timers",
+        );
+    }
+    if let Some(limits) = &gives.hard_limits {
+        for (resource, (need, may)) in needs.hard_limits.iter().zip(limits).enumerate() {
+            if need > may {
+                let name = RESOURCES.get(resource).unwrap_or(&"RLIMIT");
+                lack(
+                    format!("it has a hard limit {name} of {}, the target's agent may not exceed {}", number(*need), number(*may)),
+                    "give the target's agent CAP_SYS_RESOURCE or a higher hard limit, or lower the container's",
+                );
+            }
+        }
+    }
+    if let Some(lowest) = gives.oom_score_adj
+        && needs.oom_score_adj < lowest
+    {
+        lack(
+            format!(
+                "it has an oom_score_adj of {}, the target's agent may not go below {lowest}",
+                needs.oom_score_adj
+            ),
+            "give the target's agent CAP_SYS_RESOURCE, or raise the container's oom_score_adj",
+        );
+    }
+    lacks
+}
+
+/// getrlimit(2), by number.
+const RESOURCES: [&str; 16] = [
+    "RLIMIT_CPU",
+    "RLIMIT_FSIZE",
+    "RLIMIT_DATA",
+    "RLIMIT_STACK",
+    "RLIMIT_CORE",
+    "RLIMIT_RSS",
+    "RLIMIT_NPROC",
+    "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_AS",
+    "RLIMIT_LOCKS",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
+];
+
+fn number(limit: u64) -> String {
+    if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +121,26 @@ mod tests {
         assert!(compare(&facts(), &facts(), 2, 1)[0].reason.contains("2 bytes"));
         let all = HostFacts { vdso_hash: 8, xcr0: 7, ..facts() };
         assert_eq!(compare(&facts(), &all, 2, 1).len(), 3);
+    }
+    #[test]
+    fn what_an_agent_without_privilege_cannot_give() {
+        let mut hard_limits = vec![0; 16];
+        hard_limits[7] = 4096;
+        let needs = Needs { posix_timers: true, hard_limits: hard_limits.clone(), oom_score_adj: -5 };
+        let any = Gives { timer_ids: true, hard_limits: None, oom_score_adj: None };
+        assert_eq!(give(&needs, &any), vec![]);
+        let same = Gives { hard_limits: Some(hard_limits.clone()), oom_score_adj: Some(-5), ..any.clone() };
+        assert_eq!(give(&needs, &same), vec![]);
+        hard_limits[7] = 1024;
+        let little =
+            Gives { timer_ids: false, hard_limits: Some(hard_limits), oom_score_adj: Some(0) };
+        let lacks = give(&needs, &little);
+        assert_eq!(lacks.len(), 3, "{lacks:#?}");
+        assert!(lacks[0].reason.contains("POSIX timers"));
+        assert!(lacks[1].reason.contains("RLIMIT_NOFILE of 4096"));
+        assert!(lacks[2].reason.contains("oom_score_adj of -5"));
+        let none = Needs { posix_timers: false, hard_limits: vec![1024; 16], oom_score_adj: 0 };
+        let equal = Gives { timer_ids: false, hard_limits: Some(vec![1024; 16]), oom_score_adj: Some(0) };
+        assert_eq!(give(&none, &equal), vec![]);
     }
 }

@@ -93,6 +93,9 @@ pub trait Node: Debug + Send + Sync {
     /// What an incoming container must match: kernel, vDSO, CPU features. Its clocks are not looked at.
     fn facts(&self) -> image::state::HostFacts;
 
+    /// What this host's kernel and this agent can give to a container.
+    fn gives(&self) -> image::state::Gives;
+
     /// Bytes of memory that a new container could use now.
     fn memory_free(&self) -> u64;
 }

@@ -156,6 +156,7 @@ impl Session {
         let mut link = self.dial(Purpose::Session)?;
         link.send(&PeerMessage::Check {
             facts: self.agent.node.facts(),
+            needs: inventory.needs,
             memory_bytes: inventory.resident_bytes,
         })?;
         self.link = Some(link);

@@ -170,10 +170,11 @@ impl Session {
             let arrived = Instant::now();
             self.state = step(self.state, &message).map_err(|error| Failure::Protocol(error.to_string()))?;
             match message {
-                PeerMessage::Check { facts, memory_bytes } => {
+                PeerMessage::Check { facts, needs, memory_bytes } => {
                     self.enter(Phase::Checking)?;
                     let node = &self.agent.node;
-                    let lacks = compat::compare(&facts, &node.facts(), memory_bytes, node.memory_free());
+                    let mut lacks = compat::compare(&facts, &node.facts(), memory_bytes, node.memory_free());
+                    lacks.extend(compat::give(&needs, &node.gives()));
                     let refused = !lacks.is_empty();
                     link.send(&PeerMessage::Checked(lacks.clone()))?;
                     if refused {

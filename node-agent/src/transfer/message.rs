@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use image::Refusal;
 use image::shape::Shape;
-use image::state::{HostFacts, Image};
+use image::state::{HostFacts, Image, Needs};
 use serde::{Deserialize, Serialize};
 
 use crate::commit::{Answer, Epoch, Owner};
@@ -67,6 +67,8 @@ pub enum PeerMessage {
     Check {
         /// What the container relies on.
         facts: HostFacts,
+        /// What else it needs of the target.
+        needs: Needs,
         /// Memory it uses, bytes.
         memory_bytes: u64,
     },

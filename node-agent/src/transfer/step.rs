@@ -64,13 +64,13 @@ pub fn step(state: SessionState, message: &PeerMessage) -> Result<SessionState, 
 
 #[cfg(test)]
 mod tests {
-    use image::state::{HostFacts, Image};
+    use image::state::{HostFacts, Image, Needs};
 
     use super::*;
 
     fn all() -> Vec<PeerMessage> {
         vec![
-            PeerMessage::Check { facts: HostFacts::default(), memory_bytes: 0 },
+            PeerMessage::Check { facts: HostFacts::default(), needs: Needs::default(), memory_bytes: 0 },
             PeerMessage::Spec(vec![]),
             PeerMessage::RoundEnd { index: 0 },
             PeerMessage::Shape { generation: 1, shape: image::shape::Shape::default() },

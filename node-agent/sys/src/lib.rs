@@ -24,6 +24,7 @@ pub mod cpu;
 pub mod diag;
 pub mod fds;
 pub mod kcmp;
+pub mod keys;
 pub mod mount;
 pub mod net;
 pub mod ns;

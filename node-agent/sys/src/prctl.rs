@@ -147,6 +147,14 @@ const _: () = assert!(size_of::<Rlimit>() == 16);
 // SAFETY: two 64-bit integers.
 unsafe impl Pod for Rlimit {}
 
+/// Whether timer_create(2) can be told which id to give (`PR_TIMER_CREATE_RESTORE_IDS`, Linux 6.15).
+#[must_use]
+pub fn has_timer_restore_ids() -> bool {
+    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+    const GET: u64 = 2;
+    prctl_ints(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0).is_ok()
+}
+
 /// Number of resources (RLIMIT_NLIMITS).
 pub const RLIMITS: u32 = 16;
 

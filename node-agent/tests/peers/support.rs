@@ -106,6 +106,10 @@ impl Node for FakeNode {
         Ok(())
     }
 
+    fn gives(&self) -> image::state::Gives {
+        engine::target::gives()
+    }
+
     fn facts(&self) -> HostFacts {
         self.facts.clone()
     }

@@ -1,11 +1,16 @@
 //! Looking without touching.
 
+use image::state::Needs;
+
+use super::capture::files;
 use super::findings::Findings;
-use super::look::{Depth, Flags, Looker};
+use super::look::{Depth, Flags, Look, Looker};
+use super::numa;
 use super::outside;
 use super::sockets::{Kind, tcp_state};
 use super::spec::TreeSpec;
 use super::{InspectError, Inventory};
+use crate::proc::{self, ProcError, limits, timers};
 
 /// See [`super::inspect`].
 pub(crate) fn inspect(spec: &TreeSpec) -> Result<Inventory, InspectError> {
@@ -13,6 +18,7 @@ pub(crate) fn inspect(spec: &TreeSpec) -> Result<Inventory, InspectError> {
     let mut findings = Findings::default();
     let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
     outside::check(&look, spec.root, &mut findings)?;
+    numa::check(&look, &mut findings)?;
     let processes = &look.processes;
     Ok(Inventory {
         processes: processes.len(),
@@ -24,7 +30,34 @@ pub(crate) fn inspect(spec: &TreeSpec) -> Result<Inventory, InspectError> {
             .filter(|kind| matches!(kind, Kind::Tcp { state, .. } if *state == tcp_state::ESTABLISHED))
             .count(),
         resident_bytes: processes.iter().map(|found| found.process.stat.rss_pages * image::PAGE_SIZE).sum(),
+        needs: needs(&look)?,
         refusals: findings.list,
         shape: look.shape,
     })
+}
+
+/// What would fail only at the switchover if a target could not give it.
+fn needs(look: &Look) -> Result<Needs, InspectError> {
+    let mut needs = Needs { oom_score_adj: i32::MAX, ..Needs::default() };
+    for found in files::live(look) {
+        match add_needs(found.process.pid, &mut needs) {
+            // It ended while it was looked at.
+            Err(error) if error.is_gone() => {}
+            other => other?,
+        }
+    }
+    Ok(needs)
+}
+
+fn add_needs(pid: i32, needs: &mut Needs) -> Result<(), ProcError> {
+    needs.posix_timers |= !timers::read(pid)?.is_empty();
+    for (resource, limit) in limits::read(pid)?.into_iter().enumerate() {
+        if needs.hard_limits.len() <= resource {
+            needs.hard_limits.resize(resource + 1, 0);
+        }
+        needs.hard_limits[resource] = needs.hard_limits[resource].max(limit.hard);
+    }
+    let score = proc::read_number(pid, "oom_score_adj", 10)?;
+    needs.oom_score_adj = needs.oom_score_adj.min(i32::try_from(score).unwrap_or(0));
+    Ok(())
 }

@@ -12,10 +12,12 @@ mod findings;
 mod freezing;
 mod inspect;
 mod ipc;
+mod keyrings;
 mod look;
 mod memory;
 mod mm;
 mod multicast;
+mod numa;
 mod outside;
 mod recover;
 mod registry;
@@ -62,6 +64,8 @@ pub struct Inventory {
     pub descriptors: usize,
     /// Number of established TCP connections.
     pub connections: usize,
+    /// What it needs of a target.
+    pub needs: image::state::Needs,
     /// Resident memory of all processes, bytes; what is shared between processes counts once for each.
     pub resident_bytes: u64,
 }

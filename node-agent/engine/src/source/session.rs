@@ -8,6 +8,7 @@ use image::Pid;
 use image::shape::Shape;
 use image::state::Image;
 use sys::cgroup::Freezer;
+use sys::tape::Program;
 
 use super::capture::files;
 use super::capture::inet::InRepair;
@@ -16,6 +17,7 @@ use super::clock::SchedulerClock;
 use super::error::{SourceError, all_pass};
 use super::failpoint;
 use super::findings::Findings;
+use super::keyrings;
 use super::look::{Depth, Flags, Look, Looker, ProcessLook};
 use super::memory::batch::Batcher;
 use super::memory::last_pid;
@@ -23,6 +25,7 @@ use super::memory::objects::ObjectMemory;
 use super::memory::process::{ObjectRanges, TrackedMemory};
 use super::memory::sent::PageSet;
 use super::memory::tracker::{PagemapScan, SoftDirty, Tracker};
+use super::numa;
 use super::outside;
 use super::spec::TreeSpec;
 use super::stopping::{Held, stop_one, stop_tree};
@@ -103,6 +106,9 @@ impl Source {
         raise_descriptor_limit();
         let mut looker = Looker::new(spec)?;
         let look = look_before(&mut looker)?;
+        let mut findings = Findings::default();
+        numa::check(&look, &mut findings)?;
+        refuse(findings)?;
         let trackers = sys::pagemap::probe();
         if !trackers.pagemap_scan && !trackers.soft_dirty {
             return Err(SourceError::NoTracker);
@@ -285,16 +291,18 @@ impl Source {
 
     fn track_one(&mut self, process: &Process, clock: &SchedulerClock) -> Result<(), SourceError> {
         let pid = process.pid;
+        let mut findings = Findings::default();
         let (tracker, tapes): (Box<dyn Tracker>, _) = if self.soft_dirty {
             (Box::new(SoftDirty::new(pid)), None)
         } else {
-            let (tracker, tapes) = inject(process, clock)?;
+            let (tracker, tapes) = inject(process, clock, &mut findings)?;
             (Box::new(tracker), Some(tapes))
         };
         let sent = self.left_behind.remove(&process.inner).unwrap_or_default();
         let memory = TrackedMemory::new(pid, process.inner, tracker, sent)?;
         self.tracked.insert(pid, Tracked { key: process.key(), memory, tapes });
-        Ok(())
+        // Now that it is known what must be taken out again.
+        refuse(findings)
     }
 
     /// Finds and sends written pages of everything that was told.
@@ -378,14 +386,24 @@ pub(super) fn still_there(pid: i32, tracked: &Tracked, look: &Look) -> bool {
         .is_some_and(|mapping| tracked.memory.is_alive(mapping.vma.start))
 }
 
-/// Puts a tape and a userfaultfd into a process; it runs on untraced.
-fn inject(process: &Process, clock: &SchedulerClock) -> Result<(PagemapScan, Tapes), SourceError> {
+/// Puts a tape and a userfaultfd into a process, and asks it what can only be asked so; it runs on untraced.
+fn inject(
+    process: &Process,
+    clock: &SchedulerClock,
+    findings: &mut Findings,
+) -> Result<(PagemapScan, Tapes), SourceError> {
     let pid = process.pid;
     let Some((thread, nap)) = stop_one(pid, clock)? else {
         return Err(SourceError::ThreadGone { tid: pid });
     };
     let (tapes, parked) = Tapes::install(process, thread, &nap)?;
     let (uffd, parked) = tapes.make_uffd(parked)?;
+    let mut program = Program::new();
+    let ask = keyrings::Ask::add(&mut program);
+    let parked = tapes.again(parked, program)?;
+    if let Some((reason, way_out)) = parked.outcomes.last().and_then(|outcome| ask.refusal(outcome)) {
+        findings.process(process.inner, reason, way_out);
+    }
     tapes.detach(parked)?;
     let tracker =
         PagemapScan::new(uffd).map_err(|errno| SourceError::kernel("set up write tracking", pid, errno))?;

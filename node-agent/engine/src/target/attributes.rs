@@ -59,7 +59,8 @@ pub(crate) fn process_before_credentials(process: &ProcessState) -> Vec<Call> {
     if process.child_subreaper {
         calls.push(prctl("PR_SET_CHILD_SUBREAPER", libc::PR_SET_CHILD_SUBREAPER, 1));
     }
-    calls.push(prctl("PR_SET_THP_DISABLE", libc::PR_SET_THP_DISABLE, u64::from(process.thp_disable)));
+    let (on, flags) = (process.thp_disable & 1, process.thp_disable & !1);
+    calls.push(call!("PR_SET_THP_DISABLE", SYS_prctl, libc::PR_SET_THP_DISABLE, on, flags, 0, 0));
     calls
 }
 

@@ -183,6 +183,10 @@ with open("/proc/self/oom_score_adj", "w") as f:
     f.write("321")
 with open("/proc/self/coredump_filter", "w") as f:
     f.write("0x7")
+prctl(41, 1, 2, 0, 0)  # PR_SET_THP_DISABLE with PR_THP_DISABLE_EXCEPT_ADVISED, where the kernel has it
+if prctl(42, 0, 0, 0, 0) == 0:
+    prctl(41, 1, 0, 0, 0)
+prctl(65, 1, 0, 0, 0)  # PR_SET_MDWE
 libc.personality(0x0040000)  # ADDR_NO_RANDOMIZE
 signal.setitimer(signal.ITIMER_PROF, 5000, 100)
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -236,6 +240,8 @@ if "nobody" in sys.argv:
     program += struct.pack("<HBBI", 6, 0, 0, 0x00050000 | 77) + struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)
     buffer = ctypes.create_string_buffer(program)
     call(317, 1, 1, struct.pack("<HxxxxxxQ", 4, ctypes.addressof(buffer)))
+
+prctl(1, signal.SIGHUP, 0, 0, 0)  # PR_SET_PDEATHSIG; it is ignored
 
 # --- what is compared ---------------------------------------------------------------------------------------
 STATUS = ("Name Umask Uid Gid Groups SigPnd ShdPnd SigBlk SigIgn SigCgt CapInh CapPrm CapEff CapBnd "
@@ -318,6 +324,7 @@ def snapshot():
         snap[name] = os.readlink(f"/proc/self/{name}")
     snap["slack"] = [prctl(30, 0, 0, 0, 0), read(f"/proc/{host(worker.tid)}/timerslack_ns") if "nobody" not in sys.argv else ""]
     snap["dumpable"] = prctl(3, 0, 0, 0, 0)
+    snap["thp, mdwe, death signal"] = [prctl(42, 0, 0, 0, 0), prctl(66, 0, 0, 0, 0), death_signal()]
     snap["subreaper"] = read("/proc/self/status") and subreaper()
     snap["nice"] = [os.getpriority(os.PRIO_PROCESS, 0), os.getpriority(os.PRIO_PROCESS, worker.tid)]
     snap["ioprio"] = [libc.syscall(252, 1, 0), libc.syscall(252, 1, worker.tid)]
@@ -334,6 +341,12 @@ def snapshot():
         snap[f"child {pid}"] = [fields[0] if fields[0] != "R" else "S", os.getsid(pid), os.getpgid(pid)]
     snap["tree"] = sorted(inner_tree(me))
     return json.loads(json.dumps(snap))
+
+
+def death_signal():
+    value = ctypes.c_int()
+    prctl(2, ctypes.byref(value), 0, 0, 0)
+    return value.value
 
 
 def subreaper():

@@ -96,6 +96,10 @@ impl Node for MovingNode {
         host_facts()
     }
 
+    fn gives(&self) -> image::state::Gives {
+        engine::target::gives()
+    }
+
     fn memory_free(&self) -> u64 {
         memory("MemAvailable:")
     }

@@ -13,6 +13,7 @@ use sys::{prctl, restart};
 use crate::proc::{self, ProcError, limits, status, timers};
 use crate::source::error::SourceError;
 use crate::source::findings::Findings;
+use crate::source::keyrings;
 use crate::source::look::ProcessLook;
 use crate::source::stopping::trace_error;
 use crate::source::traced::ParkedThread;
@@ -34,6 +35,7 @@ pub(crate) struct ThreadAsk {
     timer_slack: CallId,
     policy: Block,
     policy_call: CallId,
+    keyrings: keyrings::Ask,
 }
 
 impl ThreadAsk {
@@ -49,7 +51,8 @@ impl ThreadAsk {
         let timer_slack = program.call(libc::SYS_prctl, &[PR_GET_TIMERSLACK.into()]);
         let policy = program.space(8);
         let policy_call = program.try_call(libc::SYS_get_mempolicy, &[policy.into()]);
-        Self { altstack, tid_address, death_signal, securebits, timer_slack, policy, policy_call }
+        let keyrings = keyrings::Ask::add(program);
+        Self { altstack, tid_address, death_signal, securebits, timer_slack, policy, policy_call, keyrings }
     }
 }
 
@@ -166,6 +169,9 @@ pub(crate) fn thread(
             "it has a NUMA memory policy (set_mempolicy), which is not carried yet",
             "start it without numactl",
         );
+    }
+    if let Some((reason, way_out)) = ask.keyrings.refusal(&outcome) {
+        findings.thread(found.process.inner, inner, reason, way_out);
     }
     let seccomp_filters = match status.seccomp {
         2 => stopped.seccomp_filters().map_err(fail)?,
@@ -312,7 +318,6 @@ pub(crate) fn process(
 ) -> Result<ProcessState, SourceError> {
     let pid = found.process.pid;
     let outcome = leader.outcomes.first().cloned().unwrap_or_default();
-    let flag = |call| outcome.result(call) > 0;
     let status = &found.process.status;
     let link = |name: &str, findings: &mut Findings| -> Result<String, ProcError> {
         let path = view.inside(&proc::links::read(pid, name)?);
@@ -346,7 +351,7 @@ pub(crate) fn process(
         personality: u32::try_from(proc::read_number(pid, "personality", 16)?).unwrap_or(0),
         oom_score_adj: i32::try_from(proc::read_number(pid, "oom_score_adj", 10)?).unwrap_or(0),
         dumpable: u8::try_from(outcome.result(ask.dumpable)).unwrap_or(1),
-        thp_disable: flag(ask.thp_disable),
+        thp_disable: u32::try_from(outcome.result(ask.thp_disable)).unwrap_or(0),
         mdwe: u32::try_from(outcome.result(ask.mdwe)).unwrap_or(0),
         child_subreaper: low_i32(outcome.word(ask.subreaper)) != 0,
         coredump_filter: u32::try_from(proc::read_number(pid, "coredump_filter", 16)?).unwrap_or(0),
