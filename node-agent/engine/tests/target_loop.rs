@@ -227,7 +227,10 @@ fn redis_keeps_its_data() {
 }
 
 fn attributes(extra: &[&str]) {
-    let (log, dir) = (Scratch::new("attributes-log"), Scratch::dir("attributes"));
+    // Tests run beside each other in one process.
+    let own = extra.concat();
+    let (log, dir) =
+        (Scratch::new(&format!("attributes-log{own}")), Scratch::dir(&format!("attributes{own}")));
     let victim = Victim::spawn(
         Command::new("setsid")
             .arg("python3")
