@@ -105,7 +105,8 @@ fn only_the_prepared_source_opens_the_session() {
     assert_eq!(answer, PeerMessage::Welcome { version: 1, incarnation: nonce });
     refused(&session(&a, 3, "web", nonce), "is open");
     // And none of these attempts disturbed the one that is open.
-    link.send(&PeerMessage::Check { facts: b.node.facts.clone(), needs: Needs::default(), memory_bytes: 1 }).unwrap();
+    link.send(&PeerMessage::Check { facts: b.node.facts.clone(), needs: Needs::default(), memory_bytes: 1 })
+        .unwrap();
     assert_eq!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Checked(vec![]));
 }
 
@@ -175,7 +176,8 @@ fn a_link_that_is_lost_before_ready_leaves_nothing_behind() {
     let b = TestAgent::new(pki.issue("node-b", "node"), &[]);
     let nonce = b.migrations.prepare(&prepare(1, "web", "node-a")).unwrap().incarnation;
     let (mut link, _) = greet(&a, &b.address, hello(1, "web", nonce, Purpose::Session));
-    link.send(&PeerMessage::Check { facts: b.node.facts.clone(), needs: Needs::default(), memory_bytes: 1 }).unwrap();
+    link.send(&PeerMessage::Check { facts: b.node.facts.clone(), needs: Needs::default(), memory_bytes: 1 })
+        .unwrap();
     link.recv(SOON, &mut || false).unwrap();
     link.send(&PeerMessage::Spec(b"web".to_vec())).unwrap();
     assert_eq!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Prepared);

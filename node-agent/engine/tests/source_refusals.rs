@@ -177,7 +177,8 @@ fn what_lives_in_the_ipc_namespace() {
 #[test]
 fn a_forgotten_segment_of_the_host() {
     let (_workload, refused, id) = refusals("fd = libc.shmget(0, 8192, 0o1600)");
-    let found = refused.iter().any(|refusal| refusal.reason.starts_with(&format!("System V shared memory {id} ")));
+    let found =
+        refused.iter().any(|refusal| refusal.reason.starts_with(&format!("System V shared memory {id} ")));
     let (_other, others, _) = refusals("");
     Command::new("ipcrm").args(["-m", &id.to_string()]).status().unwrap();
     assert!(found, "{refused:#?}");
@@ -238,7 +239,8 @@ fn keys_of_the_kernel() {
         list.into_iter().map(|refusal| refusal.reason).collect::<Vec<_>>()
     };
     let keys = |code: &str| format!("keyctl = lambda *a: libc.syscall(250, *a)\n{code}");
-    let add = |ring: i32| keys(&format!("assert libc.syscall(248, b'user', b'gantry-test', b'x', 1, {ring}) > 0"));
+    let add =
+        |ring: i32| keys(&format!("assert libc.syscall(248, b'user', b'gantry-test', b'x', 1, {ring}) > 0"));
     assert_eq!(refused(""), [] as [String; 0]);
     assert!(refused(&add(-1))[0].contains("thread keyring"));
     assert!(refused(&add(-2))[0].contains("process keyring"));

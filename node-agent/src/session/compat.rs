@@ -47,7 +47,8 @@ pub(super) fn give(needs: &Needs, gives: &Gives) -> Vec<Refusal> {
     };
     if needs.posix_timers && !gives.timer_ids {
         lack(
-            "it has POSIX timers (timer_create), and the target's kernel cannot make them with the same ids".to_owned(),
+            "it has POSIX timers (timer_create), and the target's kernel cannot make them with the same ids"
+                .to_owned(),
             "choose a target with Linux 6.15 or newer, or have the program delete its timers",
         );
     }
@@ -56,7 +57,11 @@ pub(super) fn give(needs: &Needs, gives: &Gives) -> Vec<Refusal> {
             if need > may {
                 let name = RESOURCES.get(resource).unwrap_or(&"RLIMIT");
                 lack(
-                    format!("it has a hard limit {name} of {}, the target's agent may not exceed {}", number(*need), number(*may)),
+                    format!(
+                        "it has a hard limit {name} of {}, the target's agent may not exceed {}",
+                        number(*need),
+                        number(*may)
+                    ),
                     "give the target's agent CAP_SYS_RESOURCE or a higher hard limit, or lower the container's",
                 );
             }
@@ -132,8 +137,7 @@ mod tests {
         let same = Gives { hard_limits: Some(hard_limits.clone()), oom_score_adj: Some(-5), ..any.clone() };
         assert_eq!(give(&needs, &same), vec![]);
         hard_limits[7] = 1024;
-        let little =
-            Gives { timer_ids: false, hard_limits: Some(hard_limits), oom_score_adj: Some(0) };
+        let little = Gives { timer_ids: false, hard_limits: Some(hard_limits), oom_score_adj: Some(0) };
         let lacks = give(&needs, &little);
         assert_eq!(lacks.len(), 3, "{lacks:#?}");
         assert!(lacks[0].reason.contains("POSIX timers"));

@@ -148,6 +148,17 @@ pub(crate) fn set_pod<T: Pod>(fd: BorrowedFd<'_>, level: i32, name: i32, value: 
     set_raw(fd, level, name, bytes_of(value))
 }
 
+/// Which of the `wanted` events of poll(2) hold at this moment, and `POLLERR` and `POLLHUP`.
+///
+/// # Errors
+/// `ENOMEM`, `EINTR`.
+pub fn events(fd: BorrowedFd<'_>, wanted: i16) -> Result<i16> {
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: wanted, revents: 0 };
+    // SAFETY: the kernel reads and writes the one entry that `entry` is.
+    small(unsafe { libc::poll(&raw mut entry, 1, 0) })?;
+    Ok(entry.revents)
+}
+
 /// `MCAST_MSFILTER`, by which a membership is asked for: its argument is a `struct group_filter`.
 const MCAST_MSFILTER: i32 = 48;
 

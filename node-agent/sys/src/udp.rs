@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::loopback::{Packet, checksum};
 use crate::sock::{self, Address, Received};
@@ -58,12 +57,15 @@ pub struct Datagram {
 /// # Errors
 /// `EBADMSG` the kernel did not tell where a datagram came from or went to; those of setsockopt(2) and recvmsg(2).
 pub fn waiting(fd: BorrowedFd<'_>) -> Result<Vec<Datagram>> {
-    if !is_readable(fd)? {
+    if sock::events(fd, libc::POLLIN)? & libc::POLLIN == 0 {
         return Ok(Vec::new());
     }
-    let mut asked = vec![(IPPROTO_IP, IP_RECVORIGDSTADDR), (IPPROTO_IP, IP_RECVTTL), (IPPROTO_IP, IP_RECVTOS)];
+    let mut asked =
+        vec![(IPPROTO_IP, IP_RECVORIGDSTADDR), (IPPROTO_IP, IP_RECVTTL), (IPPROTO_IP, IP_RECVTOS)];
     if sock::domain(fd)? == libc::AF_INET6 {
-        asked.extend([IPV6_RECVORIGDSTADDR, IPV6_RECVHOPLIMIT, IPV6_FLOWINFO].map(|name| (IPPROTO_IPV6, name)));
+        asked.extend(
+            [IPV6_RECVORIGDSTADDR, IPV6_RECVHOPLIMIT, IPV6_FLOWINFO].map(|name| (IPPROTO_IPV6, name)),
+        );
     }
     let mut before = Vec::with_capacity(asked.len());
     let mut result = Ok(Vec::new());
@@ -87,12 +89,6 @@ pub fn waiting(fd: BorrowedFd<'_>) -> Result<Vec<Datagram>> {
         parse(received, &mut datagrams)?;
     }
     Ok(datagrams)
-}
-
-fn is_readable(fd: BorrowedFd<'_>) -> Result<bool> {
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO)?;
-    Ok(fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN)))
 }
 
 fn look(fd: BorrowedFd<'_>) -> Result<Vec<Received>> {
@@ -169,7 +165,11 @@ pub enum DeliverError {
 ///
 /// # Errors
 /// [`DeliverError`]; some of them may have arrived.
-pub fn deliver(fd: BorrowedFd<'_>, datagrams: &[Datagram], connect: bool) -> std::result::Result<(), DeliverError> {
+pub fn deliver(
+    fd: BorrowedFd<'_>,
+    datagrams: &[Datagram],
+    connect: bool,
+) -> std::result::Result<(), DeliverError> {
     let kernel = |what| move |source| DeliverError::Kernel { what, source };
     let protocol = sock::protocol(fd)
         .and_then(|protocol| u8::try_from(protocol).map_err(|_| Errno::EPROTONOSUPPORT))
@@ -200,8 +200,7 @@ fn deliver_one(
     if connect {
         sock::connect(fd, &from.into()).map_err(kernel("connect to a sender"))?;
     }
-    let packet =
-        Packet { from, to, protocol, hops: datagram.hops, class: datagram.class, payload: &payload };
+    let packet = Packet { from, to, protocol, hops: datagram.hops, class: datagram.class, payload: &payload };
     packet.send().map_err(kernel("give a datagram to the loopback interface"))?;
     let end = Instant::now() + DELIVERY;
     // It usually is there when send(2) returns.

@@ -72,7 +72,12 @@ fn waiting(socket: &UdpSocket, count: usize) -> Vec<Datagram> {
     waiting
 }
 
-fn deliver(ns: &NetnsThread, socket: &UdpSocket, datagrams: &[Datagram], connect: bool) -> Result<(), DeliverError> {
+fn deliver(
+    ns: &NetnsThread,
+    socket: &UdpSocket,
+    datagrams: &[Datagram],
+    connect: bool,
+) -> Result<(), DeliverError> {
     let (socket, datagrams) = (socket.try_clone().unwrap(), datagrams.to_vec());
     ns.run(move || udp::deliver(socket.as_fd(), &datagrams, connect)).unwrap()
 }
@@ -95,7 +100,8 @@ fn ipv4_in_order_with_empty_ones() {
     let two = bound(&world.client, "10.77.0.1:5002", &[]);
     let socket = bound(&world.source, "0.0.0.0:7001", &[]);
     let big = vec![7; 60_000];
-    let sent: [(&UdpSocket, &[u8]); 5] = [(&one, b""), (&two, b"two"), (&one, b""), (&one, b"x"), (&two, &big)];
+    let sent: [(&UdpSocket, &[u8]); 5] =
+        [(&one, b""), (&two, b"two"), (&one, b""), (&one, b"x"), (&two, &big)];
     for (from, data) in sent {
         send(from, data, address("10.77.0.2:7001"), &socket);
     }

@@ -64,7 +64,11 @@ fn parse_igmp(bytes: &[u8]) -> Option<Vec<Group>> {
         let (index, device) = interface.clone()?;
         // As the kernel holds it: in network byte order, printed as a number of this machine.
         let address: u32 = super::hex(first)?;
-        groups.push(Group { interface: index, device, address: Ipv4Addr::from(address.to_ne_bytes()).into() });
+        groups.push(Group {
+            interface: index,
+            device,
+            address: Ipv4Addr::from(address.to_ne_bytes()).into(),
+        });
     }
     Some(groups)
 }

@@ -61,11 +61,17 @@ fn table(name: &str) -> Result<Vec<Vec<i64>>, ProcError> {
 }
 
 /// `tree`: only what its processes made or used last; `None` = everything.
-fn report(tables: &[Vec<Vec<i64>>; 3], tree: Option<&[i32]>, findings: &mut Findings) -> Result<(), InspectError> {
+fn report(
+    tables: &[Vec<Vec<i64>>; 3],
+    tree: Option<&[i32]>,
+    findings: &mut Findings,
+) -> Result<(), InspectError> {
     let [segments, semaphores, queues] = tables;
     let field = |row: &[i64], at: usize| row.get(at).copied().unwrap_or(0);
     let concerns = |row: &[i64], pids: &[usize]| {
-        tree.is_none_or(|tree| pids.iter().any(|at| tree.iter().any(|pid| i64::from(*pid) == field(row, *at))))
+        tree.is_none_or(|tree| {
+            pids.iter().any(|at| tree.iter().any(|pid| i64::from(*pid) == field(row, *at)))
+        })
     };
     for row in segments {
         // key shmid perms size cpid lpid nattch. One that is attached is refused where it is mapped.
@@ -81,8 +87,10 @@ fn report(tables: &[Vec<Vec<i64>>; 3], tree: Option<&[i32]>, findings: &mut Find
         // key semid perms nsems. Nobody's pid is told.
         if tree.is_none() {
             let (key, id, count) = (field(row, 0), field(row, 1), field(row, 3));
-            findings
-                .container(format!("System V semaphores {id} (key {key}, {count} of them): not carried yet"), REMOVE);
+            findings.container(
+                format!("System V semaphores {id} (key {key}, {count} of them): not carried yet"),
+                REMOVE,
+            );
         }
     }
     for row in queues {

@@ -25,8 +25,8 @@ impl Ask {
             program.try_call(libc::SYS_keyctl, &[keys::GET_KEYRING_ID.into(), which.into(), 0.into()])
         };
         let (thread, process, session) = (id(keys::THREAD), id(keys::PROCESS), id(keys::SESSION));
-        let content =
-            program.try_call(libc::SYS_keyctl, &[keys::READ.into(), keys::SESSION.into(), 0.into(), 0.into()]);
+        let content = program
+            .try_call(libc::SYS_keyctl, &[keys::READ.into(), keys::SESSION.into(), 0.into(), 0.into()]);
         let description = program.space(DESCRIPTION);
         let length = i32::try_from(DESCRIPTION).unwrap_or(0);
         program.try_call(
@@ -49,7 +49,10 @@ impl Ask {
         let hosts = outcome.bytes(self.description).windows(10).any(|part| part == b";_uid_ses.")
             || keys::session().is_ok_and(|own| i64::from(own) == session);
         if session > 0 && !hosts && outcome.result(self.content) > 0 {
-            return Some(("it has keys in its session keyring: keys of the kernel are not carried yet", WITHOUT));
+            return Some((
+                "it has keys in its session keyring: keys of the kernel are not carried yet",
+                WITHOUT,
+            ));
         }
         None
     }

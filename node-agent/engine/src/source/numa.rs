@@ -25,7 +25,10 @@ pub(crate) fn check(look: &Look, findings: &mut Findings) -> Result<(), InspectE
                 findings.address(
                     found.process.inner,
                     address,
-                    format!("its memory has a NUMA policy ({}), which is not carried yet", proc::text(policy)),
+                    format!(
+                        "its memory has a NUMA policy ({}), which is not carried yet",
+                        proc::text(policy)
+                    ),
                     "start it without numactl, mbind and set_mempolicy",
                 );
                 // One is enough to know: a policy of the process shows with every mapping.

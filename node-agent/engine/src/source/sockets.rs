@@ -1,9 +1,15 @@
 //! What can be told about a socket without touching it.
 
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-use libc::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, SOCK_DGRAM, SOCK_STREAM};
+use libc::{
+    AF_INET, AF_INET6, AF_UNIX, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE,
+    SOCK_DGRAM, SOCK_STREAM,
+};
 use sys::{Errno, sock};
+
+use super::error::TRY_AGAIN;
 
 /// Kernel numbers of TCP states.
 pub(crate) mod tcp_state {
@@ -17,6 +23,10 @@ pub(crate) mod tcp_state {
 const TCP_INFO: i32 = 11;
 const TCP_ULP: i32 = 31;
 const IPPROTO_MPTCP: i32 = 262;
+const IP_RECVERR: i32 = 11;
+const IPV6_RECVERR: i32 = 25;
+const SO_TIMESTAMPING: i32 = 37;
+const SO_ZEROCOPY: i32 = 60;
 
 /// A socket by what the engine does with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +56,17 @@ pub(crate) fn kind(fd: BorrowedFd<'_>, now: bool) -> Result<Result<Kind, Reason>
             CLOSE,
         )));
     }
+    if family == AF_INET6 && is_link_local(fd) {
+        return Ok(Err((
+            "socket with a link-local IPv6 address: its interface is not carried yet".to_owned(),
+            CLOSE,
+        )));
+    }
     match (family, socket_type, protocol) {
         (AF_UNIX, _, _) => Ok(Ok(Kind::Unix(socket_type))),
         (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_TCP) => tcp(fd, family, now),
         (AF_INET | AF_INET6, SOCK_DGRAM, IPPROTO_UDP | IPPROTO_UDPLITE) => {
-            Ok(Ok(Kind::Udp { family, protocol }))
+            Ok(udp(fd, family, now)?.map(|()| Kind::Udp { family, protocol }))
         }
         (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_MPTCP) => Ok(Err((
             "MPTCP socket: its subflows cannot be made again".to_owned(),
@@ -58,6 +74,38 @@ pub(crate) fn kind(fd: BorrowedFd<'_>, now: bool) -> Result<Result<Kind, Reason>
         ))),
         _ => Ok(Err((format!("{}: not carried", describe(family, socket_type, protocol)), CLOSE))),
     }
+}
+
+/// Its address, or its peer's, belongs to one interface.
+fn is_link_local(fd: BorrowedFd<'_>) -> bool {
+    [sock::local_name(fd), sock::peer_name(fd)].into_iter().flatten().any(|name| match name.inet() {
+        Some(SocketAddr::V6(address)) => address.scope_id() != 0,
+        _ => false,
+    })
+}
+
+fn udp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<(), Reason>, Errno> {
+    let events = sock::events(fd, libc::POLLRDHUP)?;
+    if events & libc::POLLRDHUP != 0 {
+        return Ok(Err(("UDP socket that was shut down: not carried yet".to_owned(), CLOSE)));
+    }
+    if now && events & libc::POLLERR != 0 {
+        let mut options = vec![
+            (IPPROTO_IP, IP_RECVERR),
+            (libc::SOL_SOCKET, SO_TIMESTAMPING),
+            (libc::SOL_SOCKET, SO_ZEROCOPY),
+        ];
+        if family == AF_INET6 {
+            options.push((IPPROTO_IPV6, IPV6_RECVERR));
+        }
+        if options
+            .into_iter()
+            .any(|(level, name)| sock::get_int(fd, level, name).is_ok_and(|value| value != 0))
+        {
+            return Ok(Err(("UDP socket with messages in its error queue".to_owned(), TRY_AGAIN)));
+        }
+    }
+    Ok(Ok(()))
 }
 
 fn tcp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<Kind, Reason>, Errno> {
@@ -141,6 +189,26 @@ mod tests {
         assert_eq!(kind(server.as_fd(), true).unwrap(), Ok(connected));
         assert_eq!(kind(listener.as_fd(), true).unwrap(), Ok(listening));
         drop(client);
+        // Nobody answers at the discarded port: an ICMP message comes back.
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        sock::set_int(udp.as_fd(), IPPROTO_IP, IP_RECVERR, 1).unwrap();
+        udp.send_to(b"x", gone).unwrap();
+        assert!(kind(udp.as_fd(), true).unwrap().unwrap_err().0.contains("error queue"));
+        assert!(kind(udp.as_fd(), false).unwrap().is_ok());
+        let udp = UdpSocket::bind("[::1]:0").unwrap();
+        assert_eq!(
+            kind(udp.as_fd(), true).unwrap(),
+            Ok(Kind::Udp { family: AF_INET6, protocol: IPPROTO_UDP })
+        );
+        udp.connect(udp.local_addr().unwrap()).unwrap();
+        sock::shutdown(udp.as_fd(), nix::sys::socket::Shutdown::Read).unwrap();
+        assert!(kind(udp.as_fd(), false).unwrap().unwrap_err().0.contains("shut down"));
+        let udp = sock::socket(AF_INET6, SOCK_DGRAM, 0).unwrap();
+        // IPV6_FREEBIND: no interface need have it.
+        sock::set_int(udp.as_fd(), IPPROTO_IPV6, 78, 1).unwrap();
+        let address: SocketAddr = "[fe80::1%1]:0".parse().unwrap();
+        sock::bind(udp.as_fd(), &address.into()).unwrap();
+        assert!(kind(udp.as_fd(), false).unwrap().unwrap_err().0.contains("link-local"));
         let netlink = sock::socket(libc::AF_NETLINK, libc::SOCK_RAW, 0).unwrap();
         assert!(kind(netlink.as_fd(), true).unwrap().unwrap_err().0.starts_with("netlink"));
         let raw = sock::socket(AF_INET, libc::SOCK_RAW, 1).unwrap();

@@ -12,7 +12,8 @@ const RESOURCES: u32 = 16;
 pub fn gives() -> Gives {
     let privileged = prctl::caps(0).is_ok_and(|caps| caps.effective & CAP_SYS_RESOURCE != 0);
     let limits = || (0..RESOURCES).map(|resource| prctl::rlimit(0, resource).map_or(0, |limit| limit.hard));
-    let own = std::fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
+    let own =
+        std::fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
     Gives {
         timer_ids: prctl::has_timer_restore_ids(),
         hard_limits: (!privileged).then(|| limits().collect()),

@@ -72,9 +72,7 @@ fn build(path: &Path, control: &OwnedFd) -> Result<(), InitError> {
         .step(|| "become undumpable".to_owned())?;
     setsid().step(|| "make a session".to_owned())?;
     // The agent's own keys are none of the container's.
-    sys::keys::join_new_session()
-        .map_err(io::Error::from)
-        .step(|| "make a session keyring".to_owned())?;
+    sys::keys::join_new_session().map_err(io::Error::from).step(|| "make a session keyring".to_owned())?;
     let wanted = [
         (LinuxNamespaceType::Mount, CloneFlags::CLONE_NEWNS),
         (LinuxNamespaceType::Network, CloneFlags::CLONE_NEWNET),

@@ -158,10 +158,9 @@ fn refuse_datagrams(
     let fail = |what: &str, errno| SourceError::kernel(what, open.holder_pid, errno);
     let netns =
         ns::open(open.holder_pid, ns::Kind::Net).map_err(|errno| fail("open a network namespace", errno))?;
-    let places: Result<Vec<Destination>, Errno> = ns::in_netns(netns.as_fd(), || {
-        queue.iter().map(|datagram| udp::destination(datagram.to)).collect()
-    })
-    .and_then(|places| places);
+    let places: Result<Vec<Destination>, Errno> =
+        ns::in_netns(netns.as_fd(), || queue.iter().map(|datagram| udp::destination(datagram.to)).collect())
+            .and_then(|places| places);
     let places = places.map_err(|errno| fail("ask whose an address is", errno))?;
     let (pid, number) = open.holder;
     for (datagram, place) in queue.iter().zip(places) {

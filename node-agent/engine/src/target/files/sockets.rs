@@ -147,4 +147,3 @@ fn connected(
     });
     Ok(())
 }
-

@@ -37,12 +37,7 @@ pub(super) fn make(files: &Files, all: &mut Descriptions) -> Result<(), TargetEr
 }
 
 /// `shared`: another socket has the same port.
-fn bind(
-    file: &OpenFile,
-    socket: &Udp,
-    shared: bool,
-    all: &mut Descriptions,
-) -> Result<(), TargetError> {
+fn bind(file: &OpenFile, socket: &Udp, shared: bool, all: &mut Descriptions) -> Result<(), TargetError> {
     let fd =
         sock::socket(socket.family, libc::SOCK_DGRAM, socket.protocol).map_err(fail_errno(file, "socket"))?;
     set_options(file, fd.as_fd(), &socket.options)?;
