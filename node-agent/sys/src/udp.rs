@@ -86,7 +86,7 @@ pub fn waiting(fd: BorrowedFd<'_>) -> Result<Vec<Datagram>> {
     }
     let mut datagrams = Vec::new();
     for received in result? {
-        parse(received, &mut datagrams)?;
+        parse(&received, &mut datagrams)?;
     }
     Ok(datagrams)
 }
@@ -108,7 +108,7 @@ fn look(fd: BorrowedFd<'_>) -> Result<Vec<Received>> {
     Ok(queue)
 }
 
-fn parse(received: Received, datagrams: &mut Vec<Datagram>) -> Result<()> {
+fn parse(received: &Received, datagrams: &mut Vec<Datagram>) -> Result<()> {
     let from = received.from.as_ref().and_then(Address::inet).ok_or(Errno::EBADMSG)?;
     let mut to = None;
     let (mut hops, mut class, mut joined) = (64, 0, 0);

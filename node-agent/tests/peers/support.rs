@@ -107,7 +107,8 @@ impl Node for FakeNode {
     }
 
     fn gives(&self) -> image::state::Gives {
-        engine::target::gives()
+        // An agent with little privilege on an old kernel.
+        image::state::Gives { timer_ids: false, hard_limits: Some(vec![1024; 16]), oom_score_adj: Some(0) }
     }
 
     fn facts(&self) -> HostFacts {

@@ -19,13 +19,11 @@ const SO_RCVBUFFORCE: i32 = 33;
 /// Listening sockets come first: a connection in repair mode may share their port, not the other way round.
 pub(super) fn make(files: &Files, all: &mut Descriptions) -> Result<(), TargetError> {
     for file in &files.open {
-        match &file.kind {
-            FileKind::Tcp(socket) => match &socket.state {
-                TcpState::Listen { local, backlog } => listen(file, socket, *local, *backlog, all)?,
-                TcpState::Closed { local } => closed(file, socket, *local, all)?,
-                TcpState::Connected(_) => {}
-            },
-            _ => {}
+        let FileKind::Tcp(socket) = &file.kind else { continue };
+        match &socket.state {
+            TcpState::Listen { local, backlog } => listen(file, socket, *local, *backlog, all)?,
+            TcpState::Closed { local } => closed(file, socket, *local, all)?,
+            TcpState::Connected(_) => {}
         }
     }
     udp::make(files, all)?;
