@@ -1,10 +1,12 @@
 //! OCI bundles: reading `config.json` and refusing, by name, what this runtime does not do.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::error::RuntimeError;
+use super::userns::{self, UserNamespace};
 
 /// Annotation: how the root directory travels, `sync` (default) or `shared`.
 pub const ROOTFS_ANNOTATION: &str = "dev.gantry.rootfs";
@@ -58,6 +60,9 @@ impl Bundle {
             let what = format!("root.path {} is not a directory", self.rootfs.display());
             return Err(RuntimeError::Bundle { path: self.path, what });
         }
+        if let Some(what) = foreign_root(&self.spec, &self.rootfs) {
+            return Err(RuntimeError::Bundle { path: self.path, what });
+        }
         let mut mounts = self.spec.mounts().clone().unwrap_or_default();
         for mount in &mut mounts {
             if is_bind(mount) {
@@ -108,13 +113,13 @@ fn refusal(spec: &Spec) -> Option<String> {
         ("linux.memoryPolicy", linux.memory_policy().is_some(), "remove it"),
         ("linux.timeOffsets", linux.time_offsets().is_some(), "remove them"),
         ("linux.mountLabel", !empty(linux.mount_label()), "remove it"),
-        ("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()), "remove them"),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|m| !m.is_empty()), "remove them"),
     ];
     if let Some((what, _, way_out)) = refused.iter().find(|(_, set, _)| *set) {
         return Some(format!("{what} is not supported; {way_out}"));
     }
     namespaces(linux.namespaces().as_deref().unwrap_or_default())
+        .or_else(|| userns::refusal(spec))
         .or_else(|| spec.mounts().iter().flatten().find_map(mount))
 }
 
@@ -130,7 +135,8 @@ fn namespaces(list: &[oci_spec::runtime::LinuxNamespace]) -> Option<String> {
         return Some(format!("linux.namespaces joins another {:?} namespace; remove its path", joined.typ()));
     }
     let known = |kind: LinuxNamespaceType| {
-        kind == LinuxNamespaceType::Cgroup || NEEDED.iter().any(|(needed, _)| *needed == kind)
+        matches!(kind, LinuxNamespaceType::Cgroup | LinuxNamespaceType::User)
+            || NEEDED.iter().any(|(needed, _)| *needed == kind)
     };
     if let Some(other) = list.iter().find(|namespace| !known(namespace.typ())) {
         return Some(format!(
@@ -143,6 +149,22 @@ fn namespaces(list: &[oci_spec::runtime::LinuxNamespace]) -> Option<String> {
             format!("linux.namespaces lacks {name}: a container that shares it could not move; add it")
         },
     )
+}
+
+/// A root directory that nobody in the container owns: its root could make nothing in it.
+fn foreign_root(spec: &Spec, rootfs: &Path) -> Option<String> {
+    let user = UserNamespace::of(spec)?;
+    let owner = rootfs.metadata().ok()?;
+    (!user.covers(owner.uid(), owner.gid())).then(|| {
+        let (uid, gid) = user.root().unwrap_or_default();
+        format!(
+            "root.path {} belongs to {}:{}, which linux.uidMappings and gidMappings do not have; chown it and \
+             what is in it to the mapped ids (the container's root is {uid}:{gid})",
+            rootfs.display(),
+            owner.uid(),
+            owner.gid()
+        )
+    })
 }
 
 fn mount(mount: &oci_spec::runtime::Mount) -> Option<String> {

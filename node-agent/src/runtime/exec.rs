@@ -22,6 +22,7 @@ use super::init::{Context as _, Credentials, InitError, search_path};
 use super::name::ContainerName;
 use super::record::Process;
 use super::status::State;
+use super::userns::UserNamespace;
 use super::{Runtime, hold};
 
 /// The hidden first argument of the helper.
@@ -97,7 +98,9 @@ fn execute(path: &Path) -> Result<i32, InitError> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     job.cgroup.enter(own).map_err(io::Error::other).step(|| "enter the container's groups".to_owned())?;
     let kinds = [Kind::Mnt, Kind::Pid, Kind::Net, Kind::Uts, Kind::Ipc, Kind::Cgroup, Kind::Time];
-    let all = kinds.into_iter().fold(0, |flags, kind| flags | kind.flag());
+    // One cannot enter the user namespace that one is in.
+    let user = UserNamespace::of(&job.spec).map(|_| Kind::User);
+    let all = kinds.into_iter().chain(user).fold(0, |flags, kind| flags | kind.flag());
     sys::ns::set(pidfd.as_fd(), all).step(|| "enter the container's namespaces".to_owned())?;
     let Some(process) = job.spec.process() else {
         return Err(gone()).step(|| "read the container's process".to_owned());

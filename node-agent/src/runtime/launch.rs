@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use super::paths::ContainerDir;
 use super::record::Process;
 use super::sandbox::{Event, Order, Sandbox};
 use super::shim::SHIM;
+use super::sources;
 
 /// How long one step of the sandbox may take.
 const STEP: Duration = Duration::from_secs(20);
@@ -91,7 +92,12 @@ pub(super) fn launch(
     }
     debug_assert!(unshared, "events arrive in order");
     network(pid)?;
+    let sources = sources::open(sandbox, pid)
+        .map_err(|error| RuntimeError::Sandbox { name: name.clone(), message: error.to_string() })?;
     talk.order(Order::Build)?;
+    let sources: Vec<_> = sources.iter().map(|source| source.as_fd()).collect();
+    sys::sock::send_fds(ours.as_fd(), &sources)
+        .map_err(|error| talk.failed("take the sources of its mounts", error.into()))?;
     match talk.next("build its sandbox")? {
         Event::Built => Ok(launched),
         other => Err(talk.unexpected(&other)),

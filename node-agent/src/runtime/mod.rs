@@ -20,7 +20,9 @@ pub mod paths;
 pub mod record;
 mod sandbox;
 mod shim;
+mod sources;
 mod status;
+mod userns;
 
 use std::collections::HashMap;
 use std::ffi::OsString;

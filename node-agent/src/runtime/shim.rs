@@ -2,27 +2,27 @@
 //!
 //! It is this program executed again with a hidden first argument, single-threaded, in the host's
 //! namespaces and outside of the container's groups. Standard input is the control socket, standard error
-//! the shim's log. It makes the pid namespace, starts the first process, says its pid, waits for its end
-//! and writes that down.
+//! the shim's log. It makes the first process in new pid and user namespaces, says its pid, waits for its
+//! end and writes that down.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::SystemTime;
 
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::SigSet;
 use nix::unistd::setsid;
+use sys::clone::{Child, Spec, fork_single};
+use sys::ns::Kind;
+use sys::prctl::own;
 
 use super::channel;
 use super::paths::write_atomic;
 use super::sandbox::{ClockOffsets, Event, Exit, Sandbox};
-
-/// clone(2)'s flag for a time namespace.
-const CLONE_NEWTIME: i32 = 0x80;
+use super::userns::UserNamespace;
 
 /// The hidden first argument that makes a shim.
 pub(super) const SHIM: &str = "__shim";
@@ -50,35 +50,129 @@ fn supervise(path: &Path) -> io::Result<()> {
     // resets its signals before it executes the program.
     let _ = setsid();
     SigSet::all().thread_block()?;
-    unshare(CloneFlags::CLONE_NEWPID)?;
     if let Some(clocks) = sandbox.clocks {
         make_clocks(clocks)?;
     }
     let log = File::options().append(true).create(true).open(&sandbox.log)?;
-    let mut child = Command::new("/proc/self/exe")
-        .arg0("gantry-init")
-        .arg(INIT)
-        .arg(path)
-        .env_clear()
-        .stdin(Stdio::from(control.try_clone()?))
-        .stdout(Stdio::from(log.try_clone()?))
-        .stderr(Stdio::from(log))
-        .spawn()?;
-    let pid = i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData)?;
-    let told = channel::tell(&control, &Event::Pid(pid));
+    let child = first_process(path, &sandbox, &control, log)?;
+    let told = channel::tell(&control, &Event::Pid(child.pid));
     if told.is_err() {
         // Nobody would ever know of it.
-        let _ = child.kill();
+        kill(&child);
     }
     close_control(control)?;
-    let status = child.wait()?;
+    let status = wait(&child)?;
     told?;
     write_exit(&sandbox.exit, status)
 }
 
+/// Makes the first process, in its pid and user namespaces; it executes this program again.
+fn first_process(path: &Path, sandbox: &Sandbox, control: &OwnedFd, log: File) -> io::Result<Child> {
+    let user = UserNamespace::of(&sandbox.spec);
+    if let Some(user) = &user {
+        own_log(&log, user, &sandbox.spec)?;
+    }
+    let description = File::open(path)?;
+    let (hear, mut say) = io::pipe()?;
+    let own_users = if user.is_some() { Kind::User.flag() } else { 0 };
+    let flags = u64::from((Kind::Pid.flag() | own_users).cast_unsigned());
+    let spec = Spec { flags, ..Spec::default() };
+    let mut streams = Some((hear, control.try_clone()?, description, log));
+    let child = fork_single(&spec, || {
+        let Some((hear, control, description, log)) = streams.take() else { return 1 };
+        let error = become_init(hear, user.is_some(), control, description, log);
+        let _ = writeln!(io::stderr(), "first process: {error}");
+        1
+    })?;
+    drop(streams);
+    if let Some(user) = &user {
+        raise(child.pid, &sandbox.spec);
+        if let Err(error) = user.map(child.pid) {
+            kill(&child);
+            let _ = wait(&child);
+            return Err(error);
+        }
+    }
+    say.write_all(&[1])?;
+    Ok(child)
+}
+
+/// In the first process: becomes root of its user namespace, which keeps its capabilities over the exec.
+fn become_init(
+    mut hear: io::PipeReader,
+    user: bool,
+    control: OwnedFd,
+    description: File,
+    log: File,
+) -> io::Error {
+    // Ends without a word when the shim is gone or could not make the mappings.
+    if let Err(error) = hear.read_exact(&mut [0]) {
+        return error;
+    }
+    if user {
+        let root = own::set_groups(&[]).and_then(|()| own::set_gid(0)).and_then(|()| own::set_uid(0));
+        if let Err(error) = root {
+            return error.into();
+        }
+    }
+    let error = Command::new("/proc/self/exe")
+        .arg0("gantry-init")
+        .arg(INIT)
+        .env_clear()
+        .stdin(Stdio::from(control))
+        .stdout(Stdio::from(description))
+        .stderr(Stdio::from(log))
+        .exec();
+    if user && error.kind() == io::ErrorKind::PermissionDenied {
+        let why = "a container with a user namespace needs this program's file to be readable and executable by all";
+        return io::Error::new(error.kind(), format!("{why}: {error}"));
+    }
+    error
+}
+
+/// The container may open its standard output again by a name of it, such as /dev/stdout.
+fn own_log(log: &File, user: &UserNamespace, spec: &oci_spec::runtime::Spec) -> io::Result<()> {
+    let process = spec.process().as_ref().map(oci_spec::runtime::Process::user);
+    let (uid, gid) = process.map_or((0, 0), |user| (user.uid(), user.gid()));
+    std::os::unix::fs::fchown(log, user.uid(uid), user.gid(gid))
+}
+
+/// Raises limits as this process may and one in a user namespace may not, see setrlimit(2) and proc_pid_oom_score_adj(5).
+/// What fails here fails there as well, and is named there.
+fn raise(pid: i32, spec: &oci_spec::runtime::Spec) {
+    let Some(process) = spec.process() else { return };
+    for limit in process.rlimits().iter().flatten() {
+        let number = super::init::resource(limit.typ()) as u32;
+        if let Ok(now) = sys::prctl::rlimit(pid, number)
+            && limit.hard() > now.hard
+        {
+            let raised = sys::prctl::Rlimit { soft: now.soft, hard: limit.hard() };
+            let _ = sys::prctl::set_rlimit(pid, number, raised);
+        }
+    }
+    if let Some(value) = process.oom_score_adj() {
+        let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), value.to_string());
+    }
+}
+
+fn kill(child: &Child) {
+    let _ = sys::pidfd::send_signal(child.pidfd.as_fd(), nix::libc::SIGKILL);
+}
+
+fn wait(child: &Child) -> io::Result<ExitStatus> {
+    let pid = rustix::process::Pid::from_raw(child.pid).ok_or(io::ErrorKind::InvalidData)?;
+    loop {
+        match rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()) {
+            Ok(Some((_, status))) => return Ok(ExitStatus::from_raw(status.as_raw())),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// A time namespace for the first process. This one stays in its own.
 fn make_clocks(clocks: ClockOffsets) -> io::Result<()> {
-    sys::ns::unshare(CLONE_NEWTIME)?;
+    sys::ns::unshare(Kind::Time.flag())?;
     let line = |clock: &str, offset: i64| {
         let (seconds, nanos) = (offset.div_euclid(1_000_000_000), offset.rem_euclid(1_000_000_000));
         format!("{clock} {seconds} {nanos}\n")

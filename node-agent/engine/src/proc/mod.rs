@@ -4,6 +4,7 @@
 //! bytes, never split on what a name may contain, and leave paths raw until a caller needs text.
 
 pub mod fdinfo;
+pub mod idmap;
 pub mod limits;
 pub mod links;
 pub mod maps;

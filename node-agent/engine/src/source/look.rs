@@ -124,7 +124,7 @@ impl Looker {
         findings: &mut Findings,
     ) -> Result<Look, InspectError> {
         if depth == Depth::Everything {
-            rules::check(&self.spec, &tree, self.tracer, findings)?;
+            rules::check(&self.spec, &tree, &self.view.ids, self.tracer, findings)?;
             let pids: Vec<i32> = tree.iter().map(|process| process.pid).collect();
             ipc::check(self.spec.root, &pids, findings)?;
             self.groups = multicast::read(self.spec.root)?;

@@ -9,6 +9,8 @@ use super::error::InspectError;
 use super::findings::Findings;
 use super::spec::{Namespaces, TreeSpec};
 use super::tree::{Process, cgroup_members};
+use crate::proc::idmap::IdMaps;
+use crate::proc::status::Status;
 use crate::proc::{ProcError, links, status};
 
 const END: &str = "end it before the move";
@@ -17,6 +19,7 @@ const END: &str = "end it before the move";
 pub(crate) fn check(
     spec: &TreeSpec,
     tree: &[Process],
+    ids: &IdMaps,
     own_tracer: i32,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
@@ -29,7 +32,7 @@ pub(crate) fn check(
     container_namespaces(spec, root, findings)?;
     for process in tree {
         // A process that ends while it is looked at is no reason to refuse.
-        match check_process(root, process, own_tracer, findings) {
+        match check_process(root, process, ids, own_tracer, findings) {
             Err(InspectError::Proc(error)) if error.is_gone() => {}
             other => other?,
         }
@@ -48,6 +51,7 @@ pub(crate) fn check(
 fn check_process(
     root: &Process,
     process: &Process,
+    ids: &IdMaps,
     own_tracer: i32,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
@@ -83,6 +87,9 @@ fn check_process(
         findings.process(pid, "it is a 32-bit program", "use its 64-bit build");
     }
     label(process, findings);
+    if let Some(reason) = unmapped(&process.status, ids) {
+        findings.process(pid, reason, END);
+    }
     for name in links::NAMESPACES {
         let ours = namespace(root.pid, name)?;
         if namespace(process.pid, name)? != ours {
@@ -94,7 +101,7 @@ fn check_process(
         }
     }
     for tid in process.tids.iter().skip(1) {
-        check_thread(process, *tid, own_tracer, findings)?;
+        check_thread(process, *tid, ids, own_tracer, findings)?;
     }
     Ok(())
 }
@@ -102,6 +109,7 @@ fn check_process(
 fn check_thread(
     process: &Process,
     tid: i32,
+    ids: &IdMaps,
     own_tracer: i32,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
@@ -117,6 +125,9 @@ fn check_thread(
             format!("it is being traced by process {} (host numbering)", thread.tracer),
             "detach the debugger or tracer",
         );
+    }
+    if let Some(reason) = unmapped(&thread, ids) {
+        findings.thread(process.inner, thread.inner_pid(), reason, END);
     }
     let own = [
         ("descriptor table", kcmp::files(process.pid, tid)),
@@ -149,6 +160,16 @@ fn check_thread(
         }
     }
     Ok(())
+}
+
+/// A user or group that the container's user namespace does not have: it could not be set inside.
+fn unmapped(status: &Status, ids: &IdMaps) -> Option<String> {
+    let user = status.uid.iter().find(|id| ids.uid.inside(**id).is_none()).map(|id| ("user", id));
+    let mut groups = status.gid.iter().chain(&status.groups);
+    let found = user.or_else(|| groups.find(|id| ids.gid.inside(**id).is_none()).map(|id| ("group", id)));
+    found.map(|(what, id)| {
+        format!("its {what} {id} (host numbering) is not mapped in the container's user namespace")
+    })
 }
 
 /// A namespace's number; `None` on kernels without that kind.

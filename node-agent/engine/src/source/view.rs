@@ -8,6 +8,7 @@ use std::path::Path;
 use image::shape::FileIdentity;
 
 use super::error::InspectError;
+use crate::proc::idmap::IdMaps;
 use crate::proc::links;
 
 /// Translates what the kernel says about paths into the container's own view.
@@ -19,6 +20,8 @@ pub(crate) struct View {
     prefix: Vec<u8>,
     /// Device of the kernel's own tmpfs, in which memory objects live.
     pub(crate) shmem_dev: u64,
+    /// Users and groups of the tree's user namespace.
+    pub(crate) ids: IdMaps,
 }
 
 /// A file behind a descriptor or a mapping.
@@ -41,7 +44,7 @@ impl View {
         if prefix == b"/" {
             prefix.clear();
         }
-        Ok(Self { root, prefix, shmem_dev: shmem_device(root)? })
+        Ok(Self { root, prefix, shmem_dev: shmem_device(root)?, ids: IdMaps::read(root)? })
     }
 
     /// A path that the kernel gave, as the container sees it.

@@ -40,6 +40,7 @@ impl Ghosts {
                 let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
                 let parent = if parent.is_empty() { "/" } else { parent };
                 let dir = root.open(0, parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+                let _owner = root.make_as_owner()?;
                 let made = make(&dir, name, id);
                 place.insert(made.map_err(TargetError::system(format!("make the deleted file {path}")))?)
             }

@@ -191,7 +191,9 @@ impl Target {
             writer.remove_process(pid);
         }
         fail::fail_point!("target-reconcile-tree");
+        let owner = root_fs.make_as_owner()?;
         objects.reconcile(&shape.objects, tree.get(root)?, tape, writer)?;
+        drop(owner);
         let around = Surroundings { tape, channel, root: root_fs, objects, ghosts };
         for process in &shape.processes {
             let skeleton = tree.get(process.pid)?;
@@ -242,8 +244,11 @@ impl Target {
         };
         let ghosts = ghosts.get_mut();
         ghosts.fill(&image.files, root_fs)?;
+        // Pipes and sockets have owners, too.
+        let owner = root_fs.make_as_owner()?;
         let mut shop = Workshop { tree, tape, channel, root: root_fs, objects, ghosts, externals, netns };
         let files = Descriptions::make(&image.files, &mut shop)?;
+        drop(owner);
         times.files = watch.lap();
         fail::fail_point!("target-files");
 

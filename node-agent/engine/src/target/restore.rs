@@ -174,6 +174,7 @@ impl Restorer<'_> {
             leader.extend(attributes::process_signals(process).map_err(TargetError::Refused)?);
 
             let skeleton = self.tree.get(pid)?;
+            raise_limits(skeleton.host, process);
             let Some((first, others)) = process.threads.split_first() else {
                 return Err(TargetError::Image(format!("pid {pid} has no thread")));
             };
@@ -419,6 +420,17 @@ fn die(pid: Pid, mut stopped: Stopped, signal: i32, code: i32) -> Result<(), Tar
             Event::Exited(_, Exit::Code(c)) if signal == 0 && c == code => return Ok(()),
             Event::Exited(_, Exit::Signal(s)) if s == signal => return Ok(()),
             other => return Err(lost(pid, format!("it should have died: {other:?}"))),
+        }
+    }
+}
+
+/// Raises what only the agent may raise: in a user namespace no skeleton has CAP_SYS_RESOURCE of the host, which
+/// setrlimit(2) demands. Where it fails, the skeleton's own call fails as well, and says so.
+fn raise_limits(host: i32, process: &ProcessState) {
+    for (resource, limit) in (0..).zip(&process.rlimits) {
+        if sys::prctl::rlimit(0, resource).is_ok_and(|own| limit.hard > own.hard) {
+            let limit = sys::prctl::Rlimit { soft: limit.soft, hard: limit.hard };
+            let _ = sys::prctl::set_rlimit(host, resource, limit);
         }
     }
 }

@@ -8,12 +8,18 @@ use image::Pid;
 use image::shape::FileIdentity;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
+use sys::prctl::own::FileUser;
+
 use super::error::TargetError;
+use super::skeleton::lost;
+use crate::proc::idmap::IdMaps;
 
 /// The container's root directory, as its root process sees it.
 #[derive(Debug)]
 pub(crate) struct RootFs {
     root: OwnedFd,
+    /// User and group here of the container's root, when it has a user namespace.
+    owner: Option<(u32, u32)>,
 }
 
 impl RootFs {
@@ -22,7 +28,15 @@ impl RootFs {
         let path = format!("/proc/{host}/root");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty());
-        Ok(Self { root: root.map_err(TargetError::errno(format!("open {path}")))? })
+        let ids = IdMaps::read(host).map_err(|error| lost(0, error.to_string()))?;
+        Ok(Self { root: root.map_err(TargetError::errno(format!("open {path}")))?, owner: ids.root() })
+    }
+
+    /// While the answer lives, what this thread makes belongs to the container's root: its file systems take
+    /// nothing from users that its user namespace does not have.
+    pub(crate) fn make_as_owner(&self) -> Result<Option<FileUser>, TargetError> {
+        let user = self.owner.map(|(uid, gid)| FileUser::set(uid, gid)).transpose();
+        user.map_err(TargetError::errno("make files as the container's root"))
     }
 
     /// Opens a path without ever leaving the container's root directory.

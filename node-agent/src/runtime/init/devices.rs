@@ -40,7 +40,7 @@ pub(super) fn all(spec: &Spec, root: &OwnedFd) -> Result<(), InitError> {
         let what = || format!("make /dev/{name}");
         match node(&dev, Path::new(name), FileType::CharacterDevice, 0o666, makedev(major, minor)) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(Errno::PERM) => bind(&dev, name).step(what)?,
+            Err(Errno::PERM) => bind(&dev, &Path::new("/dev").join(name), Path::new(name)).step(what)?,
             Err(error) => return Err(error).step(what),
         }
     }
@@ -71,9 +71,17 @@ fn extra(root: &OwnedFd, device: &LinuxDevice) -> Result<(), InitError> {
     let number = |value: i64| u32::try_from(value).unwrap_or_default();
     let parent = path::make(root, parent, Want::Directory).step(what)?;
     let mode = device.file_mode().unwrap_or(0o666) & 0o7777;
-    match node(&parent, Path::new(name), kind, mode, makedev(number(device.major()), number(device.minor())))
-    {
+    let wanted = makedev(number(device.major()), number(device.minor()));
+    match node(&parent, Path::new(name), kind, mode, wanted) {
         Ok(()) | Err(Errno::EXIST) => {}
+        Err(Errno::PERM) => {
+            let here = rustix::fs::stat(place).step(what)?;
+            if FileType::from_raw_mode(here.st_mode) != kind || here.st_rdev != wanted {
+                return refuse(what(), "nodes cannot be made here, and the host has another device of that name");
+            }
+            // Owner and mode are the host's.
+            return bind(&parent, place, Path::new(name)).step(what);
+        }
         Err(error) => return Err(error).step(what),
     }
     let (uid, gid) = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
@@ -88,8 +96,8 @@ fn node(dir: &OwnedFd, name: &Path, kind: FileType, mode: u32, device: u64) -> r
     chmodat(dir, name, mode, AtFlags::empty())
 }
 
-/// Where nodes cannot be made the host's is mounted.
-fn bind(dev: &OwnedFd, name: &str) -> rustix::io::Result<()> {
-    let point = path::make(dev, Path::new(name), Want::File)?;
-    mount_bind(format!("/dev/{name}"), path::name(&point))
+/// Where nodes cannot be made, as in a user namespace, the host's is mounted.
+fn bind(dir: &OwnedFd, node: &Path, name: &Path) -> rustix::io::Result<()> {
+    let point = path::make(dir, name, Want::File)?;
+    mount_bind(node, path::name(&point))
 }

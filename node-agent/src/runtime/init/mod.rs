@@ -22,10 +22,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{pause, setsid};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::channel;
 use super::sandbox::{CONTROL_FD, Event, Order, Purpose, Sandbox};
+use super::{channel, sources};
 
-pub(super) use process::{Credentials, search_path};
+pub(super) use path::open as open_inside;
+pub(super) use process::{Credentials, resource, search_path};
 
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -52,20 +53,28 @@ fn refuse<T>(what: String, why: impl Into<String>) -> Result<T, InitError> {
     Err(InitError { what, source: io::Error::new(io::ErrorKind::Unsupported, why.into()) })
 }
 
-/// Builds the sandbox that the JSON file `path` describes. Returns only when that failed.
+/// Builds the sandbox that is described, as JSON, in the file that standard output is: where that lies, this process
+/// need not be able to look. Standard input is the control socket, standard error the container's log. Returns only
+/// when it failed.
 #[must_use]
-pub(super) fn main(path: &Path) -> ExitCode {
+pub(super) fn main(_: &Path) -> ExitCode {
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
-    if let Err(error) = build(path, &control) {
+    if let Err(error) = build(&control) {
         let _ = channel::tell(&control, &Event::Failed(error.to_string()));
     }
     ExitCode::FAILURE
 }
 
-fn build(path: &Path, control: &OwnedFd) -> Result<(), InitError> {
-    let sandbox: Sandbox = fs::read(path)
-        .and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from))
-        .step(|| format!("read {}", path.display()))?;
+/// Reads what is to be built, and puts the log in its place.
+fn description() -> io::Result<Sandbox> {
+    let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let sandbox = serde_json::from_reader(io::BufReader::new(file))?;
+    rustix::stdio::dup2_stdout(io::stderr())?;
+    Ok(sandbox)
+}
+
+fn build(control: &OwnedFd) -> Result<(), InitError> {
+    let sandbox = description().step(|| "read what to build".to_owned())?;
     let spec = &sandbox.spec;
     // Programs of the container must not reach into this process before it has become one of them.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
@@ -83,6 +92,8 @@ fn build(path: &Path, control: &OwnedFd) -> Result<(), InitError> {
     unshare(flags).step(|| "make namespaces".to_owned())?;
     say(control, &Event::Unshared)?;
     wait_for(control, Order::Build)?;
+    let sources = sys::sock::receive_fds(control.as_fd(), sources::paths(&sandbox).len())
+        .step(|| "receive the sources of mounts".to_owned())?;
     if has(spec, LinuxNamespaceType::Cgroup) {
         unshare(CloneFlags::CLONE_NEWCGROUP).step(|| "make a cgroup namespace".to_owned())?;
     }
@@ -95,9 +106,10 @@ fn build(path: &Path, control: &OwnedFd) -> Result<(), InitError> {
         // The engine closes it; the root need not have one.
         null_stdin()?;
     }
-    if has(spec, LinuxNamespaceType::Mount) {
-        let new_root = root::prepare(&sandbox)?;
-        mounts::all(&sandbox, &new_root)?;
+    let mut sources = sources.into_iter();
+    if let Some(source) = sources.next() {
+        let new_root = root::prepare(&sandbox, source)?;
+        mounts::all(&sandbox, &new_root, sources)?;
         devices::all(spec, &new_root)?;
         root::enter(&sandbox, new_root)?;
         root::protect(spec)?;
@@ -168,13 +180,19 @@ fn sysctls(spec: &Spec) -> Result<(), InitError> {
         if !OWN.iter().any(|own| name.starts_with(own)) || name.contains("..") {
             return refuse(format!("set sysctl {name}"), "it is not a part of the container's namespaces");
         }
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        fs::write(&path, value).step(|| format!("set sysctl {name}"))?;
+        let what = || format!("set sysctl {name}");
+        // The files of these two belong to the host's root alone.
+        match name.as_str() {
+            "kernel.hostname" => rustix::system::sethostname(value.as_bytes()).step(what)?,
+            "kernel.domainname" => rustix::system::setdomainname(value.as_bytes()).step(what)?,
+            _ => fs::write(Path::new("/proc/sys").join(name.replace('.', "/")), value).step(what)?,
+        }
     }
     Ok(())
 }
 
-fn has(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+/// The configuration asks for a namespace of this kind.
+pub(super) fn has(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     spec.linux()
         .as_ref()
         .and_then(|linux| linux.namespaces().as_ref())

@@ -13,21 +13,33 @@ use super::{Context as _, InitError, has, refuse, root};
 use crate::runtime::cgroup::Hierarchy;
 use crate::runtime::sandbox::Sandbox;
 
-/// Mounts everything below `root`.
-pub(super) fn all(sandbox: &Sandbox, root: &OwnedFd) -> Result<(), InitError> {
+/// Mounts everything below `root`; `sources` are those of the bind mounts, in their order.
+pub(super) fn all(
+    sandbox: &Sandbox,
+    root: &OwnedFd,
+    mut sources: impl Iterator<Item = OwnedFd>,
+) -> Result<(), InitError> {
     for item in sandbox.spec.mounts().iter().flatten() {
-        one(sandbox, root, item)?;
+        one(sandbox, root, item, &mut sources)?;
     }
     Ok(())
 }
 
-fn one(sandbox: &Sandbox, root: &OwnedFd, item: &Mount) -> Result<(), InitError> {
+fn one(
+    sandbox: &Sandbox,
+    root: &OwnedFd,
+    item: &Mount,
+    sources: &mut impl Iterator<Item = OwnedFd>,
+) -> Result<(), InitError> {
     let options = options::parse(item.options().as_deref().unwrap_or_default());
     let destination = item.destination();
     let kind = item.typ().as_deref().unwrap_or(if options.bind.is_some() { "bind" } else { "none" });
     let what = || format!("mount {kind} on {}", destination.display());
     if let Some(recursive) = options.bind.or((kind == "bind").then_some(false)) {
-        return bind(sandbox, root, item, &options, recursive);
+        let Some(source) = sources.next() else {
+            return refuse(what(), "its source did not come");
+        };
+        return bind(sandbox, root, item, &source, &options, recursive);
     }
     match kind {
         "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" => {
@@ -45,24 +57,23 @@ fn bind(
     sandbox: &Sandbox,
     root: &OwnedFd,
     item: &Mount,
+    source: &OwnedFd,
     options: &Options,
     recursive: bool,
 ) -> Result<(), InitError> {
     let destination = item.destination();
-    let Some(source) = item.source() else {
-        return refuse(format!("bind {}", destination.display()), "the mount has no source");
-    };
-    let source = root::source(sandbox, source);
-    let what = || format!("bind {} on {}", source.display(), destination.display());
-    let want = if source.metadata().step(what)?.is_dir() { Want::Directory } else { Want::File };
+    let shown = item.source().as_deref().unwrap_or(Path::new("")).display();
+    let what = || format!("bind {shown} on {}", destination.display());
+    let want = if path::is_directory(source).step(what)? { Want::Directory } else { Want::File };
     let point = path::make(root, destination, want).step(what)?;
     let at = path::name(&point);
+    let source = path::name(source);
     if recursive { mount_bind_recursive(&source, &at) } else { mount_bind(&source, &at) }.step(what)?;
     // The old descriptor names the directory below the new mount: look it up again.
     let mounted = path::open(root, destination).step(what)?;
     let at = path::name(&mounted);
     if !options.flags.is_empty() {
-        let flags = options.flags | MountFlags::BIND | root::kept(&at).step(what)?;
+        let flags = options.flags | MountFlags::BIND | root::kept(&sandbox.spec, &at).step(what)?;
         mount_remount(&at, flags, "").step(what)?;
     }
     propagation(root, destination, options).step(what)

@@ -17,7 +17,7 @@ pub(super) enum Want {
 }
 
 /// Opens `path` below `root`, as chroot(2) would resolve it, without the right to read or write.
-pub(super) fn open(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
+pub(in crate::runtime) fn open(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)

@@ -256,7 +256,8 @@ fn bit(capability: &Capability) -> CapabilitySet {
     }
 }
 
-fn resource(kind: PosixRlimitType) -> Resource {
+/// The number of a limit.
+pub(in crate::runtime) fn resource(kind: PosixRlimitType) -> Resource {
     match kind {
         PosixRlimitType::RlimitCpu => Resource::RLIMIT_CPU,
         PosixRlimitType::RlimitFsize => Resource::RLIMIT_FSIZE,

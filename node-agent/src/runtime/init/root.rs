@@ -1,31 +1,35 @@
 //! The root directory: made a mount of its own, entered, and protected.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 
-use oci_spec::runtime::Spec;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use rustix::fs::CWD;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
     mount_remount, unmount,
 };
 use rustix::process::{fchdir, pivot_root};
 
-use super::{Context as _, InitError, path, refuse};
+use super::{Context as _, InitError, has, path, refuse};
 use crate::runtime::sandbox::Sandbox;
 
-/// Cuts the propagation of mounts to the host and makes the root directory a mount; opens it.
-pub(super) fn prepare(sandbox: &Sandbox) -> Result<OwnedFd, InitError> {
+/// Cuts the propagation of mounts to the host and makes the root directory, open as `root`, a mount; answers that one.
+pub(super) fn prepare(sandbox: &Sandbox, root: OwnedFd) -> Result<OwnedFd, InitError> {
     let rootfs = &sandbox.rootfs;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).step(|| "make mounts private".to_owned())?;
     // The host's own root is a mount already, and the process is in it.
-    if !is_host(rootfs) {
-        mount_bind_recursive(rootfs, rootfs).step(|| format!("bind {}", rootfs.display()))?;
+    if is_host(rootfs) {
+        return Ok(root);
     }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(CWD, rootfs, flags, Mode::empty()).step(|| format!("open {}", rootfs.display()))
+    let what = || format!("bind {}", rootfs.display());
+    let here = Path::new("");
+    let flags = sys::mount::OPEN_TREE_CLONE | sys::mount::AT_RECURSIVE;
+    let tree = sys::mount::open_tree(Some(root.as_fd()), here, flags).step(what)?;
+    sys::mount::move_mount(tree.as_fd(), Some(root.as_fd()), here).step(what)?;
+    Ok(tree)
 }
 
 /// Makes it the root and lets go of the host's.
@@ -58,8 +62,9 @@ fn is_host(rootfs: &Path) -> bool {
 
 fn read_only(spec: &Spec) -> Result<(), InitError> {
     if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
-        mount_remount("/", MountFlags::BIND | MountFlags::RDONLY, "")
-            .step(|| "make the root read-only".to_owned())?;
+        let what = || "make the root read-only".to_owned();
+        let kept = kept(spec, Path::new("/")).step(what)?;
+        mount_remount("/", MountFlags::BIND | MountFlags::RDONLY | kept, "").step(what)?;
     }
     Ok(())
 }
@@ -73,7 +78,7 @@ pub(super) fn protect(spec: &Spec) -> Result<(), InitError> {
             Err(error) if missing(error) => continue,
             result => result.step(what)?,
         }
-        let flags = MountFlags::BIND | MountFlags::RDONLY | kept(Path::new(item)).step(what)?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | kept(spec, Path::new(item)).step(what)?;
         mount_remount(item.as_str(), flags, "").step(what)?;
     }
     for item in linux.masked_paths().iter().flatten() {
@@ -91,8 +96,8 @@ pub(super) fn protect(spec: &Spec) -> Result<(), InitError> {
     Ok(())
 }
 
-/// Flags that a remount must not lose (and, in a user namespace, may not).
-pub(super) fn kept(path: &Path) -> io::Result<MountFlags> {
+/// Flags that a remount must not lose. In a user namespace it may not: the kernel refuses it.
+pub(super) fn kept(spec: &Spec, path: &Path) -> io::Result<MountFlags> {
     use rustix::fs::StatVfsMountFlags as Vfs;
     let now = rustix::fs::statvfs(path)?.f_flag;
     let pairs = [
@@ -103,14 +108,11 @@ pub(super) fn kept(path: &Path) -> io::Result<MountFlags> {
         (Vfs::NODIRATIME, MountFlags::NODIRATIME),
         (Vfs::RELATIME, MountFlags::RELATIME),
     ];
-    Ok(pairs.into_iter().filter(|(seen, _)| now.contains(*seen)).map(|(_, flag)| flag).collect())
+    let locked = has(spec, LinuxNamespaceType::User).then_some((Vfs::RDONLY, MountFlags::RDONLY));
+    let seen = pairs.into_iter().chain(locked).filter(|(seen, _)| now.contains(*seen));
+    Ok(seen.map(|(_, flag)| flag).collect())
 }
 
 fn missing(error: rustix::io::Errno) -> bool {
     matches!(error, rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR)
-}
-
-/// Where a bind mount's source is: relative ones belong to the bundle.
-pub(super) fn source(sandbox: &Sandbox, source: &Path) -> PathBuf {
-    sandbox.bundle.join(source)
 }

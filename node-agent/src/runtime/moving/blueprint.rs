@@ -14,6 +14,7 @@ use super::clocks::Clocks;
 use crate::network::{Addressing, Peer};
 use crate::runtime::ContainerName;
 use crate::runtime::bundle::{ROOTFS_ANNOTATION, is_bind};
+use crate::runtime::userns::UserNamespace;
 
 /// A file in a shared root directory that proves that both nodes mean the same one.
 const MARKER: &str = ".gantry-shared";
@@ -141,6 +142,15 @@ impl Blueprint {
                     way_out: "make it there, or move the container to a node that has it".to_owned(),
                 });
             }
+        }
+        let spaces = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+        if UserNamespace::of(&self.spec).is_some() && matches!(spaces.trim(), "" | "0") {
+            refusals.push(Refusal {
+                pid: 0,
+                subject: Subject::Container,
+                reason: "it has a user namespace, and the target node allows none".to_owned(),
+                way_out: "raise user.max_user_namespaces there (sysctl)".to_owned(),
+            });
         }
         if let (Some(ip), None) = (self.network.ip, bridge) {
             refusals.push(Refusal {

@@ -3,12 +3,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::target::{Externals, SkeletonRoot, TargetOptions};
 use oci_spec::runtime::Spec;
 use sys::ns::{self, Kind};
+use sys::prctl::own::FileUser;
 
 use super::areas;
 use super::blueprint::{Blueprint, Rootfs};
@@ -21,6 +23,7 @@ use crate::runtime::launch::launch;
 use crate::runtime::paths::ContainerDir;
 use crate::runtime::record::{Process, Record, Stage};
 use crate::runtime::sandbox::{CONTROL_FD, Purpose, Sandbox};
+use crate::runtime::userns::UserNamespace;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::session::ports::{ContainerTarget, EthernetFrame, FileTarget, Incoming, PortError};
 
@@ -88,7 +91,11 @@ impl Coming {
         };
         let make = |record: &mut Record| -> Result<(Spec, OwnedFd, Option<Port>), RuntimeError> {
             let _ = fs::remove_dir_all(&bundle);
-            fs::create_dir_all(bundle.join("rootfs")).map_err(RuntimeError::file("create", &bundle))?;
+            let own_rootfs = bundle.join("rootfs");
+            fs::create_dir_all(&own_rootfs).map_err(RuntimeError::file("create", &bundle))?;
+            if let Some((uid, gid)) = UserNamespace::of(&blueprint.spec).and_then(|user| user.root()) {
+                chown(&own_rootfs, Some(uid), Some(gid)).map_err(RuntimeError::file("chown", &own_rootfs))?;
+            }
             let bundle = Bundle::from_spec(bundle.clone(), rootfs.clone(), blueprint.spec)?;
             runtime.prepare(record, &bundle, dir)?;
             let sandbox = Sandbox { clocks, ..runtime.sandbox(record, &bundle, dir, Purpose::Restore) };
@@ -185,7 +192,8 @@ impl ContainerTarget for Coming {
         let areas = areas::open(&self.spec, &self.rootfs, &self.record.rootfs, self.pid());
         let areas = self.failed("open the files of", areas)?;
         let target = Target::new(areas, self.externals.log.clone());
-        Ok(Box::new(Files { name: self.record.name.to_string(), target }))
+        let owner = UserNamespace::of(&self.spec).and_then(|user| user.root());
+        Ok(Box::new(Files { name: self.record.name.to_string(), target, owner }))
     }
 
     fn ready(&mut self, root_pid: i32) -> Result<(), PortError> {
@@ -255,12 +263,16 @@ impl Externals for Stdio {
 struct Files {
     name: String,
     target: Target,
+    /// The host's numbers of the container's root, when it has a user namespace: its tmpfs take files of users that are
+    /// mapped there, and of no others.
+    owner: Option<(u32, u32)>,
 }
 
 impl FileTarget for Files {
     fn apply(&mut self, batch: &[u8]) -> Result<(), PortError> {
-        self.target
-            .apply(batch)
-            .map_err(|error| PortError::failed(format!("write the files of {}", self.name), error))
+        let what = || format!("write the files of {}", self.name);
+        let owner = self.owner.map(|(uid, gid)| FileUser::set(uid, gid)).transpose();
+        let _owner = owner.map_err(|error| PortError::failed(what(), error))?;
+        self.target.apply(batch).map_err(|error| PortError::failed(what(), error))
     }
 }

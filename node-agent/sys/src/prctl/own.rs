@@ -241,3 +241,67 @@ pub fn default_signals() -> Result<()> {
     let ret = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, set, none, 8_usize) };
     Errno::result(ret).map(drop)
 }
+
+/// The calling thread makes files as another user while this lives, with the capabilities that it had.
+///
+/// A file system that was mounted in a user namespace takes new files of mapped owners alone (`EOVERFLOW`), whatever
+/// the capabilities of who makes them. Dropping it brings the old ids back. The thread must not become another
+/// user meanwhile.
+#[derive(Debug)]
+pub struct FileUser {
+    uid: u32,
+    gid: u32,
+    dumpable: i32,
+    // Ids belong to the thread that set them.
+    not_send: std::marker::PhantomData<*const ()>,
+}
+
+impl FileUser {
+    /// setfsuid(2) and setfsgid(2) for the calling thread.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_SETUID and CAP_SETGID. Nothing has changed then.
+    pub fn set(uid: u32, gid: u32) -> Result<Self> {
+        let caps = super::caps(0)?;
+        let dumpable = prctl_ints(libc::PR_GET_DUMPABLE, 0, 0, 0, 0)?;
+        let old_gid = set_file_id(libc::SYS_setfsgid, gid);
+        let old_uid = set_file_id(libc::SYS_setfsuid, uid);
+        let user = Self { uid: old_uid, gid: old_gid, dumpable, not_send: std::marker::PhantomData };
+        // Neither call says whether it worked: an id that is none changes nothing and answers the present one.
+        let now = (set_file_id(libc::SYS_setfsuid, u32::MAX), set_file_id(libc::SYS_setfsgid, u32::MAX));
+        if now != (uid, gid) {
+            return Err(Errno::EPERM);
+        }
+        // Leaving user 0 took the capabilities over files out of force.
+        set_caps(&caps)?;
+        user.stay_dumpable();
+        Ok(user)
+    }
+
+    /// A change of ids takes the right to be dumped from the whole process.
+    fn stay_dumpable(&self) {
+        if self.dumpable == 1 {
+            let _ = prctl_ints(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
+        }
+    }
+}
+
+impl Drop for FileUser {
+    fn drop(&mut self) {
+        let caps = super::caps(0);
+        set_file_id(libc::SYS_setfsuid, self.uid);
+        set_file_id(libc::SYS_setfsgid, self.gid);
+        // They were in force a moment ago and are permitted.
+        if let Ok(caps) = caps {
+            let _ = set_caps(&caps);
+        }
+        self.stay_dumpable();
+    }
+}
+
+/// setfsuid(2) or setfsgid(2); answers the id before.
+fn set_file_id(call: i64, id: u32) -> u32 {
+    // SAFETY: both calls take one integer and change the credentials of the calling thread only.
+    let before = unsafe { libc::syscall(call, id) };
+    u32::try_from(before & 0xffff_ffff).unwrap_or(u32::MAX)
+}

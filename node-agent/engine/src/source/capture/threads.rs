@@ -10,6 +10,7 @@ use sys::regs::UserRegs;
 use sys::tape::{Block, CallId, Outcome, Program};
 use sys::{prctl, restart};
 
+use crate::proc::idmap::{IdMap, IdMaps};
 use crate::proc::{self, ProcError, limits, status, timers};
 use crate::source::error::SourceError;
 use crate::source::findings::Findings;
@@ -150,6 +151,7 @@ pub(crate) fn thread(
     found: &ProcessLook,
     parked: &ParkedThread,
     ask: &ThreadAsk,
+    ids: &IdMaps,
     findings: &mut Findings,
 ) -> Result<Thread, SourceError> {
     let (pid, tid) = (found.process.pid, parked.tid);
@@ -208,7 +210,8 @@ pub(crate) fn thread(
         }),
         robust_list: (head != 0).then_some(RobustList { head, len }),
         clear_child_tid: outcome.word(ask.tid_address),
-        creds: creds(&status, outcome.result(ask.securebits)),
+        creds: creds(&status, ids, outcome.result(ask.securebits))
+            .ok_or_else(|| SourceError::kernel("read the users of", tid, sys::Errno::EOVERFLOW))?,
         seccomp_mode: status.seccomp,
         seccomp_filters: seccomp_filters
             .into_iter()
@@ -248,12 +251,17 @@ fn pending(parked: &ParkedThread, which: PendingSignals) -> Result<Vec<SigInfo>,
     Ok(queue.iter().map(|info| SigInfo(info.to_vec())).collect())
 }
 
-fn creds(status: &status::Status, securebits: i64) -> Creds {
+/// Credentials as the thread itself sees them; `None` when its user namespace does not have one of its ids.
+fn creds(status: &status::Status, ids: &IdMaps, securebits: i64) -> Option<Creds> {
     let [inheritable, permitted, effective, bounding, ambient] = status.caps;
-    Creds {
-        uid: status.uid,
-        gid: status.gid,
-        groups: status.groups.clone(),
+    let four = |map: &IdMap, list: &[u32; 4]| -> Option<[u32; 4]> {
+        let list: Option<Vec<u32>> = list.iter().map(|id| map.inside(*id)).collect();
+        list?.try_into().ok()
+    };
+    Some(Creds {
+        uid: four(&ids.uid, &status.uid)?,
+        gid: four(&ids.gid, &status.gid)?,
+        groups: status.groups.iter().map(|id| ids.gid.inside(*id)).collect::<Option<_>>()?,
         cap_inheritable: inheritable,
         cap_permitted: permitted,
         cap_effective: effective,
@@ -261,7 +269,7 @@ fn creds(status: &status::Status, securebits: i64) -> Creds {
         cap_ambient: ambient,
         securebits: u32::try_from(securebits).unwrap_or(0),
         no_new_privs: status.no_new_privs,
-    }
+    })
 }
 
 fn resume(decision: restart::Resume) -> Resume {
