@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 /// Version of the OCI runtime specification that is written.
 const OCI_VERSION: &str = "1.0.2";
+/// How many ids a container with a user namespace has.
+const RANGE: u32 = 65536;
 /// Directories of the machine that programs need.
 const SYSTEM: [&str; 6] = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc"];
 /// Capabilities that container engines give by default.
@@ -44,6 +46,9 @@ pub(crate) struct Options {
     /// Directory inside the container that it can write to; may be given several times.
     #[arg(long, value_name = "PATH")]
     pub(crate) rw: Vec<PathBuf>,
+    /// Give the container a user namespace: its ids 0 to 65535 are this machine's from FIRST on.
+    #[arg(long, value_name = "FIRST")]
+    pub(crate) userns: Option<u32>,
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<String>,
@@ -73,10 +78,28 @@ pub(crate) fn make(options: &Options) -> Result<PathBuf> {
         let inside = root.join(path.strip_prefix("/").unwrap_or(path));
         std::os::unix::fs::symlink(to, &inside).with_context(|| format!("link {}", inside.display()))?;
     }
+    if let Some(first) = options.userns {
+        if first == 0 || first.checked_add(RANGE).is_none() {
+            bail!("--userns {first}: give the first of {RANGE} ids that nothing else on this machine has");
+        }
+        give(&root, first)?;
+    }
     let config = config(&args, &plan.binds, options)?;
     fs::write(&config_path, format!("{config:#}\n"))
         .with_context(|| format!("write {}", config_path.display()))?;
     Ok(bundle)
+}
+
+/// Gives a directory, and everything in it, to the root of a user namespace.
+fn give(path: &Path, owner: u32) -> Result<()> {
+    std::os::unix::fs::lchown(path, Some(owner), Some(owner))
+        .with_context(|| format!("chown {}", path.display()))?;
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
+            give(&entry?.path(), owner)?;
+        }
+    }
+    Ok(())
 }
 
 fn text(path: &Path) -> Result<&str> {
@@ -165,7 +188,7 @@ fn config(args: &[String], binds: &BTreeSet<PathBuf>, options: &Options) -> Resu
     }
     let rw = options.rw.iter().map(|path| text(path)).collect::<Result<Vec<_>>>()?.join(",");
     let capabilities = json!(CAPABILITIES);
-    Ok(json!({
+    let mut config = json!({
         "ociVersion": OCI_VERSION,
         "process": {
             "terminal": false,
@@ -189,7 +212,16 @@ fn config(args: &[String], binds: &BTreeSet<PathBuf>, options: &Options) -> Resu
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/sysrq-trigger"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq"],
         },
-    }))
+    });
+    if let Some(first) = options.userns {
+        let mappings = json!([{"containerID": 0, "hostID": first, "size": RANGE}]);
+        config["linux"]["uidMappings"] = mappings.clone();
+        config["linux"]["gidMappings"] = mappings;
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.push(json!({"type": "user"}));
+        }
+    }
+    Ok(config)
 }
 
 #[cfg(test)]
@@ -200,6 +232,7 @@ mod tests {
         Options {
             out: out.into(),
             rw: rw.iter().map(PathBuf::from).collect(),
+            userns: None,
             command: command.iter().map(|s| (*s).to_owned()).collect(),
         }
     }
@@ -222,6 +255,28 @@ mod tests {
         assert!(mount("/data/deep").is_none(), "it is part of the root and travels with it");
         assert!(config["linux"].get("seccomp").is_none());
         assert!(make(&options(&out, &[], &["sh"])).is_err(), "a bundle is not overwritten");
+    }
+
+    #[test]
+    fn a_user_namespace_owns_its_root() {
+        use std::os::unix::fs::MetadataExt as _;
+        // Only root can give files away.
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("b");
+        let options = Options { userns: Some(100_000), ..options(&out, &["/data"], &["sh"]) };
+        make(&options).unwrap();
+        for path in ["rootfs", "rootfs/data", "rootfs/dev"] {
+            let owner = fs::symlink_metadata(out.join(path)).unwrap();
+            assert_eq!((owner.uid(), owner.gid()), (100_000, 100_000), "{path}");
+        }
+        let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["linux"]["gidMappings"][0]["hostID"], 100_000);
+        assert!(config["linux"]["namespaces"].as_array().unwrap().contains(&json!({"type": "user"})));
+        let zero = Options { out: dir.path().join("c"), userns: Some(0), ..options };
+        assert!(make(&zero).is_err());
     }
 
     #[test]

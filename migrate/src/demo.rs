@@ -161,8 +161,12 @@ async fn start_container(api: &mut Api, layout: &Layout, options: &Options) -> R
         format!("--dirty-mb-per-s={}", options.dirty_mb_per_s),
         format!("--listen=0.0.0.0:{PORT}"),
     ];
-    let wanted =
-        bundle::Options { out: layout.dir().join("bundle"), rw: Vec::new(), command: command.to_vec() };
+    let wanted = bundle::Options {
+        out: layout.dir().join("bundle"),
+        rw: Vec::new(),
+        userns: None,
+        command: command.to_vec(),
+    };
     let bundle = bundle::make(&wanted).map_err(|error| Failure::local(tried, &error))?;
     let request = CreateContainerRequest {
         request_id: new_request_id(),

@@ -214,6 +214,74 @@ fn seccomp_and_user_apply() {
     assert!(log.contains("Seccomp:\t2"), "{log}");
 }
 
+/// Asks for a user namespace whose ids 0 to 65535 are the host's from 200000 on.
+fn with_users(config: &mut serde_json::Value) {
+    config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    for key in ["uidMappings", "gidMappings"] {
+        config["linux"][key] = json!([{"containerID": 0, "hostID": 200_000, "size": 65536}]);
+    }
+    config["process"]["capabilities"]["bounding"].as_array_mut().unwrap().push(json!("CAP_SYS_ADMIN"));
+    for set in ["effective", "permitted"] {
+        config["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SYS_ADMIN"));
+    }
+}
+
+#[test]
+fn a_user_namespace_is_made_and_joined() {
+    let node = Node::new(None);
+    let script = "id -u; id -g; cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups | tr -s ' '; \
+        grep Cap /proc/self/status; stat -c '%u:%g' / /tmp /dev/null; echo zero > /dev/null; \
+        head -c 2 /dev/zero | wc -c; mkdir /made; chown 33:34 /made; mount -t tmpfs inner /tmp && echo mounted; \
+        ls /sys/class/net; echo again >> /dev/stdout; mknod /x c 1 3; hostname other && hostname; echo end; sleep 1000";
+    let bundle = node.bundle_with(&["sh", "-c", script], |config| {
+        with_users(config);
+        config["hostname"] = json!("named");
+        config["linux"]["sysctl"] = json!({"kernel.domainname": "example", "net.ipv4.ip_forward": "1"});
+        config["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 99}]);
+        config["process"]["oomScoreAdj"] = json!(5);
+    });
+    let rootfs = bundle.join("rootfs");
+    // The mapped root can walk through no directory of the host that leads here.
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    fs::set_permissions(node.dir.path(), closed).unwrap();
+    let name = ContainerName::new(unique("c")).unwrap();
+    let error = chain(&node.runtime.run(request(&name, &bundle)).unwrap_err());
+    assert!(error.contains("belongs to 0:0") && error.contains("200000:200000"), "{error}");
+    std::os::unix::fs::chown(&rootfs, Some(200_000), Some(200_000)).unwrap();
+    let name = node.run(&bundle);
+    wait_for("the script", || node.log(&name).contains("end\n"));
+    let log = node.log(&name);
+    let pid = node.runtime.get(&name).unwrap().pid.unwrap();
+    assert!(log.starts_with("0\n0\n 0 200000 65536\n 0 200000 65536\nallow\n"), "{log}");
+    assert!(log.contains("CapEff:\t00000000002024eb\n"), "{log}");
+    assert!(log.contains("\n0:0\n0:0\n65534:65534\n2\nmounted\nlo\nagain\n"), "{log}");
+    assert!(log.contains("mknod") && log.contains("other\nend\n"), "{log}");
+
+    // The host's side of it.
+    let own = |kind| fs::read_link(format!("/proc/{kind}/ns/user")).unwrap();
+    assert_ne!(own(pid.to_string()), own("self".to_owned()));
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("Uid:\t200000\t200000\t200000\t200000"), "{status}");
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    assert!(limits.lines().any(|l| l.starts_with("Max open files") && l.contains("77 ")), "{limits}");
+    assert_eq!(fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap(), "5\n");
+    let made = std::os::unix::fs::MetadataExt::uid(&fs::metadata(rootfs.join("made")).unwrap());
+    assert_eq!(made, 200_033);
+
+    // A command joins it, as the container's user and no other.
+    let ask = "id -u; id -g; readlink /proc/self/ns/user /proc/1/ns/user; touch /by-exec; grep CapEff /proc/self/status";
+    let output = node.exec(&name, &["sh", "-c", ask]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let seen = text(&output.stdout);
+    let lines: Vec<&str> = seen.lines().collect();
+    assert_eq!(lines[..2], ["0", "0"], "{seen}");
+    assert_eq!(lines[2], lines[3], "{seen}");
+    assert!(seen.contains("CapEff:\t00000000002024eb"), "{seen}");
+    let by_exec = fs::metadata(rootfs.join("by-exec")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&by_exec), 200_000);
+    node.runtime.stop(&name, Duration::ZERO).unwrap();
+}
+
 #[test]
 fn a_container_is_reached_through_the_bridge() {
     let lan = Lan::new();

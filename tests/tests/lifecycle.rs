@@ -33,6 +33,11 @@ fn main() -> ExitCode {
             programs: &["python3"],
             run: python,
         },
+        Case {
+            name: "userns_python_keeps_its_ids_and_moves_there_and_back",
+            programs: &["python3", "setpriv"],
+            run: user_namespace,
+        },
     ])
 }
 
@@ -140,6 +145,59 @@ fn python() -> Result<()> {
     let verdict = clients.verdict()?;
     ensure!(verdict.replies > 100, "too few replies to mean anything: {verdict:?}");
     println!("python: {verdict:?}");
+    cluster.passed();
+    Ok(())
+}
+
+/// What commands inside see of the container's users: ids and capabilities of its first process and of one with other
+/// ids, the mapping, owners on the root and on a tmpfs of files, a directory, a fifo and a socket, of an open pipe, and
+/// who may open a file again.
+const USERS: &str = "for p in 1 $(cat /data/pid); do
+        grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/$p/status; readlink /proc/$p/cwd; done
+    tr -s ' ' < /proc/1/uid_map; tr -s ' ' < /proc/1/gid_map; cat /proc/1/setgroups
+    stat -c '%n %F %u:%g %a' /data/file /tmp/file /tmp/dir /tmp/dir/fifo /tmp/link /dev/null
+    cat /data/file /tmp/file; stat -L -c '%u:%g' /proc/$(cat /data/pid)/fd/0; echo x >> /proc/1/fd/1; echo end";
+
+fn user_namespace() -> Result<()> {
+    let cluster = Cluster::up()?;
+    let address: SocketAddr = "10.77.0.103:7000".parse()?;
+    let bundle = cluster.dir().join("bundles/users");
+    let out = bundle.to_str().unwrap_or_default();
+    let start = "umask 022; echo one > /data/file; chown 1000:1001 /data/file; mkdir -m 2750 /tmp/dir; \
+        mkfifo -m 640 /tmp/dir/fifo; chown -R 33:34 /tmp/dir; echo two > /tmp/file; chown -h 44 /tmp/file; \
+        ln -s file /tmp/link; chown -h 55:56 /tmp/link; \
+        sleep 100000 | setpriv --reuid 33 --regid 34 --groups 44,45 sleep 100000 & echo $! > /data/pid; \
+        exec /usr/bin/python3 /data/program.py";
+    let command = ["/bin/sh", "-c", start];
+    cluster.must(
+        ["dev", "bundle", "--out", out, "--rw", "/data", "--userns", "300000", "--"].iter().chain(&command),
+    )?;
+    std::fs::write(bundle.join("rootfs/data/program.py"), PYTHON_PROGRAM)?;
+    cluster.start_bundle("users", "node-a", "10.77.0.103/24", &bundle)?;
+    cluster.wait_for_port(address)?;
+    let ask = || -> Result<String> {
+        let seen = cluster.must(["exec", "users", "--", "/bin/sh", "-c", USERS])?.stdout;
+        ensure!(seen.ends_with("end\n"), "{seen}");
+        Ok(seen)
+    };
+    let before = ask()?;
+    for line in ["Uid:\t33\t33\t33\t33", "Groups:\t44 45", " 0 300000 65536", "/tmp/dir/fifo fifo 33:34 640"]
+    {
+        ensure!(before.contains(line), "{line:?} is missing in:\n{before}");
+    }
+    let clients = cluster.client(&["lines", &address.to_string(), "3"])?;
+    for node in ["node-b", "node-a", "node-b"] {
+        moves(&cluster, "users", &[node])?;
+        let after = ask()?;
+        ensure!(after == before, "on {node}:\n{after}\ninstead of:\n{before}");
+    }
+    // Still root in there: new users, new files, and not more than that.
+    let ask = "touch /data/new /tmp/new && stat -c %u /data/new /tmp/new; chown 0 /usr 2>&1; echo $?";
+    let seen = cluster.must(["exec", "users", "--", "/bin/sh", "-c", ask])?.stdout;
+    ensure!(seen.starts_with("0\n0\n") && seen.ends_with("\n1\n"), "{seen}");
+    let verdict = clients.verdict()?;
+    ensure!(verdict.replies > 100, "too few replies to mean anything: {verdict:?}");
+    println!("users: {verdict:?}");
     cluster.passed();
     Ok(())
 }

@@ -73,13 +73,16 @@ fn first_process(path: &Path, sandbox: &Sandbox, control: &OwnedFd, log: File) -
         own_log(&log, user, &sandbox.spec)?;
     }
     let description = File::open(path)?;
-    let (hear, mut say) = io::pipe()?;
+    let (hear, say) = io::pipe()?;
+    let mut say = Some(say);
     let own_users = if user.is_some() { Kind::User.flag() } else { 0 };
     let flags = u64::from((Kind::Pid.flag() | own_users).cast_unsigned());
     let spec = Spec { flags, ..Spec::default() };
     let mut streams = Some((hear, control.try_clone()?, description, log));
     let child = fork_single(&spec, || {
         let Some((hear, control, description, log)) = streams.take() else { return 1 };
+        // Or the end of the shim would not be heard.
+        drop(say.take());
         let error = become_init(hear, user.is_some(), control, description, log);
         let _ = writeln!(io::stderr(), "first process: {error}");
         1
@@ -93,7 +96,9 @@ fn first_process(path: &Path, sandbox: &Sandbox, control: &OwnedFd, log: File) -
             return Err(error);
         }
     }
-    say.write_all(&[1])?;
+    if let Some(mut say) = say {
+        say.write_all(&[1])?;
+    }
     Ok(child)
 }
 

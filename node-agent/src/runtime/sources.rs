@@ -20,8 +20,7 @@ pub(super) fn paths(sandbox: &Sandbox) -> Vec<PathBuf> {
         return Vec::new();
     }
     let binds = sandbox.spec.mounts().iter().flatten().filter(|mount| is_bind(mount));
-    let sources =
-        binds.map(|mount| sandbox.bundle.join(mount.source().as_deref().unwrap_or(Path::new(""))));
+    let sources = binds.map(|mount| sandbox.bundle.join(mount.source().as_deref().unwrap_or(Path::new(""))));
     std::iter::once(sandbox.rootfs.clone()).chain(sources).collect()
 }
 
@@ -32,9 +31,8 @@ pub(super) fn paths(sandbox: &Sandbox) -> Vec<PathBuf> {
 pub(super) fn open(sandbox: &Sandbox, pid: i32) -> io::Result<Vec<OwnedFd>> {
     let root = File::open(format!("/proc/{pid}/root"))?;
     let open = |path: PathBuf| {
-        open_inside(&root, &path).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot open {}: {error}", path.display()))
-        })
+        open_inside(&root, &path)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot open {}: {error}", path.display())))
     };
     paths(sandbox).into_iter().map(open).collect()
 }

@@ -112,7 +112,8 @@ fn malformed(list: &[LinuxIdMapping]) -> Option<String> {
     if let Some(map) = list.iter().find(bad) {
         return Some(format!("maps {} ids from {}; give a size that fits", map.size(), map.container_id()));
     }
-    let overlap = |a: u32, b: u32, x: &LinuxIdMapping, y: &LinuxIdMapping| a < b + y.size() && b < a + x.size();
+    let overlap =
+        |a: u32, b: u32, x: &LinuxIdMapping, y: &LinuxIdMapping| a < b + y.size() && b < a + x.size();
     for (index, one) in list.iter().enumerate() {
         let twice = list[index + 1..].iter().any(|other| {
             overlap(one.container_id(), other.container_id(), one, other)

@@ -79,8 +79,12 @@ mod tests {
 
     #[test]
     fn ids_go_both_ways_and_only_where_mapped() {
-        let map = IdMap::parse(b"         0     100000      65536\n     70000          5          1\n").unwrap();
-        assert_eq!((map.inside(100_000), map.inside(165_535), map.inside(5)), (Some(0), Some(65_535), Some(70_000)));
+        let map =
+            IdMap::parse(b"         0     100000      65536\n     70000          5          1\n").unwrap();
+        assert_eq!(
+            (map.inside(100_000), map.inside(165_535), map.inside(5)),
+            (Some(0), Some(65_535), Some(70_000))
+        );
         assert_eq!((map.inside(0), map.inside(165_536), map.inside(6)), (None, None, None));
         assert_eq!((map.here(33), map.here(70_000), map.here(65_536)), (Some(100_033), Some(5), None));
         assert!(IdMap::parse(b"0 1\n").is_err());

@@ -77,7 +77,10 @@ fn extra(root: &OwnedFd, device: &LinuxDevice) -> Result<(), InitError> {
         Err(Errno::PERM) => {
             let here = rustix::fs::stat(place).step(what)?;
             if FileType::from_raw_mode(here.st_mode) != kind || here.st_rdev != wanted {
-                return refuse(what(), "nodes cannot be made here, and the host has another device of that name");
+                return refuse(
+                    what(),
+                    "nodes cannot be made here, and the host has another device of that name",
+                );
             }
             // Owner and mode are the host's.
             return bind(&parent, place, Path::new(name)).step(what);

@@ -47,7 +47,13 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         };
         let mut process = threads::process(found, leader, process_ask, &looker.view, &mut findings)?;
         for thread in parked {
-            process.threads.push(threads::thread(found, thread, thread_ask, &looker.view.ids, &mut findings)?);
+            process.threads.push(threads::thread(
+                found,
+                thread,
+                thread_ask,
+                &looker.view.ids,
+                &mut findings,
+            )?);
         }
         process.fds = tables.remove(&found.process.inner).unwrap_or_default();
         image.processes.push(process);
