@@ -354,3 +354,40 @@ fn a_process_that_is_not_there() {
     spec.root = i32::MAX - 1;
     assert!(matches!(inspect(&spec), Err(engine::source::InspectError::NoSuchProcess { .. })));
 }
+
+#[test]
+fn users_that_are_not_mapped_and_nested_user_namespaces() {
+    let program = "import ctypes, os, signal, sys\n\
+        libc = ctypes.CDLL(None, use_errno=True)\n\
+        assert libc.unshare(0x10000000) == 0\n\
+        print('ready')\n\
+        for line in sys.stdin:\n    exec(line)\n    print('ok')\n";
+    let mut workload = Workload::python(program);
+    let pid = workload.pid();
+    for file in ["gid_map", "uid_map"] {
+        std::fs::write(format!("/proc/{pid}/{file}"), "0 100000 1000\n").unwrap();
+    }
+    let spec = engine::source::TreeSpec { namespaces: engine::source::Namespaces::Own, ..workload.spec() };
+    let reasons = || -> Vec<String> {
+        inspect(&spec).unwrap().refusals.into_iter().map(|refusal| refusal.reason).collect()
+    };
+    let found = reasons();
+    assert!(found.iter().any(|reason| reason.contains("user 0 (host numbering) is not mapped")), "{found:?}");
+    let become_root = "os.setgroups([7]); os.setresgid(0, 0, 5); os.setresuid(0, 0, 6)";
+    assert_eq!(workload.ask(become_root), "ok");
+    assert_eq!(reasons(), [""; 0]);
+
+    let nest = "r, w = os.pipe()\\nif os.fork() == 0:\\n    libc.unshare(0x10000000)\\n    os.write(w, b'x')\\n    \
+        signal.pause()\\nos.read(r, 1)";
+    assert_eq!(workload.ask(&format!("exec(\"{nest}\")")), "ok");
+    let found = reasons();
+    assert!(found.iter().any(|reason| reason.contains("another user namespace")), "{found:?}");
+    let child = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(child.trim().parse().unwrap()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    assert_eq!(workload.ask("os.wait()"), "ok");
+    assert_eq!(reasons(), [""; 0]);
+}

@@ -172,9 +172,9 @@ pub struct Ghost {
     pub path: String,
     /// st_mode, st_uid, st_gid.
     pub mode: u32,
-    /// Owner.
+    /// Owner, in the host's numbering: with a user namespace, every node maps the same ids.
     pub uid: u32,
-    /// Group.
+    /// Group, in the host's numbering.
     pub gid: u32,
     /// Content.
     pub content: Vec<u8>,

@@ -131,7 +131,7 @@ pub struct Unix {
     pub name: Vec<u8>,
     /// The bound path still leads to this socket (it was not unlinked or replaced).
     pub name_exists: bool,
-    /// Mode, uid, gid of the socket file when `name` is a path.
+    /// Mode, uid, gid (in the host's numbering) of the socket file when `name` is a path.
     pub file_mode: (u32, u32, u32),
     /// Where it stands.
     pub state: UnixState,

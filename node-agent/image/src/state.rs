@@ -305,7 +305,7 @@ pub struct RLimit {
     pub hard: u64,
 }
 
-/// credentials(7) and capabilities(7) of a thread.
+/// credentials(7) and capabilities(7) of a thread; all ids are those of its own user namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Creds {
     /// Real, effective, saved, file-system user id.

@@ -5,11 +5,10 @@
 use image::state::{Creds, PosixTimer, ProcessState, SeccompFilter, Thread};
 use image::{Pid, Refusal, Subject};
 use libc::{
-    SYS_capset, SYS_chdir, SYS_chroot, SYS_ioprio_set, SYS_personality, SYS_prctl, SYS_prlimit64, SYS_rseq,
-    SYS_rt_sigaction, SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo, SYS_sched_setaffinity, SYS_sched_setattr,
-    SYS_seccomp, SYS_set_robust_list, SYS_set_tid_address, SYS_setfsgid, SYS_setfsuid, SYS_setgroups,
-    SYS_setitimer, SYS_setresgid, SYS_setresuid, SYS_sigaltstack, SYS_timer_create, SYS_timer_settime,
-    SYS_umask,
+    SYS_capset, SYS_chdir, SYS_chroot, SYS_personality, SYS_prctl, SYS_prlimit64, SYS_rseq, SYS_rt_sigaction,
+    SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo, SYS_sched_setaffinity, SYS_seccomp, SYS_set_robust_list,
+    SYS_set_tid_address, SYS_setfsgid, SYS_setfsuid, SYS_setgroups, SYS_setitimer, SYS_setresgid,
+    SYS_setresuid, SYS_sigaltstack, SYS_timer_create, SYS_timer_settime, SYS_umask,
 };
 
 use super::script::{Block, Call, call};
@@ -179,28 +178,11 @@ pub(crate) fn thread_before_credentials(process: &ProcessState, thread: &Thread)
         mask.resize(len, 0);
         calls.push(call!("sched_setaffinity", SYS_sched_setaffinity, 0, len, Block::new(mask)));
     }
-    calls.push(call!("sched_setattr", SYS_sched_setattr, 0, scheduling(thread), 0));
-    calls.push(call!("ioprio_set", SYS_ioprio_set, 1, 0, thread.ioprio));
     if thread.timer_slack_ns != 0 {
         calls.push(prctl("PR_SET_TIMERSLACK", libc::PR_SET_TIMERSLACK, thread.timer_slack_ns));
     }
     calls.push(call!("personality", SYS_personality, process.personality));
     calls
-}
-
-/// `struct sched_attr` of sched_setattr(2), first version: 48 bytes.
-fn scheduling(thread: &Thread) -> Block {
-    let sched = &thread.sched;
-    let mut attr = Vec::with_capacity(48);
-    attr.extend_from_slice(&48u32.to_le_bytes());
-    attr.extend_from_slice(&sched.policy.to_le_bytes());
-    attr.extend_from_slice(&sched.flags.to_le_bytes());
-    attr.extend_from_slice(&sched.nice.to_le_bytes());
-    attr.extend_from_slice(&sched.priority.to_le_bytes());
-    for time in [sched.runtime, sched.deadline, sched.period] {
-        attr.extend_from_slice(&time.to_le_bytes());
-    }
-    Block::new(attr)
 }
 
 /// What skeletons may do.

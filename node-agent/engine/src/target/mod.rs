@@ -23,6 +23,7 @@ mod mapping;
 mod objects;
 pub mod plan;
 mod plant;
+mod priority;
 mod ranges;
 mod ready;
 mod restore;

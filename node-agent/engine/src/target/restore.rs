@@ -18,6 +18,7 @@ use super::files::Descriptions;
 use super::mapping;
 use super::plan::fds;
 use super::plant::Channel;
+use super::priority;
 use super::resume;
 use super::script::{Block, Call, call, load};
 use super::skeleton::{Skeleton, TAPE_SIZE, Task, lost, trace};
@@ -181,6 +182,7 @@ impl Restorer<'_> {
             leader.extend(attributes::thread_before_credentials(process, first));
             leader.extend(attributes::thread_signals(pid, first).map_err(TargetError::Refused)?);
             skeleton.run(self.tape, &leader)?;
+            priority::apply(skeleton.host, first)?;
 
             let one_history = attributes::one_history(process);
             for (task, thread) in skeleton.threads.iter_mut().zip(others) {
@@ -192,6 +194,7 @@ impl Restorer<'_> {
                 calls.extend(attributes::credentials(&thread.creds, &filters, &self.capabilities));
                 calls.extend(attributes::thread_after_credentials(thread));
                 task.run(self.tape, &calls)?;
+                priority::apply(task.host, thread)?;
             }
             let all_threads = one_history && !others.is_empty();
             let filters = Filters { mode: first.seccomp_mode, list: &first.seccomp_filters, all_threads };
