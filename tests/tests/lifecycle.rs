@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         },
         Case {
             name: "userns_python_keeps_its_ids_and_moves_there_and_back",
-            programs: &["python3", "setpriv"],
+            programs: &["python3", "setpriv", "renice", "ionice"],
             run: user_namespace,
         },
     ])
@@ -151,12 +151,23 @@ fn python() -> Result<()> {
 
 /// What commands inside see of the container's users: ids and capabilities of its first process and of one with other
 /// ids, the mapping, owners on the root and on a tmpfs of files, a directory, a fifo and a socket, of an open pipe, and
-/// who may open a file again.
+/// who may open a file again; priorities that only the host can give; whose a process is that hides itself.
 const USERS: &str = "for p in 1 $(cat /data/pid); do
         grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/$p/status; readlink /proc/$p/cwd; done
+    cut -d' ' -f19 /proc/$p/stat; ionice -p $p; stat -c '%u:%g' /proc/$(cat /data/hidden)/status
     tr -s ' ' < /proc/1/uid_map; tr -s ' ' < /proc/1/gid_map; cat /proc/1/setgroups
     stat -c '%n %F %u:%g %a' /data/file /tmp/file /tmp/dir /tmp/dir/fifo /tmp/link /dev/null
     cat /data/file /tmp/file; stat -L -c '%u:%g' /proc/$(cat /data/pid)/fd/0; echo x >> /proc/1/fd/1; echo end";
+
+/// The process that this user of the machine has.
+fn host_pid_of_user(uid: u32) -> Option<String> {
+    let line = format!("\nUid:\t{uid}\t");
+    let pids =
+        std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    pids.filter(|name| name.parse::<u32>().is_ok()).find(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| status.contains(&line))
+    })
+}
 
 fn user_namespace() -> Result<()> {
     let cluster = Cluster::up()?;
@@ -167,6 +178,8 @@ fn user_namespace() -> Result<()> {
         mkfifo -m 640 /tmp/dir/fifo; chown -R 33:34 /tmp/dir; echo two > /tmp/file; chown -h 44 /tmp/file; \
         ln -s file /tmp/link; chown -h 55:56 /tmp/link; \
         sleep 100000 | setpriv --reuid 33 --regid 34 --groups 44,45 sleep 100000 & echo $! > /data/pid; \
+        /usr/bin/python3 -c \"import ctypes, os, signal; ctypes.CDLL(None).prctl(4, 0); \
+        open('/data/hidden', 'w').write(str(os.getpid())); signal.pause()\" & \
         exec /usr/bin/python3 /data/program.py";
     let command = ["/bin/sh", "-c", start];
     cluster.must(
@@ -180,7 +193,16 @@ fn user_namespace() -> Result<()> {
         ensure!(seen.ends_with("end\n"), "{seen}");
         Ok(seen)
     };
+    wait_for("the process that hides itself", Duration::from_secs(20), || {
+        std::fs::read_to_string(bundle.join("rootfs/data/hidden")).ok().filter(|pid| !pid.is_empty())
+    })?;
+    let sleeper = wait_for("the sleeper", Duration::from_secs(20), || host_pid_of_user(300_033))?;
+    for command in [["renice", "-n", "-5", "-p"].as_slice(), &["ionice", "-c", "1", "-n", "3", "-p"]] {
+        let done = std::process::Command::new(command[0]).args(&command[1..]).arg(&sleeper).output()?;
+        ensure!(done.status.success(), "{command:?}: {done:?}");
+    }
     let before = ask()?;
+    ensure!(before.contains("\n-5\nrealtime: prio 3\n0:0\n"), "{before}");
     for line in ["Uid:\t33\t33\t33\t33", "Groups:\t44 45", " 0 300000 65536", "/tmp/dir/fifo fifo 33:34 640"]
     {
         ensure!(before.contains(line), "{line:?} is missing in:\n{before}");

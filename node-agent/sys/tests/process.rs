@@ -189,3 +189,26 @@ fn the_cpu_and_the_vdso() {
     assert_eq!(sys::cpu::vdso_hash().unwrap(), sys::cpu::hash(&image));
     assert_ne!(sys::cpu::hash(&image), sys::cpu::hash(&image[1..]));
 }
+
+#[test]
+fn files_are_made_as_another_user_with_all_capabilities() {
+    use std::os::unix::fs::MetadataExt as _;
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // Nobody else may write here: the right to do so all the same must stay.
+    let owner = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, "x").unwrap();
+        let made = std::fs::metadata(path).unwrap();
+        (made.uid(), made.gid())
+    };
+    let caps = sys::prctl::caps(0).unwrap();
+    let user = sys::prctl::own::FileUser::set(100_000, 100_007).unwrap();
+    assert_eq!(owner("theirs"), (100_000, 100_007));
+    assert_eq!(sys::prctl::caps(0).unwrap(), caps);
+    drop(user);
+    assert_eq!(owner("ours"), (0, 0));
+    assert_eq!(sys::prctl::caps(0).unwrap(), caps);
+}
