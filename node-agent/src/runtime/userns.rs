@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    fn spec(user: bool, uid: Value, change: impl FnOnce(&mut Value)) -> Spec {
+    fn spec(user: bool, uid: &Value, change: impl FnOnce(&mut Value)) -> Spec {
         let mut config = json!({
             "ociVersion": "1.0.2",
             "process": {"user": {"uid": 33, "gid": 33}, "args": ["true"], "cwd": "/"},
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_good_mapping_translates() {
-        let spec = spec(true, json!([range(0, 100_000, 1000), range(1000, 5000, 1)]), |_| {});
+        let spec = spec(true, &json!([range(0, 100_000, 1000), range(1000, 5000, 1)]), |_| {});
         assert_eq!(refusal(&spec), None);
         let user = UserNamespace::of(&spec).unwrap();
         assert_eq!((user.uid(33), user.uid(1000), user.uid(1001)), (Some(100_033), Some(5000), None));
@@ -166,18 +166,18 @@ mod tests {
 
     #[test]
     fn what_cannot_be_mapped_is_named() {
-        let whole = || json!([range(0, 100_000, 65536)]);
-        let of = |uid: Value| refusal(&spec(true, uid, |_| {})).unwrap();
-        assert!(of(json!([])).contains("uidMappings must have"));
-        assert!(of(json!([range(1, 100_000, 100)])).contains("id 0"));
-        assert!(of(json!([range(0, 100_000, 0)])).contains("size"));
-        assert!(of(json!([range(0, u32::MAX, 2)])).contains("size"));
-        assert!(of(json!([range(0, 1, 100), range(50, 5000, 10)])).contains("twice"));
-        assert!(of(json!([range(0, 1, 100), range(100, 50, 10)])).contains("twice"));
-        assert!(of(json!([range(0, 100_000, 10)])).contains("process.user.uid 33"));
+        let whole = json!([range(0, 100_000, 65536)]);
+        let of = |uid: &Value| refusal(&spec(true, uid, |_| {})).unwrap();
+        assert!(of(&json!([])).contains("uidMappings must have"));
+        assert!(of(&json!([range(1, 100_000, 100)])).contains("id 0"));
+        assert!(of(&json!([range(0, 100_000, 0)])).contains("size"));
+        assert!(of(&json!([range(0, u32::MAX, 2)])).contains("size"));
+        assert!(of(&json!([range(0, 1, 100), range(50, 5000, 10)])).contains("twice"));
+        assert!(of(&json!([range(0, 1, 100), range(100, 50, 10)])).contains("twice"));
+        assert!(of(&json!([range(0, 100_000, 10)])).contains("process.user.uid 33"));
         let groups = |config: &mut Value| config["process"]["user"]["additionalGids"] = json!([70_000]);
-        assert!(refusal(&spec(true, whole(), groups)).unwrap().contains("group 70000"));
-        let without = refusal(&spec(false, whole(), |_| {})).unwrap();
+        assert!(refusal(&spec(true, &whole, groups)).unwrap().contains("group 70000"));
+        let without = refusal(&spec(false, &whole, |_| {})).unwrap();
         assert!(without.contains("uidMappings needs"), "{without}");
     }
 }

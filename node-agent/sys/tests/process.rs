@@ -196,10 +196,12 @@ fn files_are_made_as_another_user_with_all_capabilities() {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = std::env::temp_dir().join(format!("gantry-file-user-{}", own_pid()));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     // Nobody else may write here: the right to do so all the same must stay.
     let owner = |name: &str| {
-        let path = dir.path().join(name);
+        let path = dir.join(name);
         std::fs::write(&path, "x").unwrap();
         let made = std::fs::metadata(path).unwrap();
         (made.uid(), made.gid())
@@ -211,4 +213,5 @@ fn files_are_made_as_another_user_with_all_capabilities() {
     drop(user);
     assert_eq!(owner("ours"), (0, 0));
     assert_eq!(sys::prctl::caps(0).unwrap(), caps);
+    std::fs::remove_dir_all(&dir).unwrap();
 }
