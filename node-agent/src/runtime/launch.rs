@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use super::cgroup::Cgroup;
 use super::channel;
 use super::error::RuntimeError;
+use super::lifecycle::wait_for;
 use super::name::ContainerName;
 use super::paths::ContainerDir;
 use super::record::Process;
@@ -23,7 +24,7 @@ use super::sources;
 /// How long one step of the sandbox may take.
 const STEP: Duration = Duration::from_secs(20);
 
-/// A sandbox whose first process waits. Dropping it kills that process.
+/// A sandbox whose first process waits. Dropping it kills that process and waits for its shim.
 #[derive(Debug)]
 pub(super) struct Launched {
     pub(super) root: Process,
@@ -132,9 +133,14 @@ impl Launched {
 
 impl Drop for Launched {
     fn drop(&mut self) {
-        if !self.keep && self.root.is_alive() {
+        if self.keep {
+            return;
+        }
+        if self.root.is_alive() {
             let _ = kill(Pid::from_raw(self.root.pid), Signal::SIGKILL);
         }
+        // It still writes down how that process ended, into a directory that is about to be removed.
+        wait_for(&self.shim, STEP);
     }
 }
 
