@@ -15,6 +15,7 @@ use image::frame::{FrameKind, FrameWriter, Header};
 use image::state::Needs;
 use node_agent::commit::{Answer, Owner};
 use node_agent::journal::{Begin, Journal, Record};
+use node_agent::session::clocks::Distance;
 use node_agent::session::orders::{Limits, OrderError, Prepare, Resolve, Start};
 use node_agent::session::status::{Phase, Role};
 use node_agent::transfer::link::{Link, LinkError};
@@ -179,7 +180,7 @@ fn a_link_that_is_lost_before_ready_leaves_nothing_behind() {
     link.send(&PeerMessage::Check { facts: b.node.facts.clone(), needs: Needs::default(), memory_bytes: 1 })
         .unwrap();
     link.recv(SOON, &mut || false).unwrap();
-    link.send(&PeerMessage::Spec(b"web".to_vec())).unwrap();
+    link.send(&PeerMessage::Spec { spec: b"web".to_vec(), clocks: Distance::default() }).unwrap();
     assert_eq!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Prepared);
     let (_bulk, answer) = greet(&a, &b.address, hello(1, "web", 0, Purpose::Bulk(0)));
     assert!(matches!(answer, PeerMessage::Welcome { .. }));

@@ -20,6 +20,8 @@ use engine::source::TreeSpec;
 use engine::target::{Externals, TargetOptions};
 use image::Refusal;
 
+use super::clocks::Distance;
+
 /// One Ethernet frame without its check sequence.
 pub type EthernetFrame = Vec<u8>;
 
@@ -111,6 +113,8 @@ pub struct Incoming {
     pub epoch: u64,
     /// What [`ContainerSource::spec`] said on the source node.
     pub spec: Vec<u8>,
+    /// How far the source node's clocks are from this one's.
+    pub clocks: Distance,
 }
 
 /// What became of a container at its source.

@@ -11,6 +11,7 @@ use image::shape::Shape;
 use image::{Refusal, Subject};
 
 use super::agent::{Agent, Cancel, Publisher, is_frozen};
+use super::clocks::{Distance, HostClocks};
 use super::failure::{AbortOnPanic, Failure, failpoint};
 use super::orders::{Limits, Start};
 use super::policy::{self, Measured, Next};
@@ -26,6 +27,9 @@ use crate::transfer::message::{PeerMessage, Purpose};
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the target may take to put a round in its place after it has been sent.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often the target is asked for its clocks.
+const CLOCK_QUESTIONS: usize = 4;
 
 /// A source session, on its own thread.
 pub(super) struct Session {
@@ -170,8 +174,9 @@ impl Session {
     fn prepare(&mut self) -> Result<(), Failure> {
         self.prepared_at = Instant::now();
         self.container.settle(Settled::Migrating, self.begin.epoch);
+        let clocks = self.ask_clocks()?;
         let spec = self.container.spec()?;
-        self.send(&PeerMessage::Spec(spec))?;
+        self.send(&PeerMessage::Spec { spec, clocks })?;
         match self.answer(PREPARE_TIMEOUT)? {
             PeerMessage::Prepared => {}
             other => return Err(unexpected(&other)),
@@ -202,6 +207,22 @@ impl Session {
         self.step(Phase::Preparing, "lock")?;
         self.lock = Some(self.container.lock()?);
         Ok(())
+    }
+
+    /// Asks the target what its clocks show, a few times: the quickest answer says most.
+    fn ask_clocks(&mut self) -> Result<Distance, Failure> {
+        let mut known: Option<Distance> = None;
+        for _ in 0..CLOCK_QUESTIONS {
+            let before = HostClocks::now();
+            self.send(&PeerMessage::AskClocks)?;
+            let there = match self.answer(peer::ANSWER_TIMEOUT)? {
+                PeerMessage::Clocks(there) => there,
+                other => return Err(unexpected(&other)),
+            };
+            let told = Distance::between(before, there, HostClocks::now());
+            known = Some(known.map_or(told, |known| known.and(told)));
+        }
+        Ok(known.unwrap_or_default())
     }
 
     /// Round 0 is the first copy of the files, even when there is none to send.

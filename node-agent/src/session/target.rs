@@ -15,6 +15,7 @@ use image::frame::FrameReader;
 use image::state::Image;
 
 use super::agent::{Agent, Cancel, Mail, Publisher, Serving};
+use super::clocks::{Distance, HostClocks};
 use super::compat;
 use super::failure::{Failure, failpoint};
 use super::ports::{ContainerTarget, EthernetFrame, Incoming};
@@ -181,9 +182,10 @@ impl Session {
                         return Err(Failure::Refused(lacks));
                     }
                 }
-                PeerMessage::Spec(spec) => {
+                PeerMessage::AskClocks => link.send(&PeerMessage::Clocks(HostClocks::now()))?,
+                PeerMessage::Spec { spec, clocks } => {
                     self.enter(Phase::Preparing)?;
-                    self.prepare(spec)?;
+                    self.prepare(spec, clocks)?;
                     link.send(&PeerMessage::Prepared)?;
                     self.take_stream(link)?;
                     self.enter(Phase::PreCopy)?;
@@ -256,7 +258,7 @@ impl Session {
         }
     }
 
-    fn prepare(&mut self, spec: Vec<u8>) -> Result<(), Failure> {
+    fn prepare(&mut self, spec: Vec<u8>, clocks: Distance) -> Result<(), Failure> {
         self.agent.journal.append(&[Record::Begin(self.begin.clone())])?;
         failpoint("session-target-preparing-begun")?;
         let request = Incoming {
@@ -264,6 +266,7 @@ impl Session {
             migration: self.begin.migration.clone(),
             epoch: self.begin.epoch,
             spec,
+            clocks,
         };
         self.container = Some(self.agent.node.incoming(&request)?);
         failpoint("session-target-preparing-sandbox")

@@ -8,6 +8,7 @@ use image::state::{HostFacts, Image, Needs};
 use serde::{Deserialize, Serialize};
 
 use crate::commit::{Answer, Epoch, Owner};
+use crate::session::clocks::{Distance, HostClocks};
 use crate::session::ports::EthernetFrame;
 
 /// What a connection is for; the first thing that the side that dialled says.
@@ -74,8 +75,17 @@ pub enum PeerMessage {
     },
     /// Target: yes, if empty; else what it lacks.
     Checked(Vec<Refusal>),
-    /// Source: what the sandbox is built from, opaque here.
-    Spec(Vec<u8>),
+    /// Source: what do your clocks show? Answered at once.
+    AskClocks,
+    /// The answer to AskClocks.
+    Clocks(HostClocks),
+    /// Source: what the sandbox is built from.
+    Spec {
+        /// Opaque here.
+        spec: Vec<u8>,
+        /// How far the clocks of the two hosts are apart.
+        clocks: Distance,
+    },
     /// Target: the sandbox stands; bulk streams may be opened.
     Prepared,
     /// Source: processes and mappings, before the pages that need them. The target says nothing.
@@ -163,7 +173,9 @@ impl PeerMessage {
             Self::Unwelcome { .. } => "Unwelcome",
             Self::Check { .. } => "Check",
             Self::Checked(_) => "Checked",
-            Self::Spec(_) => "Spec",
+            Self::AskClocks => "AskClocks",
+            Self::Clocks(_) => "Clocks",
+            Self::Spec { .. } => "Spec",
             Self::Prepared => "Prepared",
             Self::Shape { .. } => "Shape",
             Self::RoundEnd { .. } => "RoundEnd",

@@ -43,7 +43,8 @@ pub fn step(state: SessionState, message: &PeerMessage) -> Result<SessionState, 
     use SessionState::{Aborted, Checked, Committed, Filling, Greeted, Ready};
     Ok(match (state, message) {
         (Greeted, PeerMessage::Check { .. }) => Checked,
-        (Checked, PeerMessage::Spec(_)) => Filling { generation: 0, round: 0 },
+        (Checked, PeerMessage::AskClocks) => Checked,
+        (Checked, PeerMessage::Spec { .. }) => Filling { generation: 0, round: 0 },
         (Filling { generation, round }, PeerMessage::Shape { generation: next, .. })
             if Some(*next) == generation.checked_add(1) =>
         {
@@ -67,11 +68,12 @@ mod tests {
     use image::state::{HostFacts, Image, Needs};
 
     use super::*;
+    use crate::session::clocks::{Distance, HostClocks};
 
     fn all() -> Vec<PeerMessage> {
         vec![
             PeerMessage::Check { facts: HostFacts::default(), needs: Needs::default(), memory_bytes: 0 },
-            PeerMessage::Spec(vec![]),
+            PeerMessage::Spec { spec: vec![], clocks: Distance::default() },
             PeerMessage::RoundEnd { index: 0 },
             PeerMessage::Shape { generation: 1, shape: image::shape::Shape::default() },
             PeerMessage::RoundEnd { index: 1 },
@@ -101,6 +103,7 @@ mod tests {
         let wrong = [
             PeerMessage::Invalid,
             PeerMessage::Prepared,
+            PeerMessage::Clocks(HostClocks::default()),
             PeerMessage::Ready { took: std::time::Duration::ZERO },
             PeerMessage::Lost,
             PeerMessage::Query,

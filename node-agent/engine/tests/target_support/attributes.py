@@ -58,7 +58,7 @@ def daemon():
 
 def leader():
     os.setsid()
-    fork(lambda: (os.setpgid(0, 0), sleep_forever()))
+    fork(lambda: (os.setpgid(0, 0), shared.__setitem__(8, 1), sleep_forever()))
     sleep_forever()
 
 
@@ -66,6 +66,8 @@ prctl = libc.prctl
 prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the daemon's second child comes to us
 count_pid = fork(counter)
 leader_pid = fork(leader)
+while shared[8] == 0:  # the leader's child has its group
+    time.sleep(0.001)
 daemon_pid = fork(daemon)
 os.waitpid(daemon_pid, 0)
 stopped_pid = fork(sleep_forever)

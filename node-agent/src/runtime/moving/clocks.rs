@@ -4,19 +4,12 @@
 use std::fs;
 use std::io;
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::sandbox::ClockOffsets;
+use crate::session::clocks::{Distance, Span};
 
-/// Clocks that differ by less are taken for the same one.
-const SAME: i64 = 1_000_000_000;
-
-/// Added to what the source said, because its word is on the way for a moment: a clock may jump forward a
-/// little, as the pause itself makes it do, and never back.
-const ON_THE_WAY: i64 = 50_000_000;
-
-/// A container's clocks at one moment, nanoseconds.
+/// What a container's clocks show beyond those of its host, nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Clocks {
     monotonic: i64,
@@ -24,43 +17,36 @@ pub(super) struct Clocks {
 }
 
 impl Clocks {
-    /// As process `pid` sees them now.
+    /// Of process `pid`, beyond those that this process sees.
     pub(super) fn of(pid: i32) -> io::Result<Self> {
         let offsets = offsets(&fs::read_to_string(format!("/proc/{pid}/timens_offsets"))?);
         let own = offsets_of_self();
-        let here = Self::here();
-        Ok(Self {
-            monotonic: here.monotonic - own.monotonic + offsets.monotonic,
-            boottime: here.boottime - own.boottime + offsets.boottime,
-        })
+        Ok(Self { monotonic: offsets.monotonic - own.monotonic, boottime: offsets.boottime - own.boottime })
     }
 
-    /// As this process sees them.
-    fn here() -> Self {
-        let read = |id| {
-            let time = clock_gettime(id);
-            time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
-        };
-        Self { monotonic: read(ClockId::Monotonic), boottime: read(ClockId::Boottime) }
-    }
-
-    /// What a time namespace here must add for a container that had these clocks a moment ago; `None` when the
-    /// host's own will do.
-    pub(super) fn offsets_here(self) -> Option<ClockOffsets> {
-        let here = Self::here();
-        let offsets = ClockOffsets {
-            monotonic: self.monotonic - here.monotonic,
-            boottime: self.boottime - here.boottime,
-        };
-        if offsets.monotonic.abs() < SAME && offsets.boottime.abs() < SAME {
+    /// The offsets of a time namespace here for a container that comes from a host so far away; `None` when the clocks
+    /// of this host will do, because no difference can be told.
+    ///
+    /// Within what is known of the distance the greatest is taken: a clock may jump forward by as much as the quickest
+    /// answer took, and never back. A difference that cannot be told is less than that, too, and so is hidden in the
+    /// pause, which has more round trips than one.
+    pub(super) fn offsets_here(self, distance: &Distance) -> Option<ClockOffsets> {
+        let monotonic = beyond(self.monotonic, distance.monotonic);
+        let boottime = beyond(self.boottime, distance.boottime);
+        let same = |span: Span| span.least <= 0 && span.most >= 0;
+        if same(monotonic) && same(boottime) {
             return None;
         }
         let own = offsets_of_self();
         Some(ClockOffsets {
-            monotonic: offsets.monotonic + own.monotonic + ON_THE_WAY,
-            boottime: offsets.boottime + own.boottime + ON_THE_WAY,
+            monotonic: monotonic.most + own.monotonic,
+            boottime: boottime.most + own.boottime,
         })
     }
+}
+
+fn beyond(offset: i64, span: Span) -> Span {
+    Span { least: span.least.saturating_add(offset), most: span.most.saturating_add(offset) }
 }
 
 /// Offsets in the time namespace of this process itself.
@@ -97,10 +83,17 @@ mod tests {
 
     #[test]
     fn the_same_host_needs_none_and_another_one_never_goes_back() {
-        let here = Clocks::here();
-        assert_eq!(here.offsets_here(), None);
-        let other = Clocks { monotonic: here.monotonic + 5_000_000_000, boottime: here.boottime };
-        let offsets = other.offsets_here().unwrap();
-        assert!(offsets.monotonic >= 4_900_000_000 && offsets.monotonic <= 5_100_000_000, "{offsets:?}");
+        let none = Clocks { monotonic: 0, boottime: 0 };
+        let span = |least, most| Span { least, most };
+        let near = Distance { monotonic: span(-300, 200), boottime: span(-1, 0) };
+        assert_eq!(none.offsets_here(&near), None);
+        let far = Distance { monotonic: span(4_000, 5_000), boottime: span(-1, 0) };
+        let own = offsets_of_self();
+        let offsets = none.offsets_here(&far).unwrap();
+        assert_eq!((offsets.monotonic - own.monotonic, offsets.boottime - own.boottime), (5_000, 0));
+        // Back home: what it was given there is taken back.
+        let away = Clocks { monotonic: 5_000, boottime: 0 };
+        let home = Distance { monotonic: span(-5_100, -4_000), boottime: span(0, 1) };
+        assert_eq!(away.offsets_here(&home), None);
     }
 }

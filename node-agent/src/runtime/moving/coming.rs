@@ -69,7 +69,7 @@ impl Coming {
         dir: &ContainerDir,
     ) -> Result<Self, RuntimeError> {
         let bundle = runtime.state().bundle(&blueprint.name);
-        let clocks = blueprint.clocks.offsets_here();
+        let clocks = blueprint.clocks.offsets_here(&request.clocks);
         let rootfs = match &blueprint.rootfs {
             Rootfs::Sync => bundle.join("rootfs"),
             Rootfs::Shared { path, .. } => path.clone(),
