@@ -6,7 +6,7 @@
 //! DIR/description.json    its namespaces and mounts; written last
 //! ```
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -123,7 +123,7 @@ fn tmpfs(args: &Args, description: &Description) -> anyhow::Result<()> {
     let spec = description.spec(&everywhere)?;
     let areas = tmpfs_areas(&spec, args.pid).context("cannot open the tree's tmpfs mounts")?;
     let mut source = files::Source::new(areas, PathBuf::new());
-    source.round(1, &HashSet::new(), &mut |batch| {
+    source.last(&files::Suspects::default(), &mut |batch| {
         let length = u32::try_from(batch.len()).map_err(std::io::Error::other)?;
         stream.write_all(&length.to_le_bytes())?;
         stream.write_all(batch)

@@ -1,6 +1,6 @@
 //! Reading and setting what a file has beside its content.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -29,19 +29,20 @@ pub(super) fn read(dir: impl AsFd, name: &Path, stat: &Stat) -> io::Result<Attri
     })
 }
 
-/// Gives them to `name` in `dir`. Owner first (which clears set-id bits and capabilities), times last.
+/// Gives them to `name` in `dir`. Owner first (which clears set-id bits and capabilities), access control lists
+/// after the mode that they are a part of, times last.
 pub(super) fn apply(dir: impl AsFd, name: &Path, kind: FileType, attributes: &Attributes) -> io::Result<()> {
     let dir = dir.as_fd();
     let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
     chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-    if kind != FileType::Symlink {
-        chmodat(dir, name, Mode::from_raw_mode(attributes.mode & 0o7777), AtFlags::empty())?;
-    }
     let path = reach(dir, name);
     for (key, _) in xattrs(&path)? {
         if !attributes.xattrs.iter().any(|(wanted, _)| *wanted == key) {
             lremovexattr(&path, CString::new(key)?)?;
         }
+    }
+    if kind != FileType::Symlink {
+        chmodat(dir, name, Mode::from_raw_mode(attributes.mode & 0o7777), AtFlags::empty())?;
     }
     for (key, value) in &attributes.xattrs {
         lsetxattr(&path, CString::new(key.as_slice())?, value, XattrFlags::empty())?;
@@ -60,24 +61,31 @@ fn reach(dir: impl AsFd, name: &Path) -> PathBuf {
 }
 
 fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut list = vec![0_u8; MAX_XATTR];
+    // Most files have none or few.
+    let mut list = vec![0_u8; 256];
     let length = match llistxattr(path, &mut list[..]) {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
-    let mut found = Vec::new();
-    for key in list[..length].split(|byte| *byte == 0).filter(|key| !key.is_empty()) {
-        let name = std::ffi::OsStr::from_bytes(key);
-        let mut value = vec![0_u8; MAX_XATTR];
-        match lgetxattr(path, name, &mut value[..]) {
-            Ok(length) => value.truncate(length),
-            // Removed meanwhile, or a label that is not ours to move.
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
-            Err(error) => return Err(error.into()),
+        Err(Errno::RANGE) => {
+            list.resize(MAX_XATTR, 0);
+            llistxattr(path, &mut list[..])?
         }
-        if !key.starts_with(b"security.selinux") {
-            found.push((key.to_vec(), value));
+        Err(Errno::OPNOTSUPP) => 0,
+        result => result?,
+    };
+    if length == 0 {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    let mut value = vec![0_u8; MAX_XATTR];
+    for key in list[..length].split(|byte| *byte == 0).filter(|key| !key.is_empty()) {
+        // A label is the node's, not ours to move.
+        if key == b"security.selinux" {
+            continue;
+        }
+        match lgetxattr(path, OsStr::from_bytes(key), &mut value[..]) {
+            Ok(length) => found.push((key.to_vec(), value[..length].to_vec())),
+            // Removed meanwhile.
+            Err(Errno::NODATA) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(found)

@@ -1,13 +1,8 @@
 //! What travels: operations on the target's files, in order.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-/// Bytes of a content chunk.
-pub(super) const CHUNK: usize = 1024 * 1024;
-
-/// The first half of a chunk's SHA-256.
-pub(super) type ChunkHash = [u8; 16];
+use super::content::{ChunkHash, Extent};
 
 /// Number of an area in the list that both sides derive from the container's configuration.
 pub(super) type AreaId = u16;
@@ -21,6 +16,15 @@ pub enum Op {
         area: AreaId,
         /// Path.
         path: Vec<u8>,
+    },
+    /// Gives another name to a directory that was sent, with everything in it.
+    Rename {
+        /// Area.
+        area: AreaId,
+        /// The name that it has.
+        path: Vec<u8>,
+        /// The name that it gets; whatever has it is removed.
+        to: Vec<u8>,
     },
     /// A directory; its attributes come at the end of the round.
     Directory {
@@ -37,14 +41,25 @@ pub enum Op {
         path: Vec<u8>,
         /// Bytes.
         size: u64,
+        /// It is new: nothing of what has this name is kept.
+        fresh: bool,
     },
-    /// Content of the open file.
+    /// A part of the open file, with its holes.
     Chunk {
-        /// Where, bytes from its beginning.
+        /// Where it begins, bytes from the file's beginning.
         offset: u64,
-        /// What.
+        /// Its length with its holes, bytes.
+        length: u32,
+        /// Where it has data, ascending.
+        extents: Vec<Extent>,
+        /// The data of all extents, one after the other.
         data: Vec<u8>,
-        /// Its hash.
+        /// Hash of the part, holes being zeros.
+        hash: ChunkHash,
+    },
+    /// The open file is complete: it is read again and compared.
+    Verify {
+        /// Hash of all its content.
         hash: ChunkHash,
     },
     /// Another name of a file.
@@ -109,12 +124,4 @@ pub struct Attributes {
     pub mtime_ns: u32,
     /// Extended attributes.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// The hash of a chunk.
-pub(super) fn hash(data: &[u8]) -> ChunkHash {
-    let full = Sha256::digest(data);
-    let mut half = ChunkHash::default();
-    half.copy_from_slice(&full[..16]);
-    half
 }

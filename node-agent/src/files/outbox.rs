@@ -1,11 +1,10 @@
 //! Operations on their way, cut into batches.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 
 use super::FilesError;
-use super::op::{CHUNK, Op};
+use super::content::CHUNK;
+use super::op::Op;
 
 /// A batch is sent when it holds this much.
 const BATCH: usize = 2 * CHUNK;
@@ -33,13 +32,14 @@ impl<'a> Outbox<'a> {
     }
 
     pub(super) fn push(&mut self, op: Op) -> Result<(), FilesError> {
-        self.size += match &op {
-            Op::Chunk { data, .. } | Op::Log { data, .. } => data.len(),
-            Op::Attributes { attributes, .. } => attributes.xattrs.iter().map(|(_, value)| value.len()).sum(),
-            _ => 0,
-        } + 512;
+        let size = size(&op);
+        // One operation alone may be larger than a batch, two together not.
+        if self.size + size > BATCH {
+            self.flush()?;
+        }
+        self.size += size;
         self.ops.push(op);
-        if self.size >= BATCH { self.flush() } else { Ok(()) }
+        Ok(())
     }
 
     pub(super) fn flush(&mut self) -> Result<(), FilesError> {
@@ -54,21 +54,21 @@ impl<'a> Outbox<'a> {
     }
 }
 
-/// Up to [`CHUNK`] bytes at `offset`; fewer only at the end of the file.
-pub(super) fn chunk(file: &File, offset: u64) -> io::Result<Vec<u8>> {
-    let mut data = vec![0; CHUNK];
-    let mut filled = 0;
-    while filled < CHUNK {
-        let at = offset + length(&data[..filled]);
-        match file.read_at(&mut data[filled..], at)? {
-            0 => break,
-            more => filled += more,
+/// No less than the bytes that it becomes.
+fn size(op: &Op) -> usize {
+    64 + match op {
+        Op::Chunk { data, extents, .. } => data.len() + 16 * extents.len(),
+        Op::Log { data, .. } => data.len(),
+        Op::Attributes { path, attributes, .. } => {
+            let xattrs = attributes.xattrs.iter().map(|(key, value)| key.len() + value.len() + 16);
+            path.len() + 64 + xattrs.sum::<usize>()
         }
+        Op::Rename { path, to, .. } | Op::HardLink { path, to, .. } => path.len() + to.len(),
+        Op::Symlink { path, target, .. } => path.len() + target.len(),
+        Op::Remove { path, .. }
+        | Op::Directory { path, .. }
+        | Op::File { path, .. }
+        | Op::Node { path, .. } => path.len(),
+        Op::Verify { .. } => 0,
     }
-    data.truncate(filled);
-    Ok(data)
-}
-
-pub(super) fn length(data: &[u8]) -> u64 {
-    data.len() as u64
 }

@@ -1,98 +1,149 @@
-//! One round over one area.
+//! One round over one area: which names are looked at. What is sent of each is in [`super::entry`].
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, openat2, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, statat};
 use rustix::io::Errno;
 
-use super::op::{AreaId, ChunkHash, Op, hash};
-use super::outbox::{Outbox, chunk, length};
-use super::seen::{Memory, Seen, Stamp};
-use super::walk::{Entry, Visitor, look, open_dir, strict, walk};
-use super::watch::Watch;
-use super::{Area, FilesError, meta};
+use super::op::{AreaId, Op};
+use super::outbox::Outbox;
+use super::seen::{Memory, Stamp};
+use super::walk::{Entry, Visitor, look, open_dir, walk};
+use super::watch::{Changes, Touch, Watch};
+use super::{Area, FilesError, Suspects};
 
 /// What a round over an area works with.
 pub(super) struct Pass<'a, 'b> {
     pub(super) id: AreaId,
     pub(super) area: &'a Area,
     pub(super) number: u64,
-    pub(super) suspect: &'a HashSet<u64>,
+    /// Nothing changes any more, or the round fails.
+    pub(super) last: bool,
+    pub(super) suspects: &'a Suspects,
     pub(super) memory: &'a mut Memory,
     pub(super) watch: &'a mut Watch,
-    /// The name under which a file with several was looked at in this round, by inode.
-    pub(super) links: HashMap<u64, PathBuf>,
+    /// Files that something happened to, by inode.
+    pub(super) inodes: HashMap<u64, Touch>,
+    /// The name under which a file with several was looked at in this round, by inode; whether its content was
+    /// compared.
+    pub(super) links: HashMap<u64, (PathBuf, bool)>,
     /// Attributes of directories: set when nothing in them changes any more.
     pub(super) metas: Vec<Op>,
     pub(super) out: &'a mut Outbox<'b>,
 }
 
 impl Pass<'_, '_> {
-    /// Looks at everything.
-    pub(super) fn everything(mut self) -> Result<(), FilesError> {
-        self.top()?;
-        let area = self.area;
-        walk(&area.dir, Path::new(""), &area.skip, &mut self)?;
-        for path in self.memory.not_met(self.number) {
-            self.remove(&path)?;
+    /// Looks at what changed.
+    pub(super) fn run(mut self) -> Result<(), FilesError> {
+        match self.watch.changes() {
+            Changes::Unknown => self.everything()?,
+            Changes::Known { mut names, inodes, by_inode } => {
+                if !by_inode {
+                    for path in self.memory.linked() {
+                        names.entry(path.clone()).or_default();
+                    }
+                }
+                let suspects = self.suspects.mapped.keys().chain(&self.suspects.open);
+                for ino in inodes.keys().chain(suspects) {
+                    for path in self.memory.names_of(*ino) {
+                        names.entry(path.clone()).or_default();
+                    }
+                }
+                self.inodes = inodes;
+                self.names(names)?;
+            }
         }
         self.finish()
     }
 
-    /// Looks at these names alone; true: and at everything below.
-    pub(super) fn names(mut self, mut names: BTreeMap<PathBuf, bool>) -> Result<(), FilesError> {
-        for path in self.memory.doubtful(|ino| self.suspect.contains(&ino)) {
-            names.entry(path.clone()).or_default();
+    /// Looks at everything.
+    fn everything(&mut self) -> Result<(), FilesError> {
+        self.top()?;
+        self.below(Path::new(""))
+    }
+
+    /// Looks at everything in a directory, and removes what is not there any more.
+    fn below(&mut self, path: &Path) -> Result<(), FilesError> {
+        let area = self.area;
+        walk(area, path, self)?;
+        for gone in self.memory.not_met(path, self.number) {
+            self.remove(&gone)?;
         }
+        Ok(())
+    }
+
+    /// Looks at these names, and at everything in what was made or moved there.
+    fn names(&mut self, names: BTreeMap<PathBuf, Touch>) -> Result<(), FilesError> {
         let mut gone = Vec::new();
-        for (path, made) in names {
-            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        for (path, touch) in names {
+            if path.as_os_str().is_empty() {
                 self.top()?;
                 continue;
-            };
-            if parent.as_os_str().is_empty() && self.area.skip.iter().any(|skip| skip == name) {
-                continue;
             }
-            let failed = |error: Errno| FilesError::file::<io::Error>("read", &path)(error.into());
-            let found = match open_dir(&self.area.dir, parent) {
-                Ok(dir) => look(&dir, name).map_err(failed)?.map(|stat| (dir, stat)),
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => None,
-                Err(error) => return Err(failed(error)),
-            };
-            let Some((dir, stat)) = found else {
+            let Some((dir, stat)) = self.find(&path)? else {
                 gone.push(path);
                 continue;
             };
             let before = self.memory.get(&path);
             // A directory that was made again may have the inode number that it had.
-            let known = !made && before.is_some_and(|seen| seen.stamp.continues(&Stamp::of(&stat)));
-            self.visit(&Entry { dir: &dir, name, path: &path, stat })?;
+            let known = !touch.made && before.is_some_and(|seen| seen.stamp.continues(&Stamp::of(&stat)));
+            let name = path.file_name().unwrap_or_default();
+            self.entry(&Entry { dir: &dir, name, path: &path, stat }, Some(touch))?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && !known {
-                let area = self.area;
-                walk(&area.dir, &path, &area.skip, &mut self)?;
+                self.below(&path)?;
             }
         }
         for path in gone {
             self.remove(&path)?;
         }
+        Ok(())
+    }
+
+    /// Sends these files with the directories that they are in, ahead of everything else. They are looked at
+    /// again in the next round.
+    pub(super) fn ahead(mut self, paths: &[PathBuf]) -> Result<(), FilesError> {
+        for path in paths {
+            let ancestors: Vec<&Path> = path.ancestors().filter(|at| !at.as_os_str().is_empty()).collect();
+            for at in ancestors.into_iter().rev() {
+                let Some((dir, stat)) = self.find(at)? else { break };
+                let name = at.file_name().unwrap_or_default();
+                if self.memory.get(at).is_none_or(|seen| seen.round != self.number) {
+                    self.entry(&Entry { dir: &dir, name, path: at, stat }, None)?;
+                }
+                self.memory.doubt(at);
+            }
+        }
         self.finish()
+    }
+
+    /// What has this name now, with the directory that it is in; `None` when nothing has that travels.
+    fn find(&self, path: &Path) -> Result<Option<(OwnedFd, rustix::fs::Stat)>, FilesError> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(None) };
+        if self.area.skips(parent, name) {
+            return Ok(None);
+        }
+        let failed = |error: Errno| FilesError::file::<io::Error>("read", path)(error.into());
+        match open_dir(&self.area.dir, parent) {
+            Ok(dir) => Ok(look(&dir, name).map_err(failed)?.map(|stat| (dir, stat))),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// The area's own directory.
     fn top(&mut self) -> Result<(), FilesError> {
         let area = self.area;
         let stat = statat(&area.dir, ".", AtFlags::empty()).map_err(FilesError::file("read", "."))?;
-        self.visit(&Entry { dir: &area.dir, name: OsStr::new("."), path: Path::new(""), stat })
+        let entry = Entry { dir: &area.dir, name: OsStr::new("."), path: Path::new(""), stat };
+        self.entry(&entry, Some(Touch::default()))
     }
 
-    fn remove(&mut self, path: &Path) -> Result<(), FilesError> {
+    pub(super) fn remove(&mut self, path: &Path) -> Result<(), FilesError> {
         // False: it went along with a directory above it, or was never sent.
         if !self.memory.forget(path) {
             return Ok(());
@@ -111,115 +162,6 @@ impl Pass<'_, '_> {
         }
         Ok(())
     }
-
-    /// A name that the target has for what this new entry is, for a link to it: the file got another name, or was
-    /// renamed (the old name is removed at the end). A regular file is compared after that; anything else must
-    /// certainly be the same.
-    fn known_name(&self, entry: &Entry<'_>, stamp: &Stamp) -> Option<PathBuf> {
-        let still = |name: &Path| -> Option<bool> {
-            let dir = open_dir(&self.area.dir, name.parent()?).ok()?;
-            Some(look(&dir, name.file_name()?).ok()??.st_ino == stamp.ino)
-        };
-        self.memory.other_names(stamp.ino, entry.path).into_iter().find(|name| {
-            let continues = self.memory.get(name).is_some_and(|seen| stamp.continues(&seen.stamp));
-            continues && (entry.kind() == FileType::RegularFile || still(name) == Some(true))
-        })
-    }
-
-    /// Content that differs from what was sent, then the attributes. False when the file has vanished.
-    fn file(
-        &mut self,
-        entry: &Entry<'_>,
-        chunks: &mut Vec<ChunkHash>,
-        new: bool,
-    ) -> Result<bool, FilesError> {
-        let failed = |error: io::Error| FilesError::file("read", entry.path)(error);
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOATIME;
-        let file: File = match openat2(entry.dir, entry.name, flags, Mode::empty(), strict()) {
-            Ok(file) => file.into(),
-            Err(Errno::NOENT | Errno::LOOP) => return Ok(false),
-            Err(error) => return Err(failed(error.into())),
-        };
-        let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            return Ok(false);
-        }
-        let size = metadata.len();
-        self.out.push(Op::File { area: self.id, path: entry.bytes(), size })?;
-        let mut offset = 0;
-        let mut now = Vec::new();
-        while offset < size {
-            let data = chunk(&file, offset).map_err(failed)?;
-            if data.is_empty() {
-                break;
-            }
-            let hash = hash(&data);
-            let known = chunks.get(now.len()) == Some(&hash);
-            now.push(hash);
-            let next = offset + length(&data);
-            // A new file is all zeros already.
-            let zeros = new && data.iter().all(|byte| *byte == 0);
-            if !known && !zeros {
-                self.out.done.bytes += length(&data);
-                self.out.push(Op::Chunk { offset, data, hash })?;
-            }
-            offset = next;
-        }
-        *chunks = now;
-        self.attributes(entry, false)?;
-        Ok(true)
-    }
-
-    fn symlink(
-        &mut self,
-        entry: &Entry<'_>,
-        chunks: &mut Vec<ChunkHash>,
-        new: bool,
-    ) -> Result<bool, FilesError> {
-        let (area, path) = (self.id, entry.bytes());
-        let target = match readlinkat(entry.dir, entry.name, Vec::new()) {
-            Ok(target) => target.into_bytes(),
-            Err(Errno::NOENT | Errno::INVAL) => return Ok(false),
-            Err(error) => return Err(FilesError::file("read", entry.path)(error)),
-        };
-        let now = vec![hash(&target)];
-        if !new && *chunks != now {
-            self.out.push(Op::Remove { area, path: path.clone() })?;
-        }
-        if new || *chunks != now {
-            self.out.push(Op::Symlink { area, path, target })?;
-        }
-        *chunks = now;
-        self.attributes(entry, false)?;
-        Ok(true)
-    }
-
-    fn node(&mut self, entry: &Entry<'_>, new: bool) -> Result<bool, FilesError> {
-        let (area, path, kind) = (self.id, entry.bytes(), entry.kind());
-        if new {
-            let device = entry.stat.st_rdev;
-            self.out.push(match kind {
-                FileType::Directory => Op::Directory { area, path },
-                _ => Op::Node { area, path, kind: kind.as_raw_mode(), device },
-            })?;
-        }
-        self.attributes(entry, kind == FileType::Directory)?;
-        Ok(true)
-    }
-
-    fn attributes(&mut self, entry: &Entry<'_>, later: bool) -> Result<(), FilesError> {
-        let attributes = match meta::read(entry.dir, Path::new(entry.name), &entry.stat) {
-            Ok(attributes) => attributes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(FilesError::file("read", entry.path)(error)),
-        };
-        let op = Op::Attributes { area: self.id, path: entry.bytes(), attributes };
-        if later {
-            self.metas.push(op);
-            return Ok(());
-        }
-        self.out.push(op)
-    }
 }
 
 impl Visitor for Pass<'_, '_> {
@@ -228,66 +170,6 @@ impl Visitor for Pass<'_, '_> {
     }
 
     fn visit(&mut self, entry: &Entry<'_>) -> Result<(), FilesError> {
-        let kind = entry.kind();
-        let device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
-        if device && self.area.skip_devices {
-            return Ok(());
-        }
-        let stamp = Stamp::of(&entry.stat);
-        let named_again = kind != FileType::Directory && entry.stat.st_nlink > 1;
-        let before = self.memory.met(entry.path, self.number).cloned();
-        let suspect = kind == FileType::RegularFile && self.suspect.contains(&stamp.ino);
-        if before.as_ref().is_some_and(|seen| seen.stamp == stamp && !seen.racy) && !suspect {
-            if named_again {
-                self.links.entry(stamp.ino).or_insert_with(|| entry.path.to_owned());
-            }
-            return Ok(());
-        }
-        let same = before.as_ref().is_some_and(|seen| stamp.continues(&seen.stamp));
-        if before.is_some() && !same {
-            self.memory.forget(entry.path);
-            self.out.push(Op::Remove { area: self.id, path: entry.bytes() })?;
-        }
-        let settled = self.links.get(&stamp.ino).filter(|_| named_again).cloned();
-        let mut known = before.filter(|_| same);
-        if known.is_none() && kind != FileType::Directory {
-            let to = settled.clone().or_else(|| self.known_name(entry, &stamp));
-            if let Some(to) = to {
-                known = self.memory.get(&to).cloned();
-                let to = to.as_os_str().as_bytes().to_vec();
-                self.out.push(Op::HardLink { area: self.id, path: entry.bytes(), to })?;
-            }
-        }
-        if let Some(settled) = settled.and_then(|name| self.memory.get(&name)) {
-            // Content and attributes went with its first name in this round.
-            let seen = Seen { round: self.number, ..settled.clone() };
-            self.out.done.entries += 1;
-            self.memory.insert(entry.path, seen);
-            return Ok(());
-        }
-        let now = SystemTime::now();
-        let new = known.is_none();
-        let mut chunks = known.map(|seen| seen.chunks).unwrap_or_default();
-        let sent = match kind {
-            FileType::RegularFile => self.file(entry, &mut chunks, new)?,
-            FileType::Symlink => self.symlink(entry, &mut chunks, new)?,
-            _ => self.node(entry, new)?,
-        };
-        if !sent {
-            return Ok(());
-        }
-        self.out.done.entries += 1;
-        let seen = Seen { stamp, racy: stamp.is_racy(now), chunks, round: self.number };
-        // Other names of it have the same content at the target.
-        for name in self.memory.other_names(stamp.ino, entry.path) {
-            if let Some(round) = self.memory.get(&name).map(|other| other.round) {
-                self.memory.insert(&name, Seen { round, ..seen.clone() });
-            }
-        }
-        self.memory.insert(entry.path, seen);
-        if named_again {
-            self.links.insert(stamp.ino, entry.path.to_owned());
-        }
-        Ok(())
+        self.entry(entry, None)
     }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FileType, Stat};
 
-use super::op::ChunkHash;
+use super::content::Known;
 
 /// Times this near to the moment of looking cannot tell whether a file changes again.
 const RACY: Duration = Duration::from_millis(20);
@@ -17,7 +18,8 @@ pub(super) struct Seen {
     pub(super) stamp: Stamp,
     /// It must be looked at again whatever its stamp says.
     pub(super) racy: bool,
-    pub(super) chunks: Vec<ChunkHash>,
+    /// Its chunks that have data; of a symbolic link what it says.
+    pub(super) chunks: Arc<[Known]>,
     pub(super) round: u64,
 }
 
@@ -26,7 +28,9 @@ pub(super) struct Seen {
 pub(super) struct Stamp {
     pub(super) ino: u64,
     mode: u32,
-    size: i64,
+    owner: (u32, u32),
+    pub(super) links: u64,
+    size: u64,
     device: u64,
     mtime: (i64, u64),
     ctime: (i64, u64),
@@ -37,11 +41,18 @@ impl Stamp {
         Self {
             ino: stat.st_ino,
             mode: stat.st_mode,
-            size: stat.st_size,
+            owner: (stat.st_uid, stat.st_gid),
+            links: stat.st_nlink,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
             device: stat.st_rdev,
             mtime: (stat.st_mtime, stat.st_mtime_nsec),
             ctime: (stat.st_ctime, stat.st_ctime_nsec),
         }
+    }
+
+    /// Bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
     }
 
     pub(super) fn kind(&self) -> FileType {
@@ -52,6 +63,11 @@ impl Stamp {
     /// been used again: content is compared all the same.
     pub(super) fn continues(&self, before: &Self) -> bool {
         self.ino == before.ino && self.kind() == before.kind() && self.device == before.device
+    }
+
+    /// Size and modification time say the same: only other attributes may have changed, if nobody hides it.
+    pub(super) fn same_content(&self, before: &Self) -> bool {
+        self.size == before.size && self.mtime == before.mtime
     }
 
     pub(super) fn is_racy(&self, now: SystemTime) -> bool {
@@ -70,6 +86,8 @@ pub(super) struct Memory {
     entries: BTreeMap<PathBuf, Seen>,
     /// Names of everything that is no directory, by inode.
     names: HashMap<u64, Vec<PathBuf>>,
+    /// The same of directories.
+    directories: HashMap<u64, PathBuf>,
 }
 
 impl Memory {
@@ -87,50 +105,85 @@ impl Memory {
     pub(super) fn insert(&mut self, path: &Path, seen: Seen) {
         let (ino, kind) = (seen.stamp.ino, seen.stamp.kind());
         if let Some(before) = self.entries.insert(path.to_owned(), seen) {
-            self.unname(before.stamp.ino, path);
+            self.unname(&before.stamp, path);
         }
-        if kind != FileType::Directory {
+        if kind == FileType::Directory {
+            self.directories.insert(ino, path.to_owned());
+        } else {
             self.names.entry(ino).or_default().push(path.to_owned());
         }
     }
 
-    fn unname(&mut self, ino: u64, path: &Path) {
-        if let Some(names) = self.names.get_mut(&ino) {
+    fn unname(&mut self, stamp: &Stamp, path: &Path) {
+        if self.directories.get(&stamp.ino).is_some_and(|name| name == path) {
+            self.directories.remove(&stamp.ino);
+        }
+        if let Some(names) = self.names.get_mut(&stamp.ino) {
             names.retain(|name| name != path);
             if names.is_empty() {
-                self.names.remove(&ino);
+                self.names.remove(&stamp.ino);
             }
+        }
+    }
+
+    fn below(&self, path: &Path) -> impl Iterator<Item = (&PathBuf, &Seen)> {
+        self.entries.range(path.to_owned()..).take_while(move |(name, _)| name.starts_with(path))
+    }
+
+    /// What has this name is to be looked at again, whatever its stamp says.
+    pub(super) fn doubt(&mut self, path: &Path) {
+        if let Some(seen) = self.entries.get_mut(path) {
+            seen.racy = true;
+        }
+    }
+
+    /// A directory has another name now, and what is in it, too.
+    pub(super) fn rename(&mut self, from: &Path, to: &Path) {
+        let moved: Vec<PathBuf> = self.below(from).map(|(name, _)| name.clone()).collect();
+        for name in moved {
+            let Some(seen) = self.entries.remove(&name) else { continue };
+            self.unname(&seen.stamp, &name);
+            let rest = name.strip_prefix(from).unwrap_or(Path::new(""));
+            // Joining an empty path would leave a slash behind.
+            let new = if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) };
+            self.insert(&new, seen);
         }
     }
 
     /// Forgets a name and everything below it; whether there was any.
     pub(super) fn forget(&mut self, path: &Path) -> bool {
-        let below = self.entries.range(path.to_owned()..).map(|(name, _)| name);
-        let gone: Vec<PathBuf> = below.take_while(|name| name.starts_with(path)).cloned().collect();
+        let gone: Vec<PathBuf> = self.below(path).map(|(name, _)| name.clone()).collect();
         for name in &gone {
             if let Some(seen) = self.entries.remove(name) {
-                self.unname(seen.stamp.ino, name);
+                self.unname(&seen.stamp, name);
             }
         }
         !gone.is_empty()
     }
 
-    /// Names that were not met in this round.
-    pub(super) fn not_met(&self, round: u64) -> Vec<PathBuf> {
-        self.entries.iter().filter(|(_, seen)| seen.round != round).map(|(path, _)| path.clone()).collect()
+    /// Names of this directory and below it that were not met in this round.
+    pub(super) fn not_met(&self, path: &Path, round: u64) -> Vec<PathBuf> {
+        self.below(path).filter(|(_, seen)| seen.round != round).map(|(path, _)| path.clone()).collect()
     }
 
-    /// Names that a round must look at whatever was reported: racy ones, and files with a suspect inode.
-    pub(super) fn doubtful(&self, suspect: impl Fn(u64) -> bool) -> impl Iterator<Item = &PathBuf> {
-        let doubtful = move |seen: &Seen| {
-            seen.racy || (seen.stamp.kind() == FileType::RegularFile && suspect(seen.stamp.ino))
-        };
-        self.entries.iter().filter(move |(_, seen)| doubtful(seen)).map(|(path, _)| path)
+    /// A name that this directory had when it was last looked at.
+    pub(super) fn directory(&self, ino: u64) -> Option<&Path> {
+        self.directories.get(&ino).map(PathBuf::as_path)
+    }
+
+    /// Names of the file with this inode, as far as they were sent.
+    pub(super) fn names_of(&self, ino: u64) -> &[PathBuf] {
+        self.names.get(&ino).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Names of files that have several.
+    pub(super) fn linked(&self) -> impl Iterator<Item = &PathBuf> {
+        let several = |seen: &Seen| seen.stamp.links > 1 && seen.stamp.kind() != FileType::Directory;
+        self.entries.iter().filter(move |(_, seen)| several(seen)).map(|(path, _)| path)
     }
 
     /// Other names of the file with this inode, as far as they were sent.
     pub(super) fn other_names(&self, ino: u64, path: &Path) -> Vec<PathBuf> {
-        let names = self.names.get(&ino).map(Vec::as_slice).unwrap_or_default();
-        names.iter().filter(|name| name.as_path() != path).cloned().collect()
+        self.names_of(ino).iter().filter(|name| name.as_path() != path).cloned().collect()
     }
 }

@@ -10,23 +10,33 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, linkat, mkdirat, mknodat, openat2, statat, symlinkat, unlinkat,
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, fallocate, linkat, mkdirat, mknodat, openat2, renameat,
+    symlinkat,
 };
 use rustix::io::Errno;
 
-use super::op::{AreaId, CHUNK, Op, hash};
+use super::content::{CHUNK, ChunkHash, Extent, hash, scan, sum};
+use super::op::{AreaId, Attributes, Op};
+use super::place::{Place, remove};
 use super::walk::{open_dir, strict};
 use super::{Area, FilesError, meta};
-
-/// Deepest directory below an area; removing recurses.
-const MAX_DEPTH: usize = 512;
 
 /// Applies what a [`super::Source`] sends.
 #[derive(Debug)]
 pub struct Target {
     areas: Vec<OwnedFd>,
     log: PathBuf,
-    file: Option<(PathBuf, u64, File)>,
+    file: Option<Open>,
+}
+
+/// The file that content comes for.
+#[derive(Debug)]
+struct Open {
+    path: PathBuf,
+    size: u64,
+    /// It has no data yet, so holes need no making.
+    fresh: bool,
+    file: File,
 }
 
 impl Target {
@@ -48,22 +58,39 @@ impl Target {
     }
 
     fn one(&mut self, op: Op) -> Result<(), FilesError> {
-        if !matches!(op, Op::Chunk { .. }) {
+        if !matches!(op, Op::Chunk { .. } | Op::Verify { .. }) {
             self.file = None;
         }
         match op {
-            Op::Chunk { offset, data, hash } => self.chunk(offset, &data, hash),
+            Op::Chunk { offset, length, extents, data, hash } => {
+                self.chunk(offset, length, &extents, &data, hash)
+            }
+            Op::Verify { hash } => self.verify(hash),
             Op::Log { offset, data } => self.log(offset, &data),
-            Op::File { area, path, size } => self.open_file(area, &path, size),
+            Op::File { area, path, size, fresh } => self.open_file(area, &path, size, fresh),
+            Op::Rename { area, path, to } => {
+                let (from, to) = (self.place(area, &path)?, self.place(area, &to)?);
+                if from.kind()? != Some(FileType::Directory) || to.path.starts_with(&from.path) {
+                    return Err(FilesError::Refused(format!("renaming {}", from.path.display())));
+                }
+                to.clear()?;
+                renameat(&from.dir, from.name(), &to.dir, to.name())
+                    .map_err(FilesError::file("rename", from.path))
+            }
             Op::Remove { area, path } => {
                 let place = self.place(area, &path)?;
-                remove(&place.dir, place.name(), 0).map_err(FilesError::file("remove", place.path.clone()))
+                remove(&place.dir, place.name()).map_err(FilesError::file("remove", place.path.clone()))
             }
             Op::Directory { area, path } if path.is_empty() => self.area(area).map(|_| ()),
             Op::Directory { area, path } => {
                 let place = self.place(area, &path)?;
                 match mkdirat(&place.dir, place.name(), Mode::from_raw_mode(0o700)) {
                     Err(Errno::EXIST) if place.kind()? == Some(FileType::Directory) => Ok(()),
+                    Err(Errno::EXIST) => {
+                        place.clear()?;
+                        mkdirat(&place.dir, place.name(), Mode::from_raw_mode(0o700))
+                            .map_err(FilesError::file("make", place.path))
+                    }
                     result => result.map_err(FilesError::file("make", place.path)),
                 }
             }
@@ -95,12 +122,7 @@ impl Target {
         }
     }
 
-    fn attributes(
-        &self,
-        area: AreaId,
-        path: &[u8],
-        attributes: &super::op::Attributes,
-    ) -> Result<(), FilesError> {
+    fn attributes(&self, area: AreaId, path: &[u8], attributes: &Attributes) -> Result<(), FilesError> {
         if path.is_empty() {
             let dir = self.area(area)?;
             return meta::apply(dir, Path::new("."), FileType::Directory, attributes)
@@ -114,8 +136,11 @@ impl Target {
             .map_err(FilesError::file("set attributes of", place.path))
     }
 
-    fn open_file(&mut self, area: AreaId, path: &[u8], size: u64) -> Result<(), FilesError> {
+    fn open_file(&mut self, area: AreaId, path: &[u8], size: u64, fresh: bool) -> Result<(), FilesError> {
         let place = self.place(area, path)?;
+        if fresh {
+            place.clear()?;
+        }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let open = || -> io::Result<File> {
             let file: File =
@@ -127,24 +152,60 @@ impl Target {
             Ok(file)
         };
         let file = open().map_err(FilesError::file("write", place.path.clone()))?;
-        self.file = Some((place.path, size, file));
+        self.file = Some(Open { path: place.path, size, fresh, file });
         Ok(())
     }
 
-    fn chunk(&mut self, offset: u64, data: &[u8], expected: super::op::ChunkHash) -> Result<(), FilesError> {
-        let Some((path, size, file)) = &self.file else {
+    fn chunk(
+        &mut self,
+        offset: u64,
+        length: u32,
+        extents: &[Extent],
+        data: &[u8],
+        expected: ChunkHash,
+    ) -> Result<(), FilesError> {
+        let Some(open) = &self.file else {
             return Err(FilesError::Refused("content without a file".to_owned()));
         };
-        if data.len() > CHUNK || hash(data) != expected {
-            return Err(FilesError::Refused(format!(
-                "content of {} does not match its hash",
-                path.display()
-            )));
+        let refused = |why: &str| FilesError::Refused(format!("content of {} {why}", open.path.display()));
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let inside = offset.checked_add(length as u64).is_some_and(|end| end <= open.size);
+        if length > CHUNK || !inside {
+            return Err(refused("lies outside of it"));
         }
-        // A file that grows while it is read may come with more than its size said.
-        let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let data = &data[..data.len().min(room)];
-        file.write_all_at(data, offset).map_err(FilesError::file("write", path))
+        // As it will read, so that the hash says whether it is what was sent.
+        let mut bytes = vec![0; length];
+        let (mut pieces, mut rest, mut end) = (Vec::new(), data, 0);
+        for extent in extents {
+            let range = extent.range(length).filter(|range| range.start >= end && range.len() <= rest.len());
+            let range = range.ok_or_else(|| refused("has pieces that do not fit"))?;
+            let (now, later) = rest.split_at(range.len());
+            bytes[range.clone()].copy_from_slice(now);
+            (rest, end) = (later, range.end);
+            pieces.push(range);
+        }
+        if !rest.is_empty() || hash(&bytes) != expected {
+            return Err(refused("does not match its hash"));
+        }
+        let write = || -> io::Result<()> {
+            let mut at = 0;
+            for piece in &pieces {
+                hole(open, offset, at..piece.start)?;
+                open.file.write_all_at(&bytes[piece.clone()], offset + piece.start as u64)?;
+                at = piece.end;
+            }
+            hole(open, offset, at..length)
+        };
+        write().map_err(FilesError::file("write", &open.path))
+    }
+
+    /// Reads the open file again.
+    fn verify(&self, expected: ChunkHash) -> Result<(), FilesError> {
+        let Some(open) = &self.file else {
+            return Err(FilesError::Refused("a hash without a file".to_owned()));
+        };
+        let found = scan(&open.file, open.size).map_err(FilesError::file("read", &open.path))?;
+        if sum(open.size, &found) == expected { Ok(()) } else { Err(FilesError::Differs(open.path.clone())) }
     }
 
     fn log(&mut self, offset: u64, data: &[u8]) -> Result<(), FilesError> {
@@ -183,53 +244,15 @@ impl Target {
     }
 }
 
-/// A name in an open directory.
-struct Place {
-    dir: OwnedFd,
-    path: PathBuf,
-}
-
-impl Place {
-    fn name(&self) -> &OsStr {
-        self.path.file_name().unwrap_or_default()
+/// Makes a part of a chunk a hole, or zeros where the file system has none.
+fn hole(open: &Open, offset: u64, part: std::ops::Range<usize>) -> io::Result<()> {
+    if open.fresh || part.is_empty() {
+        return Ok(());
     }
-
-    /// Makes room for what the source has here: the sandbox may have made something of that name.
-    fn clear(&self) -> Result<(), FilesError> {
-        remove(&self.dir, self.name(), 0).map_err(FilesError::file("replace", &self.path))
+    let at = offset + part.start as u64;
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match fallocate(&open.file, flags, at, part.len() as u64) {
+        Err(Errno::OPNOTSUPP) => open.file.write_all_at(&vec![0; part.len()], at),
+        result => Ok(result?),
     }
-
-    fn kind(&self) -> Result<Option<FileType>, FilesError> {
-        match statat(&self.dir, self.name(), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(FilesError::file("read", &self.path)(error)),
-        }
-    }
-}
-
-/// Removes a name and everything below it; Ok when there is nothing.
-fn remove(dir: &OwnedFd, name: &OsStr, depth: usize) -> io::Result<()> {
-    match unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(error.into()),
-    }
-    if depth > MAX_DEPTH {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "directories too deep"));
-    }
-    let inner = open_dir(dir, Path::new(name))?;
-    let mut names = Vec::new();
-    for item in rustix::fs::Dir::read_from(&inner)? {
-        let item = item?;
-        let name = item.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(name).to_owned());
-        }
-    }
-    for name in names {
-        remove(&inner, &name, depth + 1)?;
-    }
-    unlinkat(dir, name, AtFlags::REMOVEDIR)?;
-    Ok(())
 }

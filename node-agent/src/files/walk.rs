@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -14,11 +14,28 @@ pub(super) fn strict() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV
 }
 
-/// Opens a directory below `root`; the empty path is `root` itself.
+/// Longest path that the kernel is given at once: it takes less than `PATH_MAX`.
+const PIECE: usize = 3000;
+
+/// Opens a directory below `root`, however long its path is; the empty path is `root` itself.
 pub(super) fn open_dir(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    openat2(root, path, flags, Mode::empty(), strict())
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let open = |dir: BorrowedFd<'_>, path: &Path, how: OFlags| {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        openat2(dir, path, flags | how, Mode::empty(), strict())
+    };
+    let mut within: Option<OwnedFd> = None;
+    let mut rest = path.as_os_str().as_bytes();
+    while rest.len() > PIECE {
+        let Some(cut) = rest[..PIECE].iter().rposition(|byte| *byte == b'/') else {
+            return Err(Errno::NAMETOOLONG);
+        };
+        let from = within.as_ref().map_or(root.as_fd(), AsFd::as_fd);
+        within = Some(open(from, Path::new(OsStr::from_bytes(&rest[..cut])), OFlags::PATH)?);
+        rest = &rest[cut + 1..];
+    }
+    let from = within.as_ref().map_or(root.as_fd(), AsFd::as_fd);
+    open(from, Path::new(OsStr::from_bytes(rest)), OFlags::RDONLY)
 }
 
 /// One entry of an area.
@@ -62,18 +79,17 @@ pub(super) fn look(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<Sta
     }
 }
 
-/// Visits every entry below the directory `start` of the area whose directory is `root`, but not `start`
-/// itself. What vanishes meanwhile is left out.
+/// Visits every entry below the directory `start` of an area, but not `start` itself. What vanishes meanwhile is
+/// left out.
 pub(super) fn walk(
-    root: &OwnedFd,
+    area: &super::Area,
     start: &Path,
-    skip: &[OsString],
     visitor: &mut impl Visitor,
 ) -> Result<(), super::FilesError> {
     let mut pending: Vec<PathBuf> = vec![start.to_owned()];
     while let Some(path) = pending.pop() {
         let failed = |error: Errno| super::FilesError::file::<io::Error>("read", &path)(error.into());
-        let dir = match open_dir(root, &path) {
+        let dir = match open_dir(&area.dir, &path) {
             Ok(dir) => dir,
             // Gone, replaced, or a mount of something else.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => continue,
@@ -90,7 +106,7 @@ pub(super) fn walk(
         }
         names.sort();
         for name in names {
-            if path.as_os_str().is_empty() && skip.contains(&name) {
+            if area.skips(&path, &name) {
                 continue;
             }
             let at = path.join(&name);

@@ -235,6 +235,13 @@ pub struct FileRound {
 
 /// The files of a container that travel with it.
 pub trait FileSource: Send {
+    /// Sends these files of the container ahead of the first round, so that they can be mapped at the target
+    /// while the rest travels. Paths are the container's; what does not travel is left out.
+    ///
+    /// # Errors
+    /// As [`FileSource::round`].
+    fn ahead(&mut self, paths: &[PathBuf], sink: &mut dyn FileSink) -> Result<FileRound, PortError>;
+
     /// Sends what changed since the last round; everything in the first one. The container runs.
     ///
     /// # Errors

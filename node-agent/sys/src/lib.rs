@@ -22,6 +22,7 @@ pub mod tape;
 pub mod cgroup;
 pub mod cpu;
 pub mod diag;
+pub mod fanotify;
 pub mod fds;
 pub mod kcmp;
 pub mod keys;

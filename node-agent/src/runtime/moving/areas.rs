@@ -19,7 +19,7 @@ const TMPFS: i64 = 0x0102_1994;
 pub(super) fn open(spec: &Spec, rootfs: &Rootfs, path: &Path, pid: i32) -> io::Result<Vec<Area>> {
     let mut areas = Vec::new();
     if *rootfs == Rootfs::Sync {
-        areas.push(Area { dir: File::open(path)?.into(), skip_devices: false, skip: Vec::new() });
+        areas.push(Area::new(File::open(path)?.into(), "/"));
     }
     areas.extend(tmpfs(spec, pid)?);
     Ok(areas)
@@ -49,7 +49,7 @@ pub(crate) fn tmpfs(spec: &Spec, pid: i32) -> io::Result<Vec<Area>> {
                 place.display()
             )));
         }
-        areas.push(Area { dir, skip_devices: place == Path::new("/dev"), skip: Vec::new() });
+        areas.push(Area { skip_devices: place == Path::new("/dev"), ..Area::new(dir, place) });
     }
     Ok(areas)
 }

@@ -1,6 +1,5 @@
 //! A container on the node that it leaves.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -14,7 +13,8 @@ use super::areas;
 use super::blueprint::{Blueprint, Rootfs};
 use super::clocks::Clocks;
 use super::lock::{ContainerLock, failed};
-use crate::files::Source;
+use super::written::written;
+use crate::files::{self, Source};
 use crate::network;
 use crate::runtime::cgroup::Cgroup;
 use crate::runtime::record::{Process, Record, Stage};
@@ -99,7 +99,6 @@ impl ContainerSource for Leaving {
             name: self.record.name.to_string(),
             source: Source::new(areas, self.log()),
             cgroup: self.record.cgroup.clone(),
-            rounds: 0,
         }))
     }
 
@@ -133,13 +132,10 @@ struct Files {
     name: String,
     source: Source,
     cgroup: Cgroup,
-    rounds: u64,
 }
 
 impl Files {
-    fn send(&mut self, suspect: &HashSet<u64>, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
-        self.rounds += 1;
-        let round = self.source.round(self.rounds, suspect, &mut |batch| sink.batch(batch));
+    fn sent(&self, round: Result<files::Round, files::FilesError>) -> Result<FileRound, PortError> {
         let round =
             round.map_err(|error| PortError::failed(format!("send the files of {}", self.name), error))?;
         Ok(FileRound { entries: round.entries, bytes: round.bytes })
@@ -147,28 +143,22 @@ impl Files {
 }
 
 impl FileSource for Files {
+    fn ahead(&mut self, paths: &[PathBuf], sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
+        let round = self.source.ahead(paths, &mut |batch| sink.batch(batch));
+        self.sent(round)
+    }
+
     fn round(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
-        self.send(&HashSet::new(), sink)
+        let round = self.source.round(&mut |batch| sink.batch(batch));
+        self.sent(round)
     }
 
     fn last(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
         let processes = self.cgroup.processes();
         let processes = processes
             .map_err(|error| PortError::failed(format!("list the processes of {}", self.name), error))?;
-        let suspect = processes.into_iter().flat_map(mapped).collect();
-        self.send(&suspect, sink)
+        let suspects = written(&processes);
+        let round = self.source.last(&suspects, &mut |batch| sink.batch(batch));
+        self.sent(round)
     }
-}
-
-/// Inodes that a process can write to through memory: their times say nothing.
-fn mapped(pid: i32) -> Vec<u64> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-    maps.lines()
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            let (permissions, inode) = (fields.get(1)?, fields.get(4)?);
-            let writable = permissions.contains('w') && permissions.contains('s');
-            inode.parse().ok().filter(|inode| writable && *inode != 0)
-        })
-        .collect()
 }

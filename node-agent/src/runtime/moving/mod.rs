@@ -6,6 +6,7 @@ mod clocks;
 mod coming;
 mod leaving;
 mod lock;
+mod written;
 
 use std::fs;
 use std::sync::Arc;
