@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::client;
 use tests::cluster::{Cluster, wait_for};
 use tests::suite::{self, Case};
-use tests::workload::{PYTHON_PROGRAM, http};
+use tests::workload::{FILES_PROGRAM, PYTHON_PROGRAM, http};
 
 fn main() -> ExitCode {
     if let Some(code) = client::run_if_asked() {
@@ -37,6 +37,11 @@ fn main() -> ExitCode {
             name: "userns_python_keeps_its_ids_and_moves_there_and_back",
             programs: &["python3", "setpriv", "renice", "ionice"],
             run: user_namespace,
+        },
+        Case {
+            name: "files_that_change_all_the_time_move_there_and_back",
+            programs: &["python3"],
+            run: files,
         },
     ])
 }
@@ -220,6 +225,47 @@ fn user_namespace() -> Result<()> {
     let verdict = clients.verdict()?;
     ensure!(verdict.replies > 100, "too few replies to mean anything: {verdict:?}");
     println!("users: {verdict:?}");
+    cluster.passed();
+    Ok(())
+}
+
+/// A program that writes to its root directory, a copied volume, a shared one and a tmpfs without a pause, and
+/// compares everything with what it knows.
+fn files() -> Result<()> {
+    let cluster = Cluster::up()?;
+    let address: SocketAddr = "10.77.0.103:7000".parse()?;
+    let bundle = cluster.dir().join("bundles/files");
+    let out = bundle.to_str().unwrap_or_default();
+    let program = ["/usr/bin/python3", "/program.py", "/data", "/volume", "/shared", "/tmp"];
+    let mut args = vec!["dev", "bundle", "--out", out, "--rw", "/data", "--"];
+    args.extend(program);
+    cluster.must(args)?;
+    std::fs::write(bundle.join("rootfs/program.py"), FILES_PROGRAM)?;
+    let (volume, shared) = (cluster.dir().join("volume"), cluster.dir().join("shared"));
+    std::fs::create_dir_all(&volume)?;
+    std::fs::create_dir_all(&shared)?;
+    std::fs::write(shared.join(".gantry-shared"), "the same on both nodes")?;
+    let path = bundle.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    for (name, source, mode) in [("/volume", &volume, "sync"), ("/shared", &shared, "shared")] {
+        let mount = json!({"destination": name, "type": "bind", "source": source, "options": ["bind", "rw"]});
+        let mounts = config.pointer_mut("/mounts").and_then(Value::as_array_mut);
+        mounts.ok_or_else(|| anyhow::anyhow!("the bundle has no mounts"))?.push(mount);
+        config["annotations"][format!("dev.gantry.mount.{name}")] = json!(mode);
+    }
+    std::fs::write(&path, config.to_string())?;
+    cluster.start_bundle("files", "node-a", "10.77.0.103/24", &bundle)?;
+    cluster.wait_for_port(address)?;
+    let clients = cluster.client(&["lines", &address.to_string(), "2"])?;
+    let left = |dir: &std::path::Path| Ok::<_, anyhow::Error>(std::fs::metadata(dir.join("log"))?.len());
+    moves(&cluster, "files", &["node-b"])?;
+    let (volume_then, shared_then) = (left(&volume)?, left(&shared)?);
+    moves(&cluster, "files", &["node-a", "node-b"])?;
+    ensure!(left(&volume)? == volume_then, "what was copied is not written to any more");
+    ensure!(left(&shared)? > shared_then, "what is shared is the same directory on both nodes");
+    let verdict = clients.verdict()?;
+    ensure!(verdict.replies > 20, "too few replies to mean anything: {verdict:?}");
+    println!("files: {verdict:?}");
     cluster.passed();
     Ok(())
 }

@@ -7,6 +7,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::error::RuntimeError;
 use super::userns::{self, UserNamespace};
+use super::volumes;
 
 /// Annotation: how the root directory travels, `sync` (default) or `shared`.
 pub const ROOTFS_ANNOTATION: &str = "dev.gantry.rootfs";
@@ -75,6 +76,9 @@ impl Bundle {
             }
         }
         self.spec.set_mounts(Some(mounts));
+        if let Some(what) = volumes::refusal(&self.spec, &self.rootfs) {
+            return Err(RuntimeError::Bundle { path: self.path, what });
+        }
         Ok(self)
     }
 }

@@ -23,6 +23,7 @@ mod shim;
 mod sources;
 mod status;
 mod userns;
+pub mod volumes;
 
 use std::collections::HashMap;
 use std::ffi::OsString;

@@ -17,6 +17,7 @@ pub(crate) mod agent;
 mod compat;
 mod failure;
 mod recover;
+mod round;
 mod source;
 mod switchover;
 pub(crate) mod target;

@@ -15,7 +15,8 @@ use super::clocks::{Distance, HostClocks};
 use super::failure::{AbortOnPanic, Failure, failpoint};
 use super::orders::{Limits, Start};
 use super::policy::{self, Measured, Next};
-use super::ports::{ContainerSource, EthernetFrame, FileRound, FileSink, FileSource, NetLock, Settled};
+use super::ports::{ContainerSource, EthernetFrame, FileSource, NetLock, Settled};
+use super::round::{Sent, When};
 use super::status::{Phase, Round};
 use crate::journal::{Begin, End, Record};
 use crate::peer;
@@ -45,13 +46,13 @@ pub(super) struct Session {
     pub(super) container: Box<dyn ContainerSource>,
     tree: TreeSpec,
     pub(super) engine: Option<Source>,
-    files: Option<Box<dyn FileSource>>,
+    pub(super) files: Option<Box<dyn FileSource>>,
     pub(super) lock: Option<Box<dyn NetLock>>,
     pub(super) link: Option<Link>,
     pub(super) bulk: Option<BulkSender>,
     /// The shape that the target has.
-    shape: Option<Shape>,
-    generation: u32,
+    pub(super) shape: Option<Shape>,
+    pub(super) generation: u32,
     /// The next round of the bulk stream.
     pub(super) round: u32,
     measured: Vec<Measured>,
@@ -190,18 +191,7 @@ impl Session {
             Some(BulkSender::new(stream, sequence, self.limits.bandwidth, move || cancel.is_cancelled()));
 
         self.step(Phase::Preparing, "files")?;
-        let began = Instant::now();
         self.files = Some(self.container.files()?);
-        let sent = self.file_round(false)?;
-        let index = self.end_round_zero()?;
-        self.await_round(index)?;
-        self.publish.event(format!(
-            "files: {} entries, {} bytes in {:.0} ms",
-            sent.entries,
-            sent.bytes,
-            began.elapsed().as_secs_f64() * 1e3
-        ));
-
         self.step(Phase::Preparing, "attach")?;
         self.engine = Some(Source::attach(&self.tree)?);
         self.step(Phase::Preparing, "lock")?;
@@ -225,43 +215,24 @@ impl Session {
         Ok(known.unwrap_or_default())
     }
 
-    /// Round 0 is the first copy of the files, even when there is none to send.
-    fn end_round_zero(&mut self) -> Result<u32, Failure> {
-        if self.round == 0 {
-            let bulk = self.bulk.as_mut().ok_or_else(no_link)?;
-            bulk.begin(0, 0).and_then(|()| bulk.end(0)).map_err(Failure::Bulk)?;
-            self.send(&PeerMessage::RoundEnd { index: 0 })?;
-            self.round = 1;
-        }
-        Ok(self.round - 1)
-    }
-
     fn pre_copy(&mut self) -> Result<(), Failure> {
         loop {
             self.step(Phase::PreCopy, "round")?;
             let began = Instant::now();
             let sent_before = self.bulk.as_ref().map_or(0, BulkSender::sent);
-            self.file_round(false)?;
-            self.send_shape()?;
-            let index = self.round;
-            let bulk = self.bulk.as_mut().ok_or_else(no_link)?;
-            bulk.begin(index, self.generation).map_err(Failure::Bulk)?;
-            let engine = self.engine.as_mut().ok_or_else(no_engine)?;
-            let stats = engine.round(bulk);
-            // A broken stream is the target's way to say that it gave up: its message says why.
-            let stats = match stats {
-                Ok(stats) => stats,
-                Err(error) => return Err(self.why(error.into())),
-            };
-            bulk_end(&mut self.bulk, index).map_err(|error| self.why(error))?;
+            let Sent { pages: stats, files } = self.copy_round(When::Running)?;
+            let index = self.round - 1;
             self.send(&PeerMessage::RoundEnd { index })?;
-            self.round += 1;
             let sent = Instant::now();
             self.await_round(index)?;
             let took = began.elapsed();
 
+            if files.entries > 0 {
+                let (entries, bytes) = (files.entries, files.bytes);
+                self.publish.event(format!("files: {entries} entries, {bytes} bytes"));
+            }
             self.measured.push(Measured {
-                dirty: stats.bytes,
+                dirty: stats.bytes + files.bytes,
                 took,
                 fixed: stats.scan + sent.elapsed().min(took / 2),
             });
@@ -301,42 +272,6 @@ impl Session {
                 Next::GiveUp => return Err(Failure::NotConverged(decision.reason)),
             }
         }
-    }
-
-    /// Sends what changed in the files, as a round of its own if anything did. The target applies it before
-    /// it looks at any later shape.
-    pub(super) fn file_round(&mut self, last: bool) -> Result<FileRound, Failure> {
-        let (Some(files), Some(bulk)) = (self.files.as_mut(), self.bulk.as_mut()) else {
-            return Err(no_link());
-        };
-        let index = self.round;
-        let mut sink = LazyRound { bulk, index, begun: false };
-        let sent = if last { files.last(&mut sink) } else { files.round(&mut sink) };
-        let begun = sink.begun;
-        let sent = match sent {
-            Ok(sent) => sent,
-            Err(error) => return Err(self.why(error.into())),
-        };
-        if begun {
-            bulk_end(&mut self.bulk, index)?;
-            self.send(&PeerMessage::RoundEnd { index })?;
-            self.round += 1;
-        }
-        Ok(sent)
-    }
-
-    /// Sends the shape if it is not the one that the target has.
-    pub(super) fn send_shape(&mut self) -> Result<(), Failure> {
-        let engine = self.engine.as_mut().ok_or_else(no_engine)?;
-        let shape = engine.shape()?;
-        if self.shape.as_ref() == Some(&shape) {
-            return Ok(());
-        }
-        self.generation += 1;
-        let generation = self.generation;
-        self.send(&PeerMessage::Shape { generation, shape: shape.clone() })?;
-        self.shape = Some(shape);
-        Ok(())
     }
 
     pub(super) fn generation(&self) -> u32 {
@@ -451,7 +386,7 @@ pub(super) fn held(lock: &mut Option<Box<dyn NetLock>>, wait: Duration) -> Vec<E
     })
 }
 
-fn bulk_end(bulk: &mut Option<BulkSender>, index: u32) -> Result<(), Failure> {
+pub(super) fn bulk_end(bulk: &mut Option<BulkSender>, index: u32) -> Result<(), Failure> {
     bulk.as_mut().ok_or_else(no_link)?.end(index).map_err(Failure::Bulk)
 }
 
@@ -465,21 +400,4 @@ pub(super) fn no_engine() -> Failure {
 
 pub(super) fn unexpected(message: &PeerMessage) -> Failure {
     Failure::Protocol(format!("the target answered {}", message.name()))
-}
-
-/// Begins its round with the first batch, so that a round with nothing in it costs nothing.
-struct LazyRound<'a> {
-    bulk: &'a mut BulkSender,
-    index: u32,
-    begun: bool,
-}
-
-impl FileSink for LazyRound<'_> {
-    fn batch(&mut self, batch: &[u8]) -> std::io::Result<()> {
-        if !self.begun {
-            self.bulk.begin(self.index, 0)?;
-            self.begun = true;
-        }
-        FileSink::batch(self.bulk, batch)
-    }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::failure::{AbortOnPanic, Failure};
 use super::ports::Settled;
 use super::recover::{self, Unacknowledged};
+use super::round::{Sent, When};
 use super::source::{Session, held, no_engine, no_link, unexpected};
 use super::status::{Downtime, Phase};
 use crate::commit::{self, OnAck};
@@ -55,22 +56,10 @@ impl Session {
         if let Some(bulk) = self.bulk.as_mut() {
             bulk.unlimited();
         }
-        self.file_round(true)?;
-        self.send_shape()?;
-        let index = self.round;
-        let generation = self.generation();
-        let (Some(bulk), Some(engine)) = (self.bulk.as_mut(), self.engine.as_mut()) else {
-            return Err(no_link());
-        };
-        bulk.begin(index, generation).map_err(Failure::Bulk)?;
-        let pages = match engine.last_pages(bulk) {
-            Ok(pages) => pages,
-            Err(error) => return Err(self.why(error.into())),
-        };
-        let ended = bulk.end(index).map_err(Failure::Bulk);
-        ended.map_err(|error| self.why(error))?;
-        self.round += 1;
+        let Sent { pages, files } = self.copy_round(When::Frozen)?;
+        let index = self.round - 1;
         let last_pages = began.elapsed();
+        tracing::debug!(entries = files.entries, bytes = files.bytes, "last files");
         self.step(phase, "last-pages")?;
 
         let began = Instant::now();

@@ -97,7 +97,7 @@ pub enum PeerMessage {
     },
     /// Source: a round has been sent on the bulk streams.
     RoundEnd {
-        /// From 0; round 0 is the first copy of the files.
+        /// From 0; round 0 is that of the files that are mapped.
         index: u32,
     },
     /// Target: everything of that round is in its place.

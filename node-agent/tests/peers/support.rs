@@ -198,6 +198,11 @@ struct FakeFiles {
 }
 
 impl FileSource for FakeFiles {
+    fn ahead(&mut self, _: &[PathBuf], _: &mut dyn FileSink) -> Result<FileRound, PortError> {
+        self.log.add("files ahead");
+        Ok(FileRound::default())
+    }
+
     fn round(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
         self.rounds += 1;
         self.log.add(format!("files {}", self.rounds));

@@ -8,6 +8,10 @@ pub mod redis;
 /// itself and answers `check` on TCP port 7000.
 pub const PYTHON_PROGRAM: &str = include_str!("program.py");
 
+/// A python3 program that changes files in the directories that are its arguments, and compares them all the time;
+/// it answers `check` on TCP port 7000.
+pub const FILES_PROGRAM: &str = include_str!("files.py");
+
 /// A python3 program that holds what cannot move; its argument is `pty`, `packet` or `uring`.
 pub const HOLDER_PROGRAM: &str = include_str!("holder.py");
 

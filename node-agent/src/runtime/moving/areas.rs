@@ -1,16 +1,20 @@
-//! Which parts of a container's file tree travel: its root directory and its tmpfs mounts. Source and
-//! target derive the same list from the same configuration.
+//! Which parts of a container's file tree travel: its root directory, the volumes that are copied, and its
+//! tmpfs mounts. Source and target derive the same list from the same configuration.
 
-use std::fs::File;
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use engine::proc::mountinfo;
 use oci_spec::runtime::Spec;
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstatfs, openat2};
 
 use super::blueprint::Rootfs;
 use crate::files::Area;
+use crate::runtime::volumes::{self, Volume};
 
 /// `TMPFS_MAGIC` of statfs(2).
 const TMPFS: i64 = 0x0102_1994;
@@ -21,8 +25,32 @@ pub(super) fn open(spec: &Spec, rootfs: &Rootfs, path: &Path, pid: i32) -> io::R
     if *rootfs == Rootfs::Sync {
         areas.push(Area::new(File::open(path)?.into(), "/"));
     }
+    for volume in
+        volumes::of(spec).map_err(io::Error::other)?.iter().filter(|v| v.mode == volumes::Mode::Sync)
+    {
+        areas.push(self::volume(volume)?);
+    }
     areas.extend(tmpfs(spec, pid)?);
     Ok(areas)
+}
+
+fn volume(volume: &Volume) -> io::Result<Area> {
+    let source = volume.source.canonicalize()?;
+    if volume.recursive {
+        let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo")?).map_err(io::Error::other)?;
+        let inside = |mount: &&mountinfo::Mount| {
+            let point = Path::new(OsStr::from_bytes(&mount.point));
+            point.starts_with(&source) && point != source
+        };
+        if let Some(mount) = mounts.iter().find(inside) {
+            return Err(io::Error::other(format!(
+                "the volume on {} shows another mount, {}, which would not be copied: use bind instead of rbind",
+                volume.destination.display(),
+                OsStr::from_bytes(&mount.point).display()
+            )));
+        }
+    }
+    Ok(Area::new(File::open(source)?.into(), &volume.destination))
 }
 
 /// The tmpfs mounts of a configuration, as process `pid` has them.

@@ -15,12 +15,13 @@ use crate::network::{Addressing, Peer};
 use crate::runtime::ContainerName;
 use crate::runtime::bundle::{ROOTFS_ANNOTATION, is_bind};
 use crate::runtime::userns::UserNamespace;
+use crate::runtime::volumes::{self, Mode};
 
-/// A file in a shared root directory that proves that both nodes mean the same one.
+/// A file in a shared directory that proves that both nodes mean the same one.
 const MARKER: &str = ".gantry-shared";
 
 /// Version of [`Blueprint`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A container without its state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub(super) struct Blueprint {
     pub(super) name: ContainerName,
     pub(super) spec: Spec,
     pub(super) rootfs: Rootfs,
+    /// Directories that the container sees by bind mounts and that both nodes have.
+    shared: Vec<Shared>,
     pub(super) network: Addressing,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) created: SystemTime,
@@ -42,12 +45,16 @@ pub(super) enum Rootfs {
     /// Its files are copied.
     Sync,
     /// It is on storage that both nodes have at the same path.
-    Shared {
-        /// Where.
-        path: PathBuf,
-        /// Content of its marker file.
-        marker: Vec<u8>,
-    },
+    Shared(Shared),
+}
+
+/// A directory on storage that both nodes have at the same path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shared {
+    /// Where.
+    pub(super) path: PathBuf,
+    /// Content of its marker file.
+    marker: Vec<u8>,
 }
 
 /// Why a blueprint cannot be made or used.
@@ -59,8 +66,11 @@ pub(super) enum BlueprintError {
     /// The annotation has another value.
     #[error("annotation {ROOTFS_ANNOTATION} is {0:?}; use sync or shared")]
     Mode(String),
+    /// The annotations of volumes are not understood.
+    #[error("{0}")]
+    Volume(String),
     /// The marker cannot be read or differs.
-    #[error("{path} {why}; put a file {MARKER} with a random content into the shared root directory")]
+    #[error("{path} {why}; put a file {MARKER} with a random content into the shared directory")]
     Marker {
         /// The marker's path.
         path: PathBuf,
@@ -75,23 +85,29 @@ impl Rootfs {
         let annotation = spec.annotations().as_ref().and_then(|map| map.get(ROOTFS_ANNOTATION));
         match annotation.map(String::as_str) {
             None | Some("sync") => Ok(Self::Sync),
-            Some("shared") => Ok(Self::Shared { marker: marker(path)?, path: path.to_owned() }),
+            Some("shared") => Shared::of(path).map(Self::Shared),
             Some(other) => Err(BlueprintError::Mode(other.to_owned())),
         }
     }
+}
 
-    /// The shared directory is the same one here.
-    pub(super) fn verify(&self) -> Result<(), BlueprintError> {
-        let Self::Shared { path, marker: expected } = self else { return Ok(()) };
-        if marker(path)? == *expected {
+impl Shared {
+    fn of(path: &Path) -> Result<Self, BlueprintError> {
+        Ok(Self { marker: marker(path)?, path: path.to_owned() })
+    }
+
+    /// It is the same one here.
+    fn verify(&self) -> Result<(), BlueprintError> {
+        if marker(&self.path)? == self.marker {
             return Ok(());
         }
-        Err(BlueprintError::Marker { path: path.join(MARKER), why: "differs from the source's".to_owned() })
+        let path = self.path.join(MARKER);
+        Err(BlueprintError::Marker { path, why: "differs from the source's".to_owned() })
     }
 }
 
-fn marker(rootfs: &Path) -> Result<Vec<u8>, BlueprintError> {
-    let path = rootfs.join(MARKER);
+fn marker(dir: &Path) -> Result<Vec<u8>, BlueprintError> {
+    let path = dir.join(MARKER);
     let refuse = |why: String| BlueprintError::Marker { path: path.clone(), why };
     let size = fs::metadata(&path).map_err(|error| refuse(format!("cannot be read: {error}")))?.len();
     if size == 0 || size > 4096 {
@@ -107,8 +123,12 @@ impl Blueprint {
         peers: Vec<Peer>,
         clocks: Clocks,
     ) -> Result<Self, BlueprintError> {
+        let volumes = volumes::of(&spec).map_err(BlueprintError::Volume)?;
+        let shared = volumes.iter().filter(|volume| volume.mode == Mode::Shared);
+        let shared = shared.map(|volume| Shared::of(&volume.source)).collect::<Result<_, _>>()?;
         Ok(Self {
             version: VERSION,
+            shared,
             name: record.name.clone(),
             rootfs: Rootfs::of(&spec, &record.rootfs)?,
             spec,
@@ -129,10 +149,35 @@ impl Blueprint {
         Ok(blueprint)
     }
 
+    /// Every shared directory is the same one here.
+    pub(super) fn verify(&self) -> Result<(), BlueprintError> {
+        if let Rootfs::Shared(shared) = &self.rootfs {
+            shared.verify()?;
+        }
+        self.shared.iter().try_for_each(Shared::verify)
+    }
+
+    /// Its volumes that are copied, to directories in `bundle`: each with its new one. The configuration names these
+    /// from now on.
+    pub(super) fn take_volumes(&mut self, bundle: &Path) -> Result<Vec<PathBuf>, BlueprintError> {
+        let volumes = volumes::of(&self.spec).map_err(BlueprintError::Volume)?;
+        let copied = volumes.iter().filter(|volume| volume.mode == Mode::Sync).enumerate();
+        let mut places = Vec::new();
+        for (number, volume) in copied {
+            let place = bundle.join("volumes").join(number.to_string());
+            volumes::set_source(&mut self.spec, volume, &place);
+            places.push(place);
+        }
+        Ok(places)
+    }
+
     /// What this node lacks for it.
     pub(super) fn missing(&self, bridge: Option<&str>) -> Vec<Refusal> {
         let mut refusals = Vec::new();
         for mount in self.spec.mounts().iter().flatten().filter(|mount| is_bind(mount)) {
+            if volumes::comes_along(&self.spec, mount) {
+                continue;
+            }
             let source = mount.source().clone().unwrap_or_default();
             if !source.exists() {
                 refusals.push(Refusal {

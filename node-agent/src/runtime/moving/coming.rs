@@ -52,7 +52,7 @@ impl Coming {
         if !refusals.is_empty() {
             return Err(PortError::Refused(refusals));
         }
-        blueprint.rootfs.verify().map_err(|error| PortError::failed(what(), error))?;
+        blueprint.verify().map_err(|error| PortError::failed(what(), error))?;
         let lock = runtime.lock_of(&blueprint.name);
         let _held = crate::runtime::hold(&lock);
         let dir = runtime.dir(&blueprint.name);
@@ -64,15 +64,18 @@ impl Coming {
 
     fn build(
         runtime: &Arc<Runtime>,
-        blueprint: Blueprint,
+        mut blueprint: Blueprint,
         request: &Incoming,
         dir: &ContainerDir,
     ) -> Result<Self, RuntimeError> {
         let bundle = runtime.state().bundle(&blueprint.name);
         let clocks = blueprint.clocks.offsets_here(&request.clocks);
+        let volumes = blueprint
+            .take_volumes(&bundle)
+            .map_err(|error| RuntimeError::Bundle { path: bundle.clone(), what: error.to_string() })?;
         let rootfs = match &blueprint.rootfs {
             Rootfs::Sync => bundle.join("rootfs"),
-            Rootfs::Shared { path, .. } => path.clone(),
+            Rootfs::Shared(shared) => shared.path.clone(),
         };
         let mut record = Record {
             cgroup: runtime.cgroup_of(&blueprint.name),
@@ -92,7 +95,9 @@ impl Coming {
         let make = |record: &mut Record| -> Result<(Spec, OwnedFd, Option<Port>), RuntimeError> {
             let _ = fs::remove_dir_all(&bundle);
             let own_rootfs = bundle.join("rootfs");
-            fs::create_dir_all(&own_rootfs).map_err(RuntimeError::file("create", &bundle))?;
+            for dir in [own_rootfs.clone()].iter().chain(&volumes) {
+                fs::create_dir_all(dir).map_err(RuntimeError::file("create", dir))?;
+            }
             if let Some((uid, gid)) = UserNamespace::of(&blueprint.spec).and_then(|user| user.root()) {
                 chown(&own_rootfs, Some(uid), Some(gid)).map_err(RuntimeError::file("chown", &own_rootfs))?;
             }
