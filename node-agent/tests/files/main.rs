@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use node_agent::files::{FilesError, Op, Round, Suspects};
+use node_agent::files::{FilesError, Op, Round, Suspects, Tracking};
 use support::Pair;
 
 fn fill(root: &Path) {
@@ -218,4 +218,146 @@ fn a_hostile_batch_touches_nothing_outside() {
     pair.target.apply(&batch).unwrap();
     assert_eq!(fs::read(outside.join("secret")).unwrap(), b"secret");
     assert!(fs::read_dir(pair.to()).unwrap().next().is_none(), "nothing was stolen");
+}
+
+#[test]
+fn a_directory_that_is_renamed_is_not_copied_again() {
+    let mut pair = Pair::new(fill);
+    pair.round();
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    pair.round();
+    fs::rename(pair.from().join("a"), pair.from().join("z")).unwrap();
+    let seen = pair.round();
+    assert_eq!(seen.bytes, 0, "{seen:?}");
+    pair.assert_equal();
+    // A file in the place of a directory, and a directory in the place of a file.
+    fs::rename(pair.from().join("z/b"), pair.from().join("was-b")).unwrap();
+    fs::write(pair.from().join("z/b"), b"a file").unwrap();
+    fs::remove_file(pair.from().join("z/file")).unwrap();
+    fs::create_dir(pair.from().join("z/file")).unwrap();
+    pair.round();
+    pair.assert_equal();
+}
+
+#[test]
+fn paths_longer_than_the_kernel_takes_at_once_travel() {
+    let mut pair = Pair::new(|_| {});
+    // Made and removed by a shell that changes into each directory.
+    let script = "i=0; while [ $i -lt 40 ]; do mkdir $0 && cd $0; i=$((i+1)); done; echo deep > file";
+    let name = "n".repeat(200);
+    let run = |script: &str, dir: &Path| {
+        let output = Command::new("sh").args(["-c", script, &name]).current_dir(dir).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    run(script, &pair.from());
+    pair.round();
+    let look = "while cd $0 2>/dev/null; do :; done; cat file";
+    assert_eq!(run(look, &pair.to()), b"deep\n");
+    let change = "while cd $0 2>/dev/null; do :; done; echo changed > file";
+    run(change, &pair.from());
+    pair.round();
+    assert_eq!(run(look, &pair.to()), b"changed\n");
+    fs::remove_dir_all(pair.from().join(&name)).unwrap();
+    pair.round();
+    pair.assert_equal();
+}
+
+/// Runs python with the path of a file as its argument.
+fn python(script: &str, path: &Path) -> std::process::Child {
+    Command::new("python3")
+        .args(["-c", script])
+        .arg(path)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn what_was_written_through_a_mapping_that_is_gone_is_found() {
+    // A tmpfs does not change a file's times for it.
+    let mut pair = Pair::within(Path::new("/dev/shm"), Tracking::Best, |root| {
+        fs::write(root.join("mapped"), vec![1_u8; 8192]).unwrap();
+    });
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    pair.round();
+    pair.round();
+    let script =
+        "import mmap, os, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 8192); m[5000] = 7";
+    assert!(python(script, &pair.from().join("mapped")).wait().unwrap().success());
+    pair.last(&Suspects::default());
+    pair.assert_equal();
+    assert_eq!(fs::read(pair.to().join("mapped")).unwrap()[5000], 7);
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_copied_is_copied_again() {
+    use std::io::BufRead as _;
+    let mut pair = Pair::new(|root| fs::write(root.join("busy"), vec![1_u8; 24 << 20]).unwrap());
+    let script = "import os, sys\nf = open(sys.argv[1], 'r+b', 0)\nprint('begun', flush=True)\nn = 0\n\
+        while not os.path.exists(sys.argv[1] + '-stop'):\n  f.seek(4096 * (n % 6000)); f.write(b'%d' % n); n += 1\n";
+    let mut writer = python(script, &pair.from().join("busy"));
+    let mut line = String::new();
+    std::io::BufReader::new(writer.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    // It does not become quiet: the last round must say so and not pretend.
+    pair.round();
+    let target = &mut pair.target;
+    let last = pair
+        .source
+        .last(&Suspects::default(), &mut |batch| target.apply(batch).map_err(std::io::Error::other));
+    assert!(matches!(last, Err(FilesError::Unsettled(_))), "{last:?}");
+    // While it runs, the next round copies it again.
+    fs::write(pair.from().join("busy-stop"), b"").unwrap();
+    assert!(writer.wait().unwrap().success());
+    pair.round();
+    pair.assert_equal();
+}
+
+#[test]
+fn a_full_disk_at_the_target_is_an_error_that_names_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    fs::create_dir(&to).unwrap();
+    fs::write(from.join("large"), vec![3_u8; 4 << 20]).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "small"]).arg(&to).status();
+    assert!(mounted.unwrap().success());
+    let mut source = node_agent::files::Source::new(vec![support::area(&from)], dir.path().join("a"));
+    let mut target = node_agent::files::Target::new(vec![support::area(&to)], dir.path().join("b"));
+    let mut error = None;
+    let sent = source.round(&mut |batch| {
+        target.apply(batch).map_err(|failed| {
+            error = Some(failed);
+            std::io::Error::other("stop")
+        })
+    });
+    drop(target);
+    assert!(Command::new("umount").arg(&to).status().unwrap().success());
+    assert!(matches!(sent, Err(FilesError::Send(_))));
+    let Some(FilesError::File { path, source, .. }) = error else { panic!("{error:?}") };
+    assert_eq!((path.as_path(), source.kind()), (Path::new("large"), std::io::ErrorKind::StorageFull));
+    assert_eq!(fs::metadata(from.join("large")).unwrap().len(), 4 << 20);
+}
+
+#[test]
+fn what_reads_back_differently_is_refused() {
+    let mut pair = Pair::new(|_| {});
+    let ops = vec![Op::File { area: 0, path: b"f".to_vec(), size: 5, fresh: true }, Op::Verify { hash: 7 }];
+    let failed = pair.target.apply(&postcard::to_stdvec(&ops).unwrap());
+    assert!(matches!(failed, Err(FilesError::Differs(_))), "{failed:?}");
+}
+
+#[test]
+fn files_ahead_come_with_their_directories_and_are_right_in_the_end() {
+    let mut pair = Pair::new(fill);
+    let target = &mut pair.target;
+    let paths = ["/a/b/big", "/a/none", "/elsewhere/x", "/a/b/c/empty"].map(std::path::PathBuf::from);
+    let sent = pair.source.ahead(&paths, &mut |batch| target.apply(batch).map_err(std::io::Error::other));
+    assert_eq!(sent.unwrap().bytes, 3 * 1024 * 1024 + 5);
+    assert_eq!(fs::read(pair.to().join("a/b/big")).unwrap(), fs::read(pair.from().join("a/b/big")).unwrap());
+    assert!(!pair.to().join("a/file").exists());
+    fs::remove_file(pair.from().join("a/b/c/empty")).unwrap();
+    pair.round();
+    pair.assert_equal();
 }

@@ -14,7 +14,7 @@ class Worker(threading.Thread):
         super().__init__(daemon=True)
         self.root = os.fsencode(root)
         self.random = random.Random(root)
-        # Names (not all of them UTF-8) to what is in them; two names of one file share the list.
+        # Names to what is in them; two names of one file share the list.
         self.files = {}
         self.made = 0
         # Written through memory alone, and through a descriptor that stays open.
@@ -36,7 +36,7 @@ class Worker(threading.Thread):
             if len(self.files) > 40:
                 return self.remove(name)
             self.made += 1
-            name = b"f\xff%d" % self.made
+            name = b"f %d" % self.made
             content = self.random.randbytes(self.random.randrange(30000))
             with open(self.path(name), "wb") as file:
                 file.write(content)
