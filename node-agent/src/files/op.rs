@@ -53,6 +53,7 @@ pub enum Op {
         /// Where it has data, ascending.
         extents: Vec<Extent>,
         /// The data of all extents, one after the other.
+        #[serde(with = "bytes")]
         data: Vec<u8>,
         /// Hash of the part, holes being zeros.
         hash: ChunkHash,
@@ -105,8 +106,35 @@ pub enum Op {
         /// Where, bytes from its beginning.
         offset: u64,
         /// What.
+        #[serde(with = "bytes")]
         data: Vec<u8>,
     },
+}
+
+/// Bytes as one piece: the derived way takes each by itself. Both have the same form.
+mod bytes {
+    use serde::de::{Deserializer, Error, Visitor};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl<'de> Visitor<'de> for Bytes {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_borrowed_bytes<E: Error>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+        from.deserialize_bytes(Bytes)
+    }
 }
 
 /// What a file has beside its content.

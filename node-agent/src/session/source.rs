@@ -227,7 +227,7 @@ impl Session {
             self.await_round(index)?;
             let took = began.elapsed();
 
-            if files.entries > 0 {
+            if self.measured.is_empty() {
                 let (entries, bytes) = (files.entries, files.bytes);
                 self.publish.event(format!("files: {entries} entries, {bytes} bytes"));
             }
