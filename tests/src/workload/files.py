@@ -1,7 +1,7 @@
 """A program that changes files all the time and knows what must be in them.
 
-Its arguments are directories; each has a thread of its own. It answers `check\n` on TCP port 7000 with `ok N`
-(N rises) or with what is wrong.
+Its arguments are directories; each has a thread of its own. It answers `check\n` on TCP port 7000 with `ok N TOTAL`
+(both rise) or with what is wrong.
 """
 import mmap, os, random, socket, sys, threading, time
 
@@ -121,7 +121,7 @@ def answer(connection):
             time.sleep(0.001)
         seen = dict(counts)
         number += 1
-        text = "wrong: " + "; ".join(errors) if errors else "ok %d" % number
+        text = "wrong: " + "; ".join(errors) if errors else "ok %d %d" % (number, sum(counts.values()))
         connection.sendall(text.encode(errors="replace") + b"\n")
 
 
