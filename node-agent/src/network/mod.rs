@@ -8,6 +8,7 @@
 mod address;
 mod lock;
 mod port;
+pub mod state;
 mod veth;
 
 use std::path::Path;

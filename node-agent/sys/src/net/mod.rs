@@ -5,13 +5,18 @@
 //! every attribute that this crate does not know. See rtnetlink(7).
 
 pub mod addr;
+pub mod conntrack;
+pub mod ethtool;
 pub mod link;
 pub mod message;
 pub mod neigh;
+pub mod nft;
 pub mod packet;
 pub mod route;
+pub mod table;
 pub mod tap;
 pub mod tc;
+pub mod xtables;
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -65,6 +70,62 @@ impl Netlink {
         nix::sys::socket::setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(LIMIT))?;
         sock::set_int(socket.as_fd(), libc::SOL_NETLINK, NETLINK_CAP_ACK, 1)?;
         Ok(Self { socket, sequence: 0, buffer: vec![0; 1 << 18] })
+    }
+
+    /// Opens a socket to netfilter: nftables, connection tracking, IP sets.
+    ///
+    /// # Errors
+    /// `EPROTONOSUPPORT` the kernel has none, `EMFILE`.
+    pub fn open_netfilter() -> Result<Self> {
+        Self::open_protocol(libc::NETLINK_NETFILTER)
+    }
+
+    /// Sends many requests at once and reads what went wrong: (number of the message, error), in order. Kernel
+    /// tables answer while they are told, so nothing is waited for.
+    ///
+    /// # Errors
+    /// `EMSGSIZE` one of them is larger than the socket takes.
+    pub fn execute_all(&mut self, messages: &[Message]) -> Result<Vec<(usize, Errno)>> {
+        const CHUNK: usize = 96 * 1024;
+        let mut failed = Vec::new();
+        let (mut begin, mut bytes) = (0, Vec::new());
+        for (at, message) in messages.iter().enumerate() {
+            self.sequence = self.sequence.wrapping_add(1).max(1);
+            bytes.extend_from_slice(&message.finish(message::REQUEST, self.sequence));
+            if bytes.len() >= CHUNK || at + 1 == messages.len() {
+                let first = self.sequence.wrapping_sub(u32::try_from(at - begin).unwrap_or(u32::MAX));
+                sock::send(self.socket.as_fd(), &bytes, &[], None, None, 0)?;
+                self.drain(|sequence, error| {
+                    failed.push((begin + sequence.wrapping_sub(first) as usize, error));
+                })?;
+                bytes.clear();
+                begin = at + 1;
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Reads the acknowledgements that wait, and hands the errors on.
+    pub(crate) fn drain(&mut self, mut failed: impl FnMut(u32, Errno)) -> Result<()> {
+        use nix::sys::socket::{MsgFlags, recv};
+        use std::os::fd::AsRawFd;
+        loop {
+            let flags = MsgFlags::MSG_DONTWAIT;
+            let len = match recv(self.socket.as_raw_fd(), &mut self.buffer, flags) {
+                Ok(len) => len,
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            let mut rest = &self.buffer[..len];
+            while let Some((head, payload, next)) = message::split(rest) {
+                rest = next;
+                let code = message::number(payload, 0).map_or(0, u32::cast_signed);
+                if head.kind == NLMSG_ERROR && code != 0 {
+                    failed(head.sequence, Errno::from_raw(-code));
+                }
+            }
+        }
     }
 
     /// Sends a request and waits for the acknowledgement.

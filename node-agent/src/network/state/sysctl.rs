@@ -1,0 +1,152 @@
+//! Settings under /proc/sys/net of one network namespace: those that differ from a fresh namespace's, and all of its
+//! interfaces' (their defaults depend on the order in which things were set).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sys::ns::NetnsThread;
+
+/// Where they are.
+const ROOT: &str = "/proc/sys/net";
+/// Deepest directory, counted from there: ipv4/conf/eth0.
+const DEPTH: usize = 5;
+
+/// A setting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Its text, fields separated by one space.
+    pub value: String,
+    /// It differs from what a fresh namespace has: a target that lacks it cannot take the container.
+    pub own: bool,
+}
+
+/// Settings of interfaces: `ipv4/conf/eth0/rp_filter` gives `ipv4/conf/` and the rest.
+fn of_interface(name: &str) -> Option<(&str, &str)> {
+    let mut parts = name.splitn(4, '/');
+    let (family, group, interface, setting) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    if !matches!((family, group), ("ipv4" | "ipv6", "conf" | "neigh") | ("mpls", "conf")) {
+        return None;
+    }
+    let start = family.len() + 1 + group.len() + 1;
+    Some((name.get(..start)?, name.get(start + interface.len() + 1..)?)).filter(|_| !setting.is_empty())
+}
+
+/// Fields separated by one space: the kernel uses tabs here and there.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    text.split_ascii_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The settings of the calling thread's network namespace that can be written.
+#[must_use]
+pub fn list() -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    walk(Path::new(ROOT), DEPTH, &mut found);
+    found
+}
+
+fn walk(directory: &Path, depth: usize, found: &mut BTreeMap<String, String>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let path = entry.path();
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() {
+            if depth > 0 {
+                walk(&path, depth - 1, found);
+            }
+            continue;
+        }
+        // Those that only order something (route/flush) cannot be read; those of the host cannot be written here.
+        let mode = entry.metadata().map_or(0, |meta| meta.permissions().mode());
+        if mode & 0o200 == 0 || mode & 0o400 == 0 {
+            continue;
+        }
+        let name = path.strip_prefix(ROOT).ok().and_then(Path::to_str);
+        if let (Some(name), Ok(text)) = (name, fs::read_to_string(&path)) {
+            found.insert(name.to_owned(), plain(&text));
+        }
+    }
+}
+
+/// What a fresh network namespace of this kernel has.
+///
+/// # Errors
+/// When none can be made.
+pub fn fresh() -> sys::Result<BTreeMap<String, String>> {
+    NetnsThread::start_new()?.run(list)
+}
+
+/// What is carried of the settings `now`, when a fresh namespace has `fresh`.
+#[must_use]
+pub fn carried(now: &BTreeMap<String, String>, fresh: &BTreeMap<String, String>) -> BTreeMap<String, Setting> {
+    now.iter()
+        .filter_map(|(name, value)| {
+            let interface = of_interface(name);
+            let usual = fresh.get(name).or_else(|| {
+                let (group, setting) = interface?;
+                fresh.get(&format!("{group}default/{setting}"))
+            });
+            let own = usual != Some(value);
+            (own || interface.is_some()).then(|| (name.clone(), Setting { value: value.clone(), own }))
+        })
+        .collect()
+}
+
+/// Reads the settings `names` again, without looking for others. One that is gone is left out.
+#[must_use]
+pub fn again<'a>(names: impl Iterator<Item = &'a String>) -> BTreeMap<String, String> {
+    names
+        .filter_map(|name| Some((name.clone(), plain(&fs::read_to_string(format!("{ROOT}/{name}")).ok()?))))
+        .collect()
+}
+
+/// In which order settings are written: `all` and `default` change others along.
+#[must_use]
+pub fn order(name: &str) -> u8 {
+    match name.split('/').nth(2) {
+        Some("all") => 0,
+        Some("default") => 1,
+        _ => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_interfaces_are_told_from_others() {
+        assert_eq!(of_interface("ipv4/conf/eth0/rp_filter"), Some(("ipv4/conf/", "rp_filter")));
+        assert_eq!(of_interface("ipv6/neigh/a.b/gc_stale_time"), Some(("ipv6/neigh/", "gc_stale_time")));
+        for other in ["ipv4/tcp_rmem", "ipv4/conf/eth0", "core/somaxconn", "ipv4/route/x/y"] {
+            assert_eq!(of_interface(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn only_what_differs_is_carried_and_all_of_interfaces() {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let fresh = map(&[("core/somaxconn", "4096"), ("ipv4/conf/default/rp_filter", "0"), ("ipv4/tcp_sack", "1")]);
+        let now = map(&[
+            ("core/somaxconn", "128"),
+            ("ipv4/conf/eth0/rp_filter", "0"),
+            ("ipv4/conf/eth1/rp_filter", "2"),
+            ("ipv4/tcp_sack", "1"),
+            ("ipv4/new", "1"),
+        ]);
+        let carried = carried(&now, &fresh);
+        let own: Vec<(&str, bool)> = carried.iter().map(|(name, s)| (name.as_str(), s.own)).collect();
+        let expected = [
+            ("core/somaxconn", true),
+            ("ipv4/conf/eth0/rp_filter", false),
+            ("ipv4/conf/eth1/rp_filter", true),
+            ("ipv4/new", true),
+        ];
+        assert_eq!(own, expected);
+    }
+}
