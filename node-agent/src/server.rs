@@ -198,7 +198,10 @@ impl NodeAgent for Service {
         let looked = blocking(move || {
             let source = node.source(&name)?;
             let inventory = engine::source::inspect(&source.tree());
-            inventory.map_err(|error| PortError::failed(format!("look at {name}"), error))
+            let mut inventory =
+                inventory.map_err(|error| PortError::failed(format!("look at {name}"), error))?;
+            inventory.refusals.extend(source.host_refusals()?);
+            Ok(inventory)
         });
         let inventory = looked.await?.map_err(|error| match error {
             PortError::NoContainer(name) => not_found("container", &name).status(),

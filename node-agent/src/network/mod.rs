@@ -15,7 +15,7 @@ use std::path::Path;
 
 pub use address::{Addressing, Cidr, Mac, ParseError};
 pub use lock::{Lock, lift_leftovers};
-pub use port::{Peer, Port, peers};
+pub use port::Port;
 pub use veth::{create, enslave, host_end, remove};
 
 /// Name of a container's link inside of it.
@@ -42,6 +42,12 @@ impl<T, E: Into<std::io::Error>> Context<T> for Result<T, E> {
     fn during(self, what: impl FnOnce() -> String) -> Result<T, NetworkError> {
         self.map_err(|source| NetworkError { what: what(), source: source.into() })
     }
+}
+
+/// Whether the network namespace of this process has an interface of that name.
+#[must_use]
+pub fn has_link(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).exists()
 }
 
 /// Whether the network namespace of this process has a bridge of that name.

@@ -3,47 +3,12 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use serde::{Deserialize, Serialize};
 use sys::net::link::master_message;
-use sys::net::neigh::{self, Neighbour};
 use sys::net::packet::{PacketSocket, announcement};
 use sys::net::{Message, Netlink};
 use sys::ns::{self, Kind};
 
 use super::{Addressing, Context as _, INSIDE, Mac, NetworkError};
-
-/// A neighbour that a container knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// Its address.
-    pub ip: IpAddr,
-    /// Its MAC address.
-    pub mac: Mac,
-}
-
-/// The neighbours that the container with root process `pid` knows on its link.
-///
-/// # Errors
-/// When its network cannot be read.
-pub fn peers(pid: i32) -> Result<Vec<Peer>, NetworkError> {
-    let read = || {
-        let netns = ns::open(pid, Kind::Net)?;
-        ns::in_netns(netns.as_fd(), || {
-            let mut netlink = Netlink::open()?;
-            let Ok(link) = netlink.link(INSIDE) else { return Ok::<_, sys::Errno>(Vec::new()) };
-            let known = netlink.neighbours()?.into_iter().filter(|entry| entry.index == link.index);
-            Ok(known.filter_map(peer).collect())
-        })?
-    };
-    read().during(|| format!("read the neighbours of process {pid}"))
-}
-
-fn peer(entry: Neighbour) -> Option<Peer> {
-    let mac: [u8; 6] = entry.mac?.try_into().ok()?;
-    let group = mac[0] & 1 == 1 || mac == [0; 6] || entry.ip.is_multicast();
-    (!group && entry.state & (neigh::NOARP | neigh::PERMANENT) == 0)
-        .then_some(Peer { ip: entry.ip, mac: Mac(mac) })
-}
 
 /// The prepared end of a link.
 #[derive(Debug)]
@@ -52,11 +17,12 @@ pub struct Port {
     netlink: Netlink,
     attach: Option<Message>,
     replay: Replay,
-    announcement: Vec<u8>,
+    mac: Mac,
+    announcements: Vec<Vec<u8>>,
 }
 
 impl Port {
-    /// Prepares the link with host end `link` that [`super::create`] made for process `pid`, and tells the container its neighbours.
+    /// Prepares the link with host end `link` that [`super::create`] made for process `pid`.
     /// `None` for a container without a link.
     ///
     /// # Errors
@@ -66,7 +32,6 @@ impl Port {
         network: &Addressing,
         bridge: Option<&str>,
         pid: i32,
-        peers: &[Peer],
     ) -> Result<Option<Self>, NetworkError> {
         let Some(ip) = network.ip else { return Ok(None) };
         let what = || format!("prepare the link {link}");
@@ -80,14 +45,21 @@ impl Port {
             None => None,
         };
         let netns = ns::open(pid, Kind::Net).during(what)?;
-        ns::in_netns(netns.as_fd(), || introduce(peers)).and_then(|done| done).during(what)?;
         Ok(Some(Self {
             replay: Replay::open(index, netns.as_fd(), network.mac).during(what)?,
             link: link.to_owned(),
             netlink,
             attach,
-            announcement: announcement(network.mac.0, ip.address),
+            mac: network.mac,
+            announcements: vec![announcement(network.mac.0, ip.address)],
         }))
+    }
+
+    /// These are the addresses that [`Port::announce`] tells, instead of the one that the container was given.
+    pub fn set_addresses(&mut self, addresses: &[IpAddr]) {
+        if !addresses.is_empty() {
+            self.announcements = addresses.iter().map(|ip| announcement(self.mac.0, *ip)).collect();
+        }
     }
 
     /// Attaches the host end to the bridge. May be called again.
@@ -104,10 +76,10 @@ impl Port {
     /// # Errors
     /// When the frame cannot be sent.
     pub fn announce(&self) -> Result<(), NetworkError> {
-        self.replay
-            .inside
-            .send(&self.announcement)
-            .during(|| format!("announce the address behind {}", self.link))
+        for frame in &self.announcements {
+            self.replay.inside.send(frame).during(|| format!("announce an address behind {}", self.link))?;
+        }
+        Ok(())
     }
 
     /// Delivers frames to the container, in order; those that it sent itself go out.
@@ -120,17 +92,6 @@ impl Port {
         }
         Ok(())
     }
-}
-
-fn introduce(peers: &[Peer]) -> sys::Result<()> {
-    let mut netlink = Netlink::open()?;
-    let index = netlink.link(INSIDE)?.index;
-    for peer in peers {
-        let entry =
-            Neighbour { index, ip: peer.ip, mac: Some(peer.mac.0.to_vec()), state: neigh::STALE, flags: 0 };
-        netlink.set_neighbour(&entry)?;
-    }
-    Ok(())
 }
 
 /// Puts frames back on a container's link, each in its own direction.

@@ -21,25 +21,32 @@ pub fn host_end(node: &str, name: &ContainerName) -> String {
 }
 
 /// Sets up the network namespace of process `pid`: loopback, and, with an address, a link whose host end
-/// is called `outside`, in this process's namespace and up, but attached to nothing.
+/// is called `outside`, in this process's namespace and up, but attached to nothing. `index` is the number that its
+/// other end shall have.
 ///
 /// # Errors
 /// What failed. A link that was made goes with the process's namespace.
-pub fn create(outside: &str, network: &Addressing, pid: i32) -> Result<(), NetworkError> {
+pub fn create(outside: &str, network: &Addressing, index: Option<u32>, pid: i32) -> Result<(), NetworkError> {
     let netns = ns::open(pid, Kind::Net).during(|| format!("open the network namespace of process {pid}"))?;
     if network.ip.is_some() {
-        make_pair(outside, network, netns.as_fd())?;
+        make_pair(outside, network, index, netns.as_fd())?;
     }
     ns::in_netns(netns.as_fd(), || inside(network))
         .and_then(|done| done)
         .during(|| format!("configure the network behind {outside}"))
 }
 
-fn make_pair(outside: &str, network: &Addressing, netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
+fn make_pair(
+    outside: &str,
+    network: &Addressing,
+    index: Option<u32>,
+    netns: BorrowedFd<'_>,
+) -> Result<(), NetworkError> {
     let what = || format!("make the link {outside}");
     let mut netlink = Netlink::open().during(what)?;
     let host = NewLink { name: outside, ..NewLink::default() };
-    let peer = NewLink { name: INSIDE, mac: Some(network.mac.0), netns: Some(netns), ..NewLink::default() };
+    let peer =
+        NewLink { name: INSIDE, mac: Some(network.mac.0), netns: Some(netns), index, ..NewLink::default() };
     netlink.add_veth(&host, &peer).during(what)?;
     // The bridge speaks for the host, not this end.
     optional(set_sysctl(&format!("ipv6/conf/{outside}/disable_ipv6"), "1")).during(what)?;

@@ -71,7 +71,7 @@ impl Bare {
             gateway: None,
         };
         let network =
-            |pid| if own_network { Ok(crate::network::create("", &loopback, pid)?) } else { Ok(()) };
+            |pid| if own_network { Ok(crate::network::create("", &loopback, None, pid)?) } else { Ok(()) };
         let exe = Path::new("/proc/self/exe");
         let launched = launch(exe, name, dir, &sandbox, None, network)?;
         launched.into_parts().map_err(RuntimeError::file("use", dir.sandbox()))

@@ -90,6 +90,9 @@ pub enum RuntimeError {
     /// A link, an address or a route.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The state of a container's network namespace could not be set.
+    #[error("cannot set the state of the network")]
+    NetState(#[source] crate::network::state::apply::ApplyError),
     /// It did not end in time.
     #[error("container {name} did not {what} within {seconds} s")]
     TimedOut {

@@ -96,7 +96,7 @@ impl Runtime {
         self.prepare(record, bundle, dir)?;
         let sandbox = self.sandbox(record, bundle, dir, Purpose::Start);
         let network = |pid| {
-            network::create(&record.link, &record.network, pid)?;
+            network::create(&record.link, &record.network, None, pid)?;
             self.attach(record)?;
             Ok(())
         };

@@ -97,6 +97,7 @@ pub(super) fn runtime_error(error: &RuntimeError) -> Status {
         | RuntimeError::Shim { .. }
         | RuntimeError::Cgroup(_)
         | RuntimeError::Network(_)
+        | RuntimeError::NetState(_)
         | RuntimeError::TimedOut { .. }
         | RuntimeError::Process { .. } => ApiError::new(Code::Internal, "RUNTIME_FAILED", text),
     }

@@ -4,11 +4,11 @@
 //! real thing. Everything here is synchronous and is called from a session's own thread; the objects
 //! move to that thread once and stay there.
 //!
-//! Order of calls, source: [`Node::source`] -> `tree`, `spec` -> `files` rounds -> `lock().engage()` ->
-//! freeze -> last files -> `held` -> (COMMITTED) -> kill -> `remove` -> `late` for some seconds ->
+//! Order of calls, source: [`Node::source`] -> `tree`, `host_refusals`, `spec` -> `files` rounds -> freeze ->
+//! `lock().engage()` -> last files -> `final_state` -> `held` -> (COMMITTED) -> kill -> `remove` -> `late` for some seconds ->
 //! `NetLock::release`. On abort: `NetLock::lift`, then the thaw, then `settle(Settled::Running)`.
 //!
-//! Order of calls, target: [`Node::incoming`] -> `files` -> `options` -> restore -> `ready` ->
+//! Order of calls, target: [`Node::incoming`] -> `files` -> `options` -> `final_state` -> restore -> `ready` ->
 //! (Commit) -> `attach` -> `announce` -> `deliver` -> thaw -> `adopt`; or `discard` at any time before Commit.
 
 use std::fmt::Debug;
@@ -19,6 +19,7 @@ use std::time::Duration;
 use engine::source::TreeSpec;
 use engine::target::{Externals, TargetOptions};
 use image::Refusal;
+use serde::{Deserialize, Serialize};
 
 use super::clocks::Distance;
 
@@ -117,6 +118,47 @@ pub struct Incoming {
     pub clocks: Distance,
 }
 
+/// State that the host keeps for a container and that no process has: of its network, for example. One block a kind;
+/// opaque to the session, versioned by whoever wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostState {
+    /// What it is about: `network` ...
+    pub kind: String,
+    /// Its bytes; hexadecimal where the encoding is text.
+    #[serde(with = "hex")]
+    pub data: Vec<u8>,
+}
+
+/// Bytes as text where the encoding is text.
+mod hex {
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        if !to.is_human_readable() {
+            return bytes.serialize(to);
+        }
+        let digit = |value: u8| char::from(DIGITS[usize::from(value & 15)]);
+        let text: String = bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect();
+        text.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        if !from.is_human_readable() {
+            return Vec::deserialize(from);
+        }
+        let text = String::deserialize(from)?;
+        let value = |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let byte = |pair: &[u8]| match pair {
+            [high, low] => Some(value(*high)? << 4 | value(*low)?),
+            _ => None,
+        };
+        let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(byte).collect();
+        bytes.ok_or_else(|| D::Error::custom("not hexadecimal"))
+    }
+}
+
 /// What became of a container at its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
@@ -148,6 +190,19 @@ pub trait ContainerSource: Send {
     /// # Errors
     /// When the container's record cannot be read.
     fn spec(&self) -> Result<Vec<u8>, PortError>;
+
+    /// What the host keeps for it that cannot move. Looks without touching.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    fn host_refusals(&self) -> Result<Vec<Refusal>, PortError>;
+
+    /// What has changed of the host's state since [`ContainerSource::spec`]; the container stands still and its network is
+    /// locked.
+    ///
+    /// # Errors
+    /// [`PortError::Refused`] when something has come up that cannot move; the container is as before.
+    fn final_state(&self) -> Result<Vec<HostState>, PortError>;
 
     /// Its directory in the cgroup v2 freezer.
     fn cgroup(&self) -> PathBuf;
@@ -275,6 +330,12 @@ pub trait ContainerTarget: Send {
     /// When the root directory cannot be opened.
     fn files(&mut self) -> Result<Box<dyn FileTarget>, PortError>;
 
+    /// Sets what [`ContainerSource::final_state`] said, before the engine restores anything that relies on it.
+    ///
+    /// # Errors
+    /// What cannot be set; the copy is to be discarded.
+    fn final_state(&mut self, states: &[HostState]) -> Result<(), PortError>;
+
     /// The copy is complete and frozen; `root_pid` is its root process as this agent sees it. Recorded
     /// without fsync: from now on [`Node::reopen`] must find it.
     ///
@@ -321,4 +382,24 @@ pub trait FileTarget: Send {
     /// # Errors
     /// When it is malformed or cannot be applied.
     fn apply(&mut self, batch: &[u8]) -> Result<(), PortError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::HostState;
+
+    #[test]
+    fn host_state_is_hexadecimal_in_text_and_plain_otherwise() {
+        let state = HostState { kind: "network".to_owned(), data: vec![0, 0x1f, 0xff] };
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(text, r#"{"kind":"network","data":"001fff"}"#);
+        assert_eq!(serde_json::from_str::<HostState>(&text).unwrap(), state);
+        for bad in ["0", "0g", "zz", "é"] {
+            let text = format!(r#"{{"kind":"","data":"{bad}"}}"#);
+            assert!(serde_json::from_str::<HostState>(&text).is_err(), "{bad}");
+        }
+        let bytes = image::codec::encode(&state).unwrap();
+        assert_eq!(bytes.len(), 1 + 7 + 1 + 3);
+        assert_eq!(image::codec::decode::<HostState>(&bytes).unwrap(), state);
+    }
 }

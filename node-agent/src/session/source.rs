@@ -146,8 +146,10 @@ impl Session {
             }]));
         }
         let inventory = engine::source::inspect(&self.tree).map_err(|error| Failure::Source(error.into()))?;
-        if !inventory.refusals.is_empty() {
-            return Err(Failure::Refused(inventory.refusals));
+        let mut refusals = inventory.refusals;
+        refusals.extend(self.container.host_refusals()?);
+        if !refusals.is_empty() {
+            return Err(Failure::Refused(refusals));
         }
         self.publish.event(format!(
             "{} processes, {} threads, {} descriptors, {} connections, {} bytes resident",

@@ -63,13 +63,14 @@ impl Session {
         self.step(phase, "last-pages")?;
 
         let began = Instant::now();
+        let host = self.container.final_state()?;
         let image = self.engine.as_mut().ok_or_else(no_engine)?.capture()?;
         let capture = began.elapsed();
         self.step(phase, "captured")?;
         let frames = held(&mut self.lock, Duration::ZERO);
         let count = frames.len();
         let sent = Instant::now();
-        self.send(&PeerMessage::Switchover { index, image: Box::new(image), held: frames })?;
+        self.send(&PeerMessage::Switchover { index, image: Box::new(image), host, held: frames })?;
         let restore = loop {
             match self.answer(READY_TIMEOUT)? {
                 PeerMessage::Ready { took } => break took,

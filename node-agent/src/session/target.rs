@@ -18,7 +18,7 @@ use super::agent::{Agent, Cancel, Mail, Publisher, Serving};
 use super::clocks::{Distance, HostClocks};
 use super::compat;
 use super::failure::{Failure, failpoint};
-use super::ports::{ContainerTarget, EthernetFrame, Incoming};
+use super::ports::{ContainerTarget, EthernetFrame, HostState, Incoming};
 use super::status::{Phase, Role};
 use super::waiting::{Waiting, end_discarded};
 use crate::commit;
@@ -198,9 +198,9 @@ impl Session {
                     failpoint("session-target-precopy-round")?;
                     link.send(&PeerMessage::RoundDone { index })?;
                 }
-                PeerMessage::Switchover { index, image, held } => {
+                PeerMessage::Switchover { index, image, host, held } => {
                     self.enter(Phase::Switchover)?;
-                    let ready = self.restore(index, &image)?;
+                    let ready = self.restore(index, &image, &host)?;
                     failpoint("session-target-switchover-ready")?;
                     let told = link.send(&PeerMessage::Ready { took: arrived.elapsed() });
                     if let Err(error) = told {
@@ -361,11 +361,18 @@ impl Session {
     }
 
     /// From the image to a Ready copy that is in the journal.
-    fn restore(&mut self, index: u32, image: &Image) -> Result<engine::target::Ready, Failure> {
+    fn restore(
+        &mut self,
+        index: u32,
+        image: &Image,
+        host: &[HostState],
+    ) -> Result<engine::target::Ready, Failure> {
         self.await_round(index)?;
         failpoint("session-target-switchover-pages")?;
-        let mut engine = self.engine.take().ok_or_else(nothing_built)?;
         let container = self.container.as_mut().ok_or_else(nothing_built)?;
+        // Sockets rely on addresses, and packets on rules.
+        container.final_state(host)?;
+        let mut engine = self.engine.take().ok_or_else(nothing_built)?;
         let times = match engine.restore(image, container.externals()) {
             Ok(times) => times,
             Err(error) => {

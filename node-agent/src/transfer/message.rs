@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::commit::{Answer, Epoch, Owner};
 use crate::session::clocks::{Distance, HostClocks};
-use crate::session::ports::EthernetFrame;
+use crate::session::ports::{EthernetFrame, HostState};
 
 /// What a connection is for; the first thing that the side that dialled says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +111,8 @@ pub enum PeerMessage {
         index: u32,
         /// Everything but the pages.
         image: Box<Image>,
+        /// What changed of the state that the host keeps for it.
+        host: Vec<HostState>,
         /// Frames that were held so far.
         held: Vec<EthernetFrame>,
     },

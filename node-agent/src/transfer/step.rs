@@ -77,7 +77,12 @@ mod tests {
             PeerMessage::RoundEnd { index: 0 },
             PeerMessage::Shape { generation: 1, shape: image::shape::Shape::default() },
             PeerMessage::RoundEnd { index: 1 },
-            PeerMessage::Switchover { index: 2, image: Box::new(Image::default()), held: vec![] },
+            PeerMessage::Switchover {
+                index: 2,
+                image: Box::new(Image::default()),
+                host: vec![],
+                held: vec![],
+            },
             PeerMessage::Commit { held: vec![] },
             PeerMessage::Late(vec![]),
         ]

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use engine::source::{Namespaces, TreeSpec};
 use engine::target::{Externals, TargetOptions};
+use image::Refusal;
 use image::state::HostFacts;
 use node_agent::commit::Answer;
 use node_agent::session::orders::DecisionSource;
 use node_agent::session::ports::{
     ContainerSource, ContainerTarget, Died, EthernetFrame, FileRound, FileSink, FileSource, FileTarget,
-    Incoming, NetLock, Node, PortError, Settled,
+    HostState, Incoming, NetLock, Node, PortError, Settled,
 };
 use node_agent::session::status::Status;
 use node_agent::session::{Migrations, Options};
@@ -141,6 +142,14 @@ impl ContainerSource for FakeContainer {
         Ok(self.name.clone().into_bytes())
     }
 
+    fn host_refusals(&self) -> Result<Vec<Refusal>, PortError> {
+        Ok(Vec::new())
+    }
+
+    fn final_state(&self) -> Result<Vec<HostState>, PortError> {
+        Ok(vec![HostState { kind: "fake".to_owned(), data: b"state".to_vec() }])
+    }
+
     fn cgroup(&self) -> PathBuf {
         self.dir.clone()
     }
@@ -248,6 +257,11 @@ impl ContainerTarget for FakeIncoming {
 
     fn files(&mut self) -> Result<Box<dyn FileTarget>, PortError> {
         Ok(Box::new(FakeFileTarget(self.log.clone())))
+    }
+
+    fn final_state(&mut self, states: &[HostState]) -> Result<(), PortError> {
+        self.log.add(format!("final state {}", states.len()));
+        Ok(())
     }
 
     fn ready(&mut self, _: i32) -> Result<(), PortError> {

@@ -111,7 +111,9 @@ impl Sockets {
                         note(what, error);
                     }
                 }
-                Step::DeleteLink(link) => self.link(Table::Links.remove(&link_header(link.index, 0, 0)), step, &mut note),
+                Step::DeleteLink(link) => {
+                    self.link(Table::Links.remove(&link_header(link.index, 0, 0)), step, &mut note)
+                }
                 Step::CreateLink(link, peer) => self.link(create(link, peer.as_deref()), step, &mut note),
                 Step::ChangeLink { now, wanted } => {
                     for message in change(now, wanted) {
@@ -160,7 +162,9 @@ impl Sockets {
         }
         let socket = match (section, &mut self.filter) {
             (Some(Section::Conntrack), Some(filter)) => filter,
-            (Some(Section::Conntrack), None) => return note("set tracked connections".to_owned(), Errno::EPROTONOSUPPORT),
+            (Some(Section::Conntrack), None) => {
+                return note("set tracked connections".to_owned(), Errno::EPROTONOSUPPORT);
+            }
             _ => &mut self.route,
         };
         let name = section.map_or("", Section::name);
@@ -207,7 +211,9 @@ fn add(section: Section, item: &Item) -> Message {
         return conntrack::create(item);
     }
     let flags = match (section, item.header.first()) {
-        (Section::Addresses | Section::Neighbours | Section::Forwarding | Section::Qdiscs, _) => CREATE | REPLACE,
+        (Section::Addresses | Section::Neighbours | Section::Forwarding | Section::Qdiscs, _) => {
+            CREATE | REPLACE
+        }
         // IPv4 keeps routes to the same destination in the order in which they are appended; IPv6 would make one of them.
         (Section::Routes, Some(2)) => CREATE | APPEND,
         _ => CREATE | EXCLUSIVE,
@@ -284,11 +290,14 @@ fn change(now: &Link, wanted: &Link) -> Vec<Message> {
     if !settings.is_empty() {
         one(&|message| {
             message.nest(attr::INFO, |info| {
-                info.attr_str(attr::INFO_KIND, wanted.kind.as_deref().unwrap_or("")).nest(attr::INFO_DATA, |data| {
-                    for (kind, value) in &settings {
-                        data.attr(*kind, value);
-                    }
-                });
+                info.attr_str(attr::INFO_KIND, wanted.kind.as_deref().unwrap_or("")).nest(
+                    attr::INFO_DATA,
+                    |data| {
+                        for (kind, value) in &settings {
+                            data.attr(*kind, value);
+                        }
+                    },
+                );
             });
         });
     }
@@ -359,11 +368,8 @@ fn names(now: &Link, wanted: &Link) -> Vec<Message> {
         list.alt_names.iter().filter(|name| !from.alt_names.contains(name)).cloned().collect()
     };
     let (old, new) = (missing(wanted, now), missing(now, wanted));
-    [
-        build(REMOVE, 0, old.iter().collect()),
-        build(ADD, CREATE | EXCLUSIVE | APPEND, new.iter().collect()),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    [build(REMOVE, 0, old.iter().collect()), build(ADD, CREATE | EXCLUSIVE | APPEND, new.iter().collect())]
+        .into_iter()
+        .flatten()
+        .collect()
 }

@@ -55,7 +55,10 @@ pub fn refusals(state: &NetState, mac: Option<Mac>, foreign: Vec<(String, &'stat
     for qdisc in state.table(Section::Qdiscs) {
         let kind = normal::qdisc_kind(qdisc);
         if !QDISCS.contains(&kind.as_str()) {
-            let reason = format!("the queueing discipline {kind} on interface {} cannot be carried", qdisc.header_number(4));
+            let reason = format!(
+                "the queueing discipline {kind} on interface {} cannot be carried",
+                qdisc.header_number(4)
+            );
             found.push(refusal(reason, "remove it before the move (tc qdisc del)"));
         }
     }
@@ -63,7 +66,10 @@ pub fn refusals(state: &NetState, mac: Option<Mac>, foreign: Vec<(String, &'stat
         found.push(refusal(format!("{what} cannot be carried: {why}"), "remove it before the move"));
     }
     if let Err(error) = state.encode() {
-        found.push(refusal(format!("{error}, of which at most {MAX_STATE} are carried"), "use fewer rules, elements or connections"));
+        found.push(refusal(
+            format!("{error}, of which at most {MAX_STATE} are carried"),
+            "use fewer rules, elements or connections",
+        ));
     }
     found
 }
@@ -87,5 +93,8 @@ fn of_link(link: &Link) -> Option<Refusal> {
         return Some(refusal(reason, "remove it before the move"));
     }
     let obstacle = link.obstacle.as_ref()?;
-    Some(refusal(format!("its interface {name} cannot be made again: {obstacle}"), "remove that before the move"))
+    Some(refusal(
+        format!("its interface {name} cannot be made again: {obstacle}"),
+        "remove that before the move",
+    ))
 }

@@ -18,7 +18,9 @@ impl Item {
     pub fn parse(payload: &[u8], header: usize) -> Self {
         Self {
             header: payload.get(..header).unwrap_or(payload).to_vec(),
-            attributes: Attributes::after(payload, header).map(|(kind, data)| (kind, data.to_vec())).collect(),
+            attributes: Attributes::after(payload, header)
+                .map(|(kind, data)| (kind, data.to_vec()))
+                .collect(),
         }
     }
 

@@ -191,6 +191,31 @@ impl NetState {
         }
     }
 
+    /// Takes over every section that `changes` speaks of.
+    pub fn update(&mut self, changes: Self) {
+        self.links = changes.links.or(self.links.take());
+        self.sysctls = changes.sysctls.or(self.sysctls.take());
+        self.nft = changes.nft.or(self.nft.take());
+        self.tables.extend(changes.tables);
+    }
+
+    /// These sections alone.
+    #[must_use]
+    pub fn only(&self, sections: &[Section]) -> Self {
+        let has = |section| sections.contains(&section);
+        Self {
+            links: self.links.clone().filter(|_| has(Section::Links)),
+            sysctls: self.sysctls.clone().filter(|_| has(Section::Sysctls)),
+            nft: self.nft.clone().filter(|_| has(Section::Nft)),
+            tables: self
+                .tables
+                .iter()
+                .filter(|(section, _)| has(**section))
+                .map(|(section, items)| (*section, items.clone()))
+                .collect(),
+        }
+    }
+
     /// Whether it says nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {

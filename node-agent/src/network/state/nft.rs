@@ -16,7 +16,6 @@ pub(super) const NAME: u16 = 2;
 const TABLE_FLAGS: u16 = 2;
 const CHAIN_NAME: u16 = 3;
 const CHAIN_FLAGS: u16 = 10;
-const SET_FLAGS: u16 = 3;
 const SET_ID: u16 = 10;
 const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
@@ -172,13 +171,16 @@ impl Ruleset {
         }
         steps.extend(self.elements.iter().flat_map(add_elements));
         for rule in self.ordered_rules() {
-            let mut message =
-                rule.into_message(Part::Rule.make(create | message::APPEND, &rule.header));
+            let mut message = rule.into_message(Part::Rule.make(create | message::APPEND, &rule.header));
             if let Some(protocol) = compat_protocol(rule) {
                 message.attr(RULE_COMPAT, &protocol);
             }
             let names = expression_names(rule).join(", ");
-            let what = format!("rule in chain {} of table {} ({names})", label(rule, RULE_CHAIN), label(rule, TABLE));
+            let what = format!(
+                "rule in chain {} of table {} ({names})",
+                label(rule, RULE_CHAIN),
+                label(rule, TABLE)
+            );
             steps.push((what, message));
         }
         steps
@@ -207,11 +209,16 @@ impl Ruleset {
         let mut found = Vec::new();
         for table in &self.tables {
             if network_number(table.get(TABLE_FLAGS)) & OWNED != 0 {
-                found.push((format!("nftables table {}", label(table, TABLE)), "it belongs to a netlink socket"));
+                found.push((
+                    format!("nftables table {}", label(table, TABLE)),
+                    "it belongs to a netlink socket",
+                ));
             }
         }
         for rule in &self.rules {
-            let name = || format!("nftables rule in chain {} of table {}", label(rule, RULE_CHAIN), label(rule, TABLE));
+            let name = || {
+                format!("nftables rule in chain {} of table {}", label(rule, RULE_CHAIN), label(rule, TABLE))
+            };
             for (expression, data) in expressions(rule) {
                 let key = Attributes(&data).find(1);
                 if expression == "socket" && network_number(key) == BY_CGROUP {
@@ -262,7 +269,8 @@ fn add_elements(set: &Elements) -> Vec<(String, Message)> {
                 list.attr(LIST_ELEMENT | NESTED, entry);
             }
         });
-        steps.push((format!("elements of set {} of table {}", string(&set.set), string(&set.table)), message));
+        steps
+            .push((format!("elements of set {} of table {}", string(&set.set), string(&set.table)), message));
     }
     steps
 }

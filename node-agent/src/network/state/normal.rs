@@ -170,7 +170,8 @@ pub fn same_route(one: &Item, other: &Item) -> bool {
 /// How far a route depends on others: those without a gateway come first.
 #[must_use]
 pub fn route_order(item: &Item) -> u8 {
-    let far = [rta::GATEWAY, rta::VIA, rta::NEXTHOP, rta::MULTIPATH].iter().any(|kind| item.get(*kind).is_some());
+    let far =
+        [rta::GATEWAY, rta::VIA, rta::NEXTHOP, rta::MULTIPATH].iter().any(|kind| item.get(*kind).is_some());
     u8::from(far)
 }
 

@@ -58,7 +58,8 @@ pub fn plan(now: &NetState, wanted: &NetState) -> Vec<Step> {
             .map(|(name, setting)| (name, &setting.value))
             .collect();
         writes.sort_by_key(|(name, _)| sysctl::order(name));
-        let write = |(name, value): (&String, &String)| Step::Write { name: name.clone(), value: value.clone() };
+        let write =
+            |(name, value): (&String, &String)| Step::Write { name: name.clone(), value: value.clone() };
         steps.extend(writes.into_iter().map(write));
     }
     for section in Section::ALL {
@@ -70,7 +71,9 @@ pub fn plan(now: &NetState, wanted: &NetState) -> Vec<Step> {
         let none = Ruleset::default();
         let here = now.nft.as_ref().unwrap_or(&none);
         if here.still() != wanted.still() {
-            let place = steps.iter().position(|step| matches!(step, Step::Add(Section::Conntrack, _) | Step::Remove(Section::Conntrack, _)));
+            let place = steps.iter().position(|step| {
+                matches!(step, Step::Add(Section::Conntrack, _) | Step::Remove(Section::Conntrack, _))
+            });
             let replace = Step::Replace { tables: here.tables.clone(), wanted: Box::new(wanted.clone()) };
             steps.insert(place.unwrap_or(steps.len()), replace);
         }
@@ -263,7 +266,12 @@ fn describe(item: &Item) -> String {
     let addresses: Vec<String> = item
         .attributes
         .iter()
-        .filter_map(|(kind, data)| Some(format!("{kind}={}", sys::net::message::ip(data).filter(|_| data.len() == 16 || data.len() == 4)?)))
+        .filter_map(|(kind, data)| {
+            Some(format!(
+                "{kind}={}",
+                sys::net::message::ip(data).filter(|_| data.len() == 16 || data.len() == 4)?
+            ))
+        })
         .collect();
     format!("{family}{:02x?} {}", item.header, addresses.join(" "))
 }

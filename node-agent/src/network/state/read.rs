@@ -187,7 +187,8 @@ impl Sockets {
             if !tables.is_empty() {
                 let sets = list(filter, Part::Set)?;
                 for set in &sets {
-                    let (family, of) = (set.header.first().copied().unwrap_or(0), |kind| set.get(kind).unwrap_or(&[]));
+                    let (family, of) =
+                        (set.header.first().copied().unwrap_or(0), |kind| set.get(kind).unwrap_or(&[]));
                     let listed = match filter.nft_elements(family, of(nft::TABLE), of(nft::NAME)) {
                         // Gone meanwhile: the generation is another one.
                         Err(Errno::ENOENT) => Vec::new(),
@@ -217,7 +218,10 @@ impl Sockets {
         let mut found: Vec<(String, &'static str)> = xtables::used()?
             .into_iter()
             .map(|table| {
-                (format!("rules of iptables-legacy in table {table}"), "use iptables-nft or nft, or remove them")
+                (
+                    format!("rules of iptables-legacy in table {table}"),
+                    "use iptables-nft or nft, or remove them",
+                )
             })
             .collect();
         if Netlink::has_ipsec()? {
@@ -228,7 +232,8 @@ impl Sockets {
                 found.push(("IP sets".to_owned(), "use sets of nftables, or remove them"));
             }
             if !filter.expected()?.is_empty() {
-                found.push(("connections that a tracking helper expects".to_owned(), "try again in a moment"));
+                found
+                    .push(("connections that a tracking helper expects".to_owned(), "try again in a moment"));
             }
         }
         let routes = self.route.entries(Table::Routes)?;

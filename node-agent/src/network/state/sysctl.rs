@@ -81,7 +81,10 @@ pub fn fresh() -> sys::Result<BTreeMap<String, String>> {
 
 /// What is carried of the settings `now`, when a fresh namespace has `fresh`.
 #[must_use]
-pub fn carried(now: &BTreeMap<String, String>, fresh: &BTreeMap<String, String>) -> BTreeMap<String, Setting> {
+pub fn carried(
+    now: &BTreeMap<String, String>,
+    fresh: &BTreeMap<String, String>,
+) -> BTreeMap<String, Setting> {
     now.iter()
         .filter_map(|(name, value)| {
             let interface = of_interface(name);
@@ -131,7 +134,8 @@ mod tests {
         let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };
-        let fresh = map(&[("core/somaxconn", "4096"), ("ipv4/conf/default/rp_filter", "0"), ("ipv4/tcp_sack", "1")]);
+        let fresh =
+            map(&[("core/somaxconn", "4096"), ("ipv4/conf/default/rp_filter", "0"), ("ipv4/tcp_sack", "1")]);
         let now = map(&[
             ("core/somaxconn", "128"),
             ("ipv4/conf/eth0/rp_filter", "0"),

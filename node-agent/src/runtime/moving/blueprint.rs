@@ -11,11 +11,12 @@ use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use super::clocks::Clocks;
-use crate::network::{Addressing, Peer};
+use crate::network::{self, Addressing};
 use crate::runtime::ContainerName;
 use crate::runtime::bundle::{ROOTFS_ANNOTATION, is_bind};
 use crate::runtime::userns::UserNamespace;
 use crate::runtime::volumes::{self, Mode};
+use crate::session::ports::HostState;
 
 /// A file in a shared directory that proves that both nodes mean the same one.
 const MARKER: &str = ".gantry-shared";
@@ -35,7 +36,7 @@ pub(super) struct Blueprint {
     pub(super) network: Addressing,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) created: SystemTime,
-    pub(super) peers: Vec<Peer>,
+    pub(super) host: Vec<HostState>,
     pub(super) clocks: Clocks,
 }
 
@@ -120,7 +121,7 @@ impl Blueprint {
     pub(super) fn new(
         record: &crate::runtime::record::Record,
         spec: Spec,
-        peers: Vec<Peer>,
+        host: Vec<HostState>,
         clocks: Clocks,
     ) -> Result<Self, BlueprintError> {
         let volumes = volumes::of(&spec).map_err(BlueprintError::Volume)?;
@@ -135,7 +136,7 @@ impl Blueprint {
             network: record.network.clone(),
             labels: record.labels.clone(),
             created: record.created,
-            peers,
+            host,
             clocks,
         })
     }
@@ -172,7 +173,13 @@ impl Blueprint {
     }
 
     /// What this node lacks for it.
-    pub(super) fn missing(&self, bridge: Option<&str>) -> Vec<Refusal> {
+    pub(super) fn missing(&self, bridge: Option<&str>, link: &str) -> Vec<Refusal> {
+        let refuse = |reason: String, way_out: &str| Refusal {
+            pid: 0,
+            subject: Subject::Container,
+            reason,
+            way_out: way_out.to_owned(),
+        };
         let mut refusals = Vec::new();
         for mount in self.spec.mounts().iter().flatten().filter(|mount| is_bind(mount)) {
             if volumes::comes_along(&self.spec, mount) {
@@ -190,20 +197,29 @@ impl Blueprint {
         }
         let spaces = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
         if UserNamespace::of(&self.spec).is_some() && matches!(spaces.trim(), "" | "0") {
-            refusals.push(Refusal {
-                pid: 0,
-                subject: Subject::Container,
-                reason: "it has a user namespace, and the target node allows none".to_owned(),
-                way_out: "raise user.max_user_namespaces there (sysctl)".to_owned(),
-            });
+            refusals.push(refuse(
+                "it has a user namespace, and the target node allows none".to_owned(),
+                "raise user.max_user_namespaces there (sysctl)",
+            ));
         }
-        if let (Some(ip), None) = (self.network.ip, bridge) {
-            refusals.push(Refusal {
-                pid: 0,
-                subject: Subject::Container,
-                reason: format!("its address {ip} needs a bridge, and the target node has none configured"),
-                way_out: "set `bridge` in the node agent's configuration".to_owned(),
-            });
+        match (self.network.ip, bridge) {
+            (Some(ip), None) => refusals.push(refuse(
+                format!("its address {ip} needs a bridge, and the target node has none configured"),
+                "set `bridge` in the node agent's configuration",
+            )),
+            (Some(ip), Some(bridge)) if !network::has_bridge(bridge) => refusals.push(refuse(
+                format!("its address {ip} needs the bridge {bridge}, which the target node does not have"),
+                "make the bridge, or name another one in the node agent's configuration",
+            )),
+            _ => {}
+        }
+        if self.network.ip.is_some() && network::has_link(link) {
+            refusals.push(refuse(
+                format!(
+                    "the target node has an interface {link} already, which its link is to be called there"
+                ),
+                "remove that interface",
+            ));
         }
         refusals
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::target::{Externals, SkeletonRoot, TargetOptions};
+use image::{Refusal, Subject};
 use oci_spec::runtime::Spec;
 use sys::ns::{self, Kind};
 use sys::prctl::own::FileUser;
@@ -16,7 +17,9 @@ use super::areas;
 use super::blueprint::{Blueprint, Rootfs};
 use super::leaving::LOG;
 use super::lock::failed;
+use super::network::{self as moving, Arriving};
 use crate::files::Target;
+use crate::network::state::NetState;
 use crate::network::{self, Port};
 use crate::runtime::bundle::Bundle;
 use crate::runtime::launch::launch;
@@ -25,7 +28,8 @@ use crate::runtime::record::{Process, Record, Stage};
 use crate::runtime::sandbox::{CONTROL_FD, Purpose, Sandbox};
 use crate::runtime::userns::UserNamespace;
 use crate::runtime::{Runtime, RuntimeError};
-use crate::session::ports::{ContainerTarget, EthernetFrame, FileTarget, Incoming, PortError};
+use crate::session::ports::{ContainerTarget, EthernetFrame, FileTarget, HostState, Incoming, PortError};
+use crate::telemetry::chain;
 
 #[derive(Debug)]
 pub(super) struct Coming {
@@ -36,6 +40,8 @@ pub(super) struct Coming {
     /// The engine's way into the first process, until it is handed out.
     channel: Option<OwnedFd>,
     port: Option<Port>,
+    /// Its network, until the last of its state is set.
+    network: Option<Arriving>,
     externals: Stdio,
     discarded: bool,
 }
@@ -48,7 +54,8 @@ impl Coming {
         if blueprint.name.as_str() != request.container {
             return Err(PortError::failed(what(), format!("its description is of {}", blueprint.name)));
         }
-        let refusals = blueprint.missing(runtime.options().bridge.as_deref());
+        let link = runtime.link_of(&blueprint.name);
+        let refusals = blueprint.missing(runtime.options().bridge.as_deref(), &link);
         if !refusals.is_empty() {
             return Err(PortError::Refused(refusals));
         }
@@ -59,7 +66,17 @@ impl Coming {
         if dir.root().exists() {
             return Err(PortError::failed(what(), RuntimeError::Exists(blueprint.name)));
         }
-        Self::build(runtime, blueprint, request, &dir).map_err(|error| PortError::failed(what(), error))
+        let wanted = moving::wanted(&blueprint.host)?.unwrap_or_default();
+        Self::build(runtime, blueprint, request, &dir, wanted).map_err(|error| match error {
+            RuntimeError::NetState(error) => PortError::Refused(vec![Refusal {
+                pid: 0,
+                subject: Subject::Container,
+                reason: format!("its network cannot be made on the target node: {}", chain(&error)),
+                way_out: "choose a node whose kernel has what it uses, or remove it from the container"
+                    .to_owned(),
+            }]),
+            error => PortError::failed(what(), error),
+        })
     }
 
     fn build(
@@ -67,6 +84,7 @@ impl Coming {
         mut blueprint: Blueprint,
         request: &Incoming,
         dir: &ContainerDir,
+        wanted: NetState,
     ) -> Result<Self, RuntimeError> {
         let bundle = runtime.state().bundle(&blueprint.name);
         let clocks = blueprint.clocks.offsets_here(&request.clocks);
@@ -92,7 +110,7 @@ impl Coming {
             root: None,
             shim: None,
         };
-        let make = |record: &mut Record| -> Result<(Spec, OwnedFd, Option<Port>), RuntimeError> {
+        let make = |record: &mut Record| -> Result<(Spec, OwnedFd, Option<Port>, Arriving), RuntimeError> {
             let _ = fs::remove_dir_all(&bundle);
             let own_rootfs = bundle.join("rootfs");
             for dir in [own_rootfs.clone()].iter().chain(&volumes) {
@@ -104,21 +122,24 @@ impl Coming {
             let bundle = Bundle::from_spec(bundle.clone(), rootfs.clone(), blueprint.spec)?;
             runtime.prepare(record, &bundle, dir)?;
             let sandbox = Sandbox { clocks, ..runtime.sandbox(record, &bundle, dir, Purpose::Restore) };
-            let network = |pid| Ok(network::create(&record.link, &record.network, pid)?);
+            let index = moving::own_index(&wanted);
+            let network = |pid| Ok(network::create(&record.link, &record.network, index, pid)?);
             let launched =
                 launch(&runtime.options().exe, &record.name, dir, &sandbox, Some(&record.cgroup), network)?;
             let bridge = runtime.options().bridge.as_deref();
-            let port =
-                Port::prepare(&record.link, &record.network, bridge, launched.root.pid, &blueprint.peers)?;
+            let pid = launched.root.pid;
+            let network = Arriving::prepare(wanted, pid).map_err(RuntimeError::NetState)?;
+            let port = Port::prepare(&record.link, &record.network, bridge, pid)?;
             let (root, shim, channel) =
                 launched.into_parts().map_err(RuntimeError::file("use", dir.sandbox()))?;
             record.root = Some(root);
             record.shim = Some(shim);
             record.save(&dir.record())?;
-            Ok((bundle.spec, channel, port))
+            Ok((bundle.spec, channel, port, network))
         };
         match make(&mut record) {
-            Ok((spec, channel, port)) => Ok(Self {
+            Ok((spec, channel, port, network)) => Ok(Self {
+                network: Some(network),
                 runtime: Arc::clone(runtime),
                 record,
                 spec,
@@ -140,8 +161,7 @@ impl Coming {
         let dir = runtime.dir(&record.name);
         let pid = record.root.as_ref().map_or(0, |root| root.pid);
         let bridge = runtime.options().bridge.clone();
-        let port =
-            Port::prepare(&record.link, &record.network, bridge.as_deref(), pid, &[]).map_err(failed)?;
+        let port = Port::prepare(&record.link, &record.network, bridge.as_deref(), pid).map_err(failed)?;
         let read = || -> io::Result<Spec> { Ok(serde_json::from_slice(&fs::read(dir.config())?)?) };
         let spec = read().map_err(|error| {
             PortError::failed(format!("read the configuration of {}", record.name), error)
@@ -154,6 +174,7 @@ impl Coming {
             spec,
             channel: None,
             port,
+            network: None,
             discarded: false,
         })
     }
@@ -201,6 +222,20 @@ impl ContainerTarget for Coming {
         Ok(Box::new(Files { name: self.record.name.to_string(), target, owner }))
     }
 
+    fn final_state(&mut self, states: &[HostState]) -> Result<(), PortError> {
+        // The last use of its reader, which keeps the namespace.
+        let (network, changes) = (self.network.take(), moving::wanted(states)?);
+        let Some(network) = network else { return Ok(()) };
+        let network = match changes {
+            Some(changes) => self.failed("complete the network of", network.complete(changes))?,
+            None => network,
+        };
+        if let Some(port) = &mut self.port {
+            port.set_addresses(&network.addresses());
+        }
+        Ok(())
+    }
+
     fn ready(&mut self, root_pid: i32) -> Result<(), PortError> {
         self.record.root = Some(self.failed("record", Process::of(root_pid))?);
         if let Stage::Incoming { ready, .. } = &mut self.record.stage {
@@ -239,6 +274,7 @@ impl ContainerTarget for Coming {
         if self.discarded {
             return Ok(());
         }
+        self.network = None;
         let lock = self.runtime.lock_of(&self.record.name);
         let _held = crate::runtime::hold(&lock);
         let erased = self.runtime.erase(&self.record);

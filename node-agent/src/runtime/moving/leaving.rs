@@ -1,5 +1,6 @@
 //! A container on the node that it leaves.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -7,19 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::source::{External, Namespaces, TreeSpec};
+use image::Refusal;
 use oci_spec::runtime::Spec;
 
 use super::areas;
 use super::blueprint::{Blueprint, Rootfs};
 use super::clocks::Clocks;
-use super::lock::{ContainerLock, failed};
+use super::lock::ContainerLock;
+use super::network::Outgoing;
 use super::written::written;
 use crate::files::{self, Source};
-use crate::network;
 use crate::runtime::cgroup::Cgroup;
 use crate::runtime::record::{Process, Record, Stage};
 use crate::runtime::{Runtime, RuntimeError};
-use crate::session::ports::{ContainerSource, FileRound, FileSink, FileSource, NetLock, PortError, Settled};
+use crate::session::ports::{
+    ContainerSource, FileRound, FileSink, FileSource, HostState, NetLock, PortError, Settled,
+};
 
 /// The key of the log among what the runtime gives to a container.
 pub(super) const LOG: &str = "log";
@@ -32,11 +36,13 @@ pub(super) struct Leaving {
     runtime: Arc<Runtime>,
     record: Record,
     root: Process,
+    /// Its network, once its target was told of it.
+    network: RefCell<Option<Outgoing>>,
 }
 
 impl Leaving {
     pub(super) fn new(runtime: Arc<Runtime>, record: Record, root: Process) -> Self {
-        Self { runtime, record, root }
+        Self { runtime, record, root, network: RefCell::new(None) }
     }
 
     fn config(&self) -> Result<Spec, PortError> {
@@ -70,14 +76,31 @@ impl ContainerSource for Leaving {
     }
 
     fn spec(&self) -> Result<Vec<u8>, PortError> {
-        let peers = network::peers(self.root.pid).map_err(failed)?;
+        let network = Outgoing::look(&self.record, self.root.pid)?;
+        if !network.refusals().is_empty() {
+            return Err(PortError::Refused(network.refusals().to_vec()));
+        }
+        let host = vec![network.whole(&self.record)?];
+        self.network.replace(Some(network));
         let what = || format!("describe {}", self.record.name);
         // Last, because they run on.
         let config = self.config()?;
         let clocks = Clocks::of(self.root.pid).map_err(|error| PortError::failed(what(), error))?;
-        let blueprint = Blueprint::new(&self.record, config, peers, clocks)
+        let blueprint = Blueprint::new(&self.record, config, host, clocks)
             .map_err(|error| PortError::failed(what(), error))?;
         serde_json::to_vec(&blueprint).map_err(|error| PortError::failed(what(), error))
+    }
+
+    fn host_refusals(&self) -> Result<Vec<Refusal>, PortError> {
+        Ok(Outgoing::look(&self.record, self.root.pid)?.refusals().to_vec())
+    }
+
+    fn final_state(&self) -> Result<Vec<HostState>, PortError> {
+        let network = self.network.borrow();
+        let network = network.as_ref().ok_or_else(|| {
+            PortError::failed(format!("describe {}", self.record.name), "its target knows nothing of it yet")
+        })?;
+        Ok(network.changes(&self.record)?.into_iter().collect())
     }
 
     fn cgroup(&self) -> PathBuf {

@@ -6,6 +6,7 @@ mod clocks;
 mod coming;
 mod leaving;
 mod lock;
+mod network;
 mod written;
 
 use std::fs;

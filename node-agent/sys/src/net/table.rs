@@ -148,9 +148,9 @@ impl Netlink {
         let mut message = Message::new(IPSET_LIST, 0, &[0; 4]);
         message.attr(PROTOCOL, &[6]);
         match self.dump(&message) {
-            Ok(answers) => Ok(answers
-                .iter()
-                .any(|a| super::Attributes::after(&a.payload, 4).find(SETNAME).is_some())),
+            Ok(answers) => {
+                Ok(answers.iter().any(|a| super::Attributes::after(&a.payload, 4).find(SETNAME).is_some()))
+            }
             // The kernel has no sets, or their subsystem is not loaded.
             Err(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOENT | Errno::EPERM) => Ok(false),
             Err(error) => Err(error),
