@@ -43,6 +43,11 @@ fn main() -> ExitCode {
             programs: &["python3"],
             run: files,
         },
+        Case {
+            name: "network_state_moves_there_and_back_with_connections_through_its_rules",
+            programs: &["python3", "nft", "nsenter"],
+            run: network,
+        },
     ])
 }
 
@@ -275,5 +280,102 @@ fn files() -> Result<()> {
 fn patient_move(cluster: &Cluster, name: &str, node: &str) -> Result<()> {
     cluster.must(["move", name, "--to", node, "--max-downtime", "3s", "-o", "json"])?;
     ensure!(cluster.node_of(name)? == node, "{name} is not on {node}");
+    Ok(())
+}
+
+/// What the container changes in its network: everything that its program could have done with CAP_NET_ADMIN.
+const NETWORK: &str = "
+ip addr add 10.77.0.222/24 dev eth0
+ip addr add fd77::5/64 dev eth0 nodad
+ip route add 198.51.100.0/24 via 10.77.0.1 metric 5
+ip route add 10.77.0.0/24 dev eth0 table 42; ip route add default via 10.77.0.1 table 42
+ip rule add from 10.77.0.222 table 42 pref 100
+ip link add va index 20 mtu 1400 type veth peer name vb index 21
+ip link add br0 index 30 type bridge
+ip link set vb master br0
+ip link set va up; ip link set vb up; ip link set br0 up
+ip addr add 192.0.2.1/24 dev va
+ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev va nud permanent
+echo 77 > /proc/sys/net/core/somaxconn
+echo 1 > /proc/sys/net/ipv4/conf/va/proxy_arp
+nft -f - <<END
+table inet guard {
+  set friends { type ipv4_addr; flags interval; elements = { 10.77.0.0/16, 192.0.2.7 } }
+  chain input {
+    type filter hook input priority 0; policy drop;
+    iif lo accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+    ct state invalid counter drop
+    ct state established counter accept comment \"established\"
+    ip saddr @friends tcp dport 7000 ct state new counter accept
+  }
+}
+END
+";
+
+/// What tells the state, without counters.
+const SHOWN: &str = "
+ip -o addr show | sed 's/valid_lft.*//; s/ nodad//; s/@[a-z0-9]*//' | sort
+ip -4 route show table all; ip rule
+ip -o link show | sed 's/@[a-z0-9]*:/:/; s/state .* mode/mode/; s/link-netnsid [0-9]*//' | sort
+ip neigh show nud permanent
+cat /proc/sys/net/core/somaxconn /proc/sys/net/ipv4/conf/va/proxy_arp /proc/sys/net/netfilter/nf_conntrack_tcp_loose
+nft -s list ruleset
+";
+
+fn network() -> Result<()> {
+    let cluster = Cluster::up()?;
+    let address: SocketAddr = "10.77.0.103:7000".parse()?;
+    let bundle = cluster.dir().join("bundles/net");
+    let out = bundle.to_str().unwrap_or_default();
+    let command =
+        ["dev", "bundle", "--out", out, "--rw", "/data", "--", "/usr/bin/python3", "/data/program.py"];
+    cluster.must(command)?;
+    std::fs::write(bundle.join("rootfs/data/program.py"), PYTHON_PROGRAM)?;
+    cluster.start_bundle("net", "node-a", "10.77.0.103/24", &bundle)?;
+    cluster.wait_for_port(address)?;
+    let inside = |node: &str, script: &str| -> Result<String> {
+        let find = "pid=$(pgrep -o -f 'python3 /data/program.py$') && exec nsenter -t $pid -n sh -ec \"$1\"";
+        let ran = cluster.exec_ok(node, &["sh", "-c", find, "sh", script])?;
+        Ok(ran.stdout)
+    };
+    inside("node-a", NETWORK)?;
+    let clients = cluster.client(&["lines", &address.to_string(), "3"])?;
+    // The second address serves, and answers by its own table.
+    cluster.wait_for_port("10.77.0.222:7000".parse()?)?;
+    // From here on only a connection that is known may talk: one whose entry was lost would hang.
+    inside("node-a", "echo 0 > /proc/sys/net/netfilter/nf_conntrack_tcp_loose")?;
+    let passed = |node: &str| -> Result<u64> {
+        let rules = inside(node, "nft list chain inet guard input")?;
+        let line = rules.lines().find(|line| line.contains("established\"")).unwrap_or_default();
+        let packets = line.split_whitespace().skip_while(|word| *word != "packets").nth(1);
+        packets
+            .and_then(|packets| packets.parse().ok())
+            .ok_or_else(|| anyhow::anyhow!("no counter in {rules}"))
+    };
+    let before = inside("node-a", SHOWN)?;
+    let mut counted = passed("node-a")?;
+    ensure!(counted > 0, "nothing passed the rules");
+    for node in ["node-b", "node-a", "node-b"] {
+        moves(&cluster, "net", &[node])?;
+        let after = inside(node, SHOWN)?;
+        ensure!(before == after, "on {node}:\n{after}\nbefore:\n{before}");
+        let now = passed(node)?;
+        ensure!(now >= counted, "the counter went back from {counted} to {now}");
+        counted = now;
+        cluster.wait_for_port("10.77.0.222:7000".parse()?)?;
+    }
+    let verdict = clients.verdict()?;
+    ensure!(verdict.replies > 100, "too few replies to mean anything: {verdict:?}");
+    println!("network: {verdict:?}, {counted} packets through the rules");
+    // What cannot be made again is refused, and the container runs on.
+    inside("node-b", "ip link add x0 type vxlan id 7 dstport 4789 local 192.0.2.1")?;
+    let check = cluster.migrate(["check", "net"])?;
+    ensure!(check.code != 0 && check.stdout.contains("x0 is of kind vxlan"), "{check:?}");
+    let refused = cluster.migrate(["move", "net", "--to", "node-a"])?;
+    ensure!(refused.code != 0 && format!("{refused:?}").contains("x0 is of kind vxlan"), "{refused:?}");
+    ensure!(cluster.node_of("net")? == "node-b", "it is where it was");
+    cluster.wait_for_port(address)?;
+    cluster.passed();
     Ok(())
 }

@@ -47,7 +47,8 @@ fn make_pair(
     let host = NewLink { name: outside, ..NewLink::default() };
     let peer =
         NewLink { name: INSIDE, mac: Some(network.mac.0), netns: Some(netns), index, ..NewLink::default() };
-    netlink.add_veth(&host, &peer).during(what)?;
+    // The container's end first: the kernel heeds a number of the second one only when the first has one, too.
+    netlink.add_veth(&peer, &host).during(what)?;
     // The bridge speaks for the host, not this end.
     optional(set_sysctl(&format!("ipv6/conf/{outside}/disable_ipv6"), "1")).during(what)?;
     let index = netlink.link(outside).during(what)?.index;

@@ -36,22 +36,25 @@ pub fn refusals(state: &NetState, mac: Option<Mac>, foreign: Vec<(String, &'stat
         .map(|(what, way_out)| refusal(format!("its network has {what}, which cannot be carried"), way_out))
         .collect();
     let links = state.links.iter().flatten().map(|(_, link)| link);
-    let mut own = mac;
-    for link in links {
-        if own.is_some() && link.name == INSIDE && link.outside && link.kind.as_deref() == Some("veth") {
-            if own.is_some_and(|mac| mac.0[..] != link.mac[..]) {
-                let reason = format!("the hardware address of its interface {INSIDE} was changed");
-                found.push(refusal(reason, "change it back, or give it with `mac` at the start"));
-            }
-            own = None;
-            continue;
+    let is_own = |link: &&Link| link.outside && link.kind.as_deref() == Some("veth");
+    let own = mac.and_then(|mac| {
+        let named = links.clone().filter(is_own).find(|link| link.name == INSIDE);
+        named.or_else(|| links.clone().filter(is_own).find(|link| link.mac[..] == mac.0[..]))
+    });
+    if let Some(mac) = mac {
+        match own {
+            Some(link) if link.name == INSIDE && link.mac[..] == mac.0[..] => {}
+            Some(link) if link.name == INSIDE => found.push(refusal(
+                format!("the hardware address of its interface {INSIDE} was changed"),
+                "change it back, or give it with `mac` at the start",
+            )),
+            _ => found.push(refusal(
+                format!("its interface {INSIDE}, which the runtime made, was renamed or removed"),
+                "rename it back",
+            )),
         }
-        found.extend(of_link(link));
     }
-    if own.is_some() {
-        let reason = format!("its interface {INSIDE}, which the runtime made, was renamed or removed");
-        found.push(refusal(reason, "rename it back"));
-    }
+    found.extend(links.filter(|link| own.is_none_or(|own| own.index != link.index)).filter_map(of_link));
     for qdisc in state.table(Section::Qdiscs) {
         let kind = normal::qdisc_kind(qdisc);
         if !QDISCS.contains(&kind.as_str()) {

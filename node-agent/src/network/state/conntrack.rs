@@ -21,6 +21,8 @@ const ZONE: u16 = 18;
 /// synproxy.
 const KEPT: [u16; 13] = [1, 2, 3, 4, 5, 7, 8, 14, 15, 16, 18, 22, 24];
 
+const ZERO_IF_UNUSED: [u16; 3] = [15, 16, 24];
+
 /// In a direction: addresses, ports.
 const TUPLE_ADDRESSES: u16 = 1;
 const TUPLE_PORTS: u16 = 2;
@@ -37,6 +39,9 @@ pub fn connection(payload: &[u8]) -> Item {
         rest.fill(0);
     }
     item.keep(&KEPT);
+    // SYN proxy and shifted sequence numbers that are not in use show as zeros here and not at all there.
+    let unused = |data: &[u8]| Attributes(data).all(|(_, value)| value.iter().all(|byte| *byte == 0));
+    item.attributes.retain(|(kind, data)| !ZERO_IF_UNUSED.contains(kind) || !unused(data));
     if let Some(status) = item.get(STATUS).and_then(network) {
         item.set(STATUS, (status & !VOLATILE).to_be_bytes().to_vec());
     }

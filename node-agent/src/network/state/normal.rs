@@ -110,14 +110,21 @@ pub(super) fn global_addresses(items: &[Item], index: u32) -> Vec<IpAddr> {
     global.filter_map(|item| ip(item.get(ifa::LOCAL).or_else(|| item.get(ifa::ADDRESS))?)).collect()
 }
 
-/// A route. Those that are copies of others, or of families that are refused, are left out.
+/// A route. Left out are copies of others, families that are refused, and what the kernel keeps in IPv6's table `local`: it
+/// follows from the addresses, as soon as each has been found to be free.
 #[must_use]
 pub fn route(payload: &[u8]) -> Option<Item> {
     const CLONED: u32 = 0x200;
     const ONLINK: u32 = 4;
+    const LOCAL: u8 = 255;
+    const BY_KERNEL: u8 = 2;
     let mut item = Item::parse(payload, 12);
     let flags = item.header_number(8);
     if flags & CLONED != 0 || !matches!(item.header.first(), Some(&AF_INET | &AF_INET6)) {
+        return None;
+    }
+    let (table, protocol) = (*item.header.get(4)?, *item.header.get(5)?);
+    if (*item.header.first()?, table, protocol) == (AF_INET6, LOCAL, BY_KERNEL) {
         return None;
     }
     item.set_header(8, flags & ONLINK);
@@ -184,6 +191,8 @@ pub fn nexthop(payload: &[u8]) -> Option<Item> {
     let mut item = Item::parse(payload, 8);
     let flags = item.header_number(4);
     item.set_header(4, flags & ONLINK);
+    // The scope follows from the address.
+    *item.header.get_mut(1)? = 0;
     item.attributes.retain(|(kind, _)| *kind <= LAST);
     Some(item)
 }

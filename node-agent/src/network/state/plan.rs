@@ -107,6 +107,13 @@ fn table(section: Section, now: &[Item], wanted: &[Item]) -> Vec<Step> {
         _ => difference(now, wanted, exact, |_, _| true),
     };
     match section {
+        // Of equal scope the kernel lists the youngest IPv6 address first, and prefers it.
+        Section::Addresses => {
+            add.reverse();
+            add.sort_by_key(|item| item.header.first().copied());
+            let four = add.iter().take_while(|item| item.header.first() == Some(&2)).count();
+            add[..four].reverse();
+        }
         Section::Routes => add.sort_by_key(|item| normal::route_order(item)),
         Section::Conntrack => add.sort_by_key(|item| conntrack::is_related(item)),
         // The handle of a parent says where a child goes: roots first.

@@ -32,7 +32,7 @@ pub(super) struct Sockets {
     pub(super) ethtool: Ethtool,
     /// What a fresh namespace has, and which settings were seen here.
     fresh: Option<BTreeMap<String, String>>,
-    seen: Vec<String>,
+    seen: sysctl::Watched,
 }
 
 /// Which settings are read.
@@ -59,7 +59,7 @@ impl Reader {
                 other => Some(other?),
             };
             let (route, ethtool) = (Netlink::open()?, Ethtool::open()?);
-            Ok::<_, Errno>(Sockets { route, filter, ethtool, fresh: None, seen: Vec::new() })
+            Ok::<_, Errno>(Sockets { route, filter, ethtool, fresh: None, seen: sysctl::Watched::default() })
         })??;
         Ok(Self { thread, sockets: Arc::new(Mutex::new(sockets)) })
     }
@@ -137,7 +137,7 @@ impl Sockets {
         again: bool,
     ) -> sys::Result<BTreeMap<String, Setting>> {
         if let Some(like) = like {
-            let now = sysctl::again(like.keys());
+            let now = sysctl::Watched::by_name(like.keys()).read();
             let setting = |(name, value): (String, String)| {
                 let own = like.get(&name).is_some_and(|wanted| wanted.own);
                 (name, Setting { value, own })
@@ -147,8 +147,13 @@ impl Sockets {
         if self.fresh.is_none() {
             self.fresh = Some(sysctl::fresh()?);
         }
-        let now = if again { sysctl::again(self.seen.iter()) } else { sysctl::list() };
-        self.seen = now.keys().cloned().collect();
+        let now = if again {
+            self.seen.read()
+        } else {
+            let now = sysctl::list();
+            self.seen = sysctl::Watched::open(now.keys());
+            now
+        };
         Ok(sysctl::carried(&now, self.fresh.as_ref().unwrap_or(&BTreeMap::new())))
     }
 
@@ -163,6 +168,10 @@ impl Sockets {
             Section::Qdiscs => (&[Table::Qdiscs], normal::qdisc),
             Section::Conntrack => {
                 let Some(filter) = &mut self.filter else { return Ok(Vec::new()) };
+                // The list goes through a table of the whole host, which takes milliseconds.
+                if sys::net::sysctl("netfilter/nf_conntrack_count").is_ok_and(|count| count == "0") {
+                    return Ok(Vec::new());
+                }
                 return Ok(filter.connections()?.iter().map(|entry| conntrack::connection(entry)).collect());
             }
             Section::Links | Section::Sysctls | Section::Nft => return Ok(Vec::new()),

@@ -2,10 +2,11 @@
 //! interfaces' (their defaults depend on the order in which things were set).
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use sys::ns::NetnsThread;
 
@@ -98,12 +99,50 @@ pub fn carried(
         .collect()
 }
 
-/// Reads the settings `names` again, without looking for others. One that is gone is left out.
-#[must_use]
-pub fn again<'a>(names: impl Iterator<Item = &'a String>) -> BTreeMap<String, String> {
-    names
-        .filter_map(|name| Some((name.clone(), plain(&fs::read_to_string(format!("{ROOT}/{name}")).ok()?))))
-        .collect()
+/// Settings that are read again and again, their files open as far as the process may have that many.
+#[derive(Debug, Default)]
+pub struct Watched(Vec<(String, Option<File>)>);
+
+impl Watched {
+    /// These, in the calling thread's network namespace.
+    #[must_use]
+    pub fn open<'a>(names: impl Iterator<Item = &'a String>) -> Self {
+        // Most of what the process may open is left to its connections and containers.
+        let may = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft / 4);
+        let mut left = usize::try_from(may).unwrap_or(usize::MAX);
+        let mut open = |name: &String| {
+            left = left.checked_sub(1)?;
+            File::open(format!("{ROOT}/{name}")).ok()
+        };
+        Self(names.map(|name| (name.clone(), open(name))).collect())
+    }
+
+    /// These, without keeping their files open.
+    #[must_use]
+    pub fn by_name<'a>(names: impl Iterator<Item = &'a String>) -> Self {
+        Self(names.map(|name| (name.clone(), None)).collect())
+    }
+
+    /// What they are now. One that is gone is left out.
+    #[must_use]
+    pub fn read(&self) -> BTreeMap<String, String> {
+        let mut buffer = [0; 4096];
+        let mut now = BTreeMap::new();
+        for (name, file) in &self.0 {
+            // One that does not fit the buffer is read by its name, as all are without a file.
+            let length =
+                file.as_ref().and_then(|file| file.read_at(&mut buffer, 0).ok()).unwrap_or(buffer.len());
+            let text = match buffer.get(..length).filter(|_| length < buffer.len()) {
+                Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                None => match fs::read_to_string(format!("{ROOT}/{name}")) {
+                    Ok(text) => text,
+                    Err(_) => continue,
+                },
+            };
+            now.insert(name.clone(), plain(&text));
+        }
+        now
+    }
 }
 
 /// In which order settings are written: `all` and `default` change others along.
