@@ -156,7 +156,7 @@ fn difference<'a, K: Ord>(
 }
 
 fn links(now: &BTreeMap<u32, Link>, wanted: &BTreeMap<u32, Link>, steps: &mut Vec<Step>) {
-    let stays = |link: &Link| {
+    let alike = |link: &Link| {
         let other = wanted.get(&link.index);
         other.is_some_and(|other| {
             (&other.name, &other.kind, other.outside) == (&link.name, &link.kind, link.outside)
@@ -164,15 +164,37 @@ fn links(now: &BTreeMap<u32, Link>, wanted: &BTreeMap<u32, Link>, steps: &mut Ve
                 && is_same_vlan(link, other)
         })
     };
-    // Upper ones first; a veth's other end goes along.
-    let mut gone = BTreeSet::new();
-    for link in now.values().rev().filter(|link| link.kind.is_some() && !link.outside && !stays(link)) {
-        if gone.insert(link.index) {
-            gone.extend(link.lower.filter(|_| link.kind.as_deref() == Some("veth")));
-            steps.push(Step::DeleteLink(link.clone()));
-        }
+    let mut staying: BTreeSet<u32> = now.values().filter(|link| alike(link)).map(|link| link.index).collect();
+    // What is bound to one that goes, goes along.
+    loop {
+        let bound = |index: &&u32| {
+            let lower = now.get(*index).filter(|link| !link.outside).and_then(|link| link.lower);
+            lower.is_some_and(|lower| !staying.contains(&lower))
+        };
+        let Some(index) = staying.iter().find(bound).copied() else { break };
+        staying.remove(&index);
     }
-    let mut there: BTreeSet<u32> = now.values().filter(|link| stays(link)).map(|link| link.index).collect();
+    let stays = |link: &Link| staying.contains(&link.index);
+    // Upper ones first; a veth's other end goes along.
+    let going: Vec<&Link> =
+        now.values().filter(|link| link.kind.is_some() && !link.outside && !stays(link)).collect();
+    let mut left: BTreeSet<u32> = going.iter().map(|link| link.index).collect();
+    let is_veth = |link: &Link| link.kind.as_deref() == Some("veth");
+    while let Some(link) = going.iter().find(|link| {
+        // Both ends of a veth go at once.
+        let ends = [Some(link.index), link.lower.filter(|_| is_veth(link))];
+        let is_upper =
+            |upper: &&Link| !is_veth(upper) && upper.lower.is_some() && ends.contains(&upper.lower);
+        left.contains(&link.index)
+            && !going.iter().any(|upper| left.contains(&upper.index) && is_upper(upper))
+    }) {
+        left.remove(&link.index);
+        if is_veth(link) {
+            link.lower.map(|peer| left.remove(&peer));
+        }
+        steps.push(Step::DeleteLink((*link).clone()));
+    }
+    let mut there = staying.clone();
     // What depends on something that is to be made waits for it. A round makes at least one, or nothing can be made.
     loop {
         let mut made = false;

@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use engine::proc::mountinfo::{self, Mount};
+use engine::proc::status;
 use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use sys::ns::NetnsThread;
@@ -145,6 +147,32 @@ impl Watched {
     }
 }
 
+/// Whether nobody in the container with root process `pid` can change a setting: no mount of procfs shows them writable,
+/// and none of its processes can have a capability to mount or to configure links. False when that cannot be told.
+#[must_use]
+pub fn is_sealed(pid: i32) -> bool {
+    const CAP_NET_ADMIN: u32 = 12;
+    const CAP_SYS_ADMIN: u32 = 21;
+    const BOUNDING: usize = 3;
+    let (Ok(status), Ok(mounts)) = (status::read(pid), mountinfo::read(pid)) else { return false };
+    status.caps[BOUNDING] & (1 << CAP_NET_ADMIN | 1 << CAP_SYS_ADMIN) == 0 && are_sealed(&mounts)
+}
+
+fn are_sealed(mounts: &[Mount]) -> bool {
+    let is_read_only = |mount: &Mount| mount.options.split(',').any(|option| option == "ro");
+    let procfs = || mounts.iter().filter(|mount| mount.fs_type == "proc");
+    procfs().all(|mount| match &mount.root[..] {
+        // A later mount over its directory of settings hides them.
+        b"/" => {
+            let settings = [&mount.point[..], b"/sys"].concat();
+            is_read_only(mount) || procfs().any(|over| over.point == settings && is_read_only(over))
+        }
+        root if root.starts_with(b"/sys/net") || b"/sys" == root => is_read_only(mount),
+        // Another part of it: a masked file, or a directory without settings of the network.
+        root => !b"/sys/net".starts_with(root),
+    })
+}
+
 /// In which order settings are written: `all` and `default` change others along.
 #[must_use]
 pub fn order(name: &str) -> u8 {
@@ -166,6 +194,34 @@ mod tests {
         for other in ["ipv4/tcp_rmem", "ipv4/conf/eth0", "core/somaxconn", "ipv4/route/x/y"] {
             assert_eq!(of_interface(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn settings_are_sealed_by_read_only_mounts_alone() {
+        let mount = |root: &str, point: &str, options: &str| Mount {
+            id: 0,
+            parent: 0,
+            device: (0, 0),
+            root: root.as_bytes().to_vec(),
+            point: point.as_bytes().to_vec(),
+            options: options.to_owned(),
+            fs_type: "proc".to_owned(),
+            source: b"proc".to_vec(),
+            super_options: "rw".to_owned(),
+        };
+        let all = mount("/", "/proc", "rw,nosuid");
+        let (sealed, open) = (mount("/sys", "/proc/sys", "ro,nosuid"), mount("/sys", "/proc/sys", "rw"));
+        assert!(!are_sealed(std::slice::from_ref(&all)));
+        assert!(are_sealed(&[
+            all.clone(),
+            sealed.clone(),
+            mount("/sysrq-trigger", "/proc/sysrq-trigger", "rw")
+        ]));
+        assert!(!are_sealed(&[all.clone(), open]));
+        assert!(!are_sealed(&[all.clone(), sealed.clone(), mount("/", "/mnt", "rw")]));
+        assert!(!are_sealed(&[all.clone(), sealed.clone(), mount("/sys/net/ipv4", "/mnt", "rw")]));
+        assert!(are_sealed(&[mount("/", "/proc", "ro")]));
+        assert!(are_sealed(&[]));
     }
 
     #[test]

@@ -152,8 +152,6 @@ fn possible(mut state: NetState) -> NetState {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
     #[test]
     fn a_plan_leads_to_what_was_wanted(now in state(), wanted in state()) {
         let (mut now, wanted) = (possible(now), possible(wanted));

@@ -9,7 +9,7 @@ use sys::ns::{self, Kind};
 use super::super::record::Record;
 use crate::network::INSIDE;
 use crate::network::state::read::{Reader, Settings};
-use crate::network::state::{NetState, Section, apply, check};
+use crate::network::state::{NetState, Section, apply, check, sysctl};
 use crate::session::ports::{HostState, PortError};
 
 /// The kind of the block.
@@ -32,6 +32,7 @@ pub(super) struct Outgoing {
     reader: Reader,
     told: NetState,
     refusals: Vec<Refusal>,
+    pid: i32,
 }
 
 impl Outgoing {
@@ -42,7 +43,7 @@ impl Outgoing {
         let read = reader.read(&Section::ALL, Settings::Carried);
         let told = read.map_err(|error| failed("read", record, error))?;
         let refusals = refusals(&reader, record, &told)?;
-        Ok(Self { reader, told, refusals })
+        Ok(Self { reader, told, refusals, pid })
     }
 
     /// What cannot be carried.
@@ -65,8 +66,18 @@ impl Outgoing {
         let links = read(&[Section::Links], Settings::Again)?;
         // A new interface has settings of its own.
         let settings = if links.links == self.told.links { Settings::Again } else { Settings::Carried };
-        let mut now = read(&Section::ALL[1..], settings)?;
+        // Reading a thousand files takes milliseconds: only when they may have changed.
+        let sealed = matches!(settings, Settings::Again) && sysctl::is_sealed(self.pid);
+        let sections: Vec<Section> = Section::ALL[1..]
+            .iter()
+            .copied()
+            .filter(|section| *section != Section::Sysctls || !sealed)
+            .collect();
+        let mut now = read(&sections, settings)?;
         now.links = links.links;
+        if sealed {
+            now.sysctls = self.told.sysctls.clone();
+        }
         let refusals = refusals(&self.reader, record, &now)?;
         if !refusals.is_empty() {
             return Err(PortError::Refused(refusals));
