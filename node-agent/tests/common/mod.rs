@@ -113,6 +113,10 @@ impl Node {
         Runtime::open(self.options.clone()).unwrap()
     }
 
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
     pub(crate) fn bundle(&self, args: &[&str]) -> PathBuf {
         bundle(self.dir.path(), args, |_| {})
     }

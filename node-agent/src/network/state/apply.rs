@@ -112,12 +112,12 @@ impl Sockets {
                     }
                 }
                 Step::DeleteLink(link) => {
-                    self.link(Table::Links.remove(&link_header(link.index, 0, 0)), step, &mut note)
+                    self.link(&Table::Links.remove(&link_header(link.index, 0, 0)), step, &mut note)
                 }
-                Step::CreateLink(link, peer) => self.link(create(link, peer.as_deref()), step, &mut note),
+                Step::CreateLink(link, peer) => self.link(&create(link, peer.as_deref()), step, &mut note),
                 Step::ChangeLink { now, wanted } => {
                     for message in change(now, wanted) {
-                        self.link(message, step, &mut note);
+                        self.link(&message, step, &mut note);
                     }
                     let features = changed(&now.features, &wanted.features);
                     if !features.is_empty()
@@ -132,8 +132,8 @@ impl Sockets {
         failed
     }
 
-    fn link(&mut self, message: Message, step: &Step, note: &mut impl FnMut(String, Errno)) {
-        if let Err(error) = self.route.execute(&message) {
+    fn link(&mut self, message: &Message, step: &Step, note: &mut impl FnMut(String, Errno)) {
+        if let Err(error) = self.route.execute(message) {
             note(step.text(), error);
         }
     }

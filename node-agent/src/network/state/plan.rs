@@ -10,7 +10,7 @@ use super::{NetState, Ruleset, Section, conntrack, normal, sysctl};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Delete an interface.
-    DeleteLink(Link),
+    DeleteLink(Box<Link>),
     /// Make one, a veth together with its other end.
     CreateLink(Box<Link>, Option<Box<Link>>),
     /// Change what differs.
@@ -192,7 +192,7 @@ fn links(now: &BTreeMap<u32, Link>, wanted: &BTreeMap<u32, Link>, steps: &mut Ve
         if is_veth(link) {
             link.lower.map(|peer| left.remove(&peer));
         }
-        steps.push(Step::DeleteLink((*link).clone()));
+        steps.push(Step::DeleteLink(Box::new((*link).clone())));
     }
     let mut there = staying.clone();
     // What depends on something that is to be made waits for it. A round makes at least one, or nothing can be made.

@@ -35,6 +35,9 @@ pub(super) struct Sockets {
     seen: sysctl::Watched,
 }
 
+/// Makes a listed entry comparable.
+type Keep = fn(&[u8]) -> Option<Item>;
+
 /// Which settings are read.
 #[derive(Clone, Copy, Debug)]
 pub enum Settings<'a> {
@@ -158,7 +161,7 @@ impl Sockets {
     }
 
     fn table(&mut self, section: Section) -> sys::Result<Vec<Item>> {
-        let (tables, keep): (&[Table], fn(&[u8]) -> Option<Item>) = match section {
+        let (tables, keep): (&[Table], Keep) = match section {
             Section::Addresses => (&[Table::Addresses], normal::address),
             Section::Nexthops => (&[Table::Nexthops], normal::nexthop),
             Section::Routes => (&[Table::Routes], normal::route),

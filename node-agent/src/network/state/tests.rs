@@ -8,6 +8,8 @@ use super::item::Item;
 use super::plan::{Step, plan};
 use super::{Link, MAX_STATE, NetState, Ruleset, Section, Setting, conntrack, normal};
 
+type Keep = fn(&[u8]) -> Option<Item>;
+
 /// Tables whose entries are all alike to the plan.
 const PLAIN: [Section; 4] = [Section::Nexthops, Section::Rules, Section::Forwarding, Section::Qdiscs];
 
@@ -218,7 +220,7 @@ proptest! {
 
     #[test]
     fn any_entry_of_a_kernel_is_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let readers: [fn(&[u8]) -> Option<Item>; 7] = [
+        let readers: [Keep; 7] = [
             normal::address,
             normal::nexthop,
             normal::route,
