@@ -53,6 +53,9 @@ fn what_cannot_be_made_again_is_refused_by_name() {
         "IPsec",
         "ip xfrm policy flush",
     );
+    expect("ipset create some hash:ip", "IP sets", "ipset destroy some");
+    expect("ip tuntap add dev t0 mode tap", "t0 is of kind tun", "ip link del t0");
+    expect("tc qdisc add dev eth0 clsact", "clsact", "tc qdisc del dev eth0 clsact");
     let other = Net::new();
     net.must(&format!("ip link add out type veth peer name in0 netns {}", std::process::id()));
     let refused = net.refused();

@@ -1,6 +1,7 @@
 //! Interfaces, addresses, routes, rules, neighbours, settings, queueing disciplines.
 
 use node_agent::network::state::apply::apply;
+use node_agent::network::state::{Link, Setting};
 
 use crate::support::{Net, carry, explain, plain, same};
 
@@ -129,4 +130,28 @@ fn queueing_disciplines_come_along_or_are_refused_by_name() {
     net.must("tc qdisc del dev eth0 root; tc qdisc add dev eth0 root handle 1: htb default 1");
     let refused = net.refused();
     assert!(refused.len() == 1 && refused[0].contains("htb"), "{refused:?}");
+}
+
+#[test]
+fn a_kind_of_interface_that_the_kernel_does_not_have_is_named() {
+    let (net, target) = (Net::new(), Net::new());
+    let mut state = net.state();
+    let link = Link {
+        index: 99,
+        name: "odd0".to_owned(),
+        kind: Some("of-another-kernel".to_owned()),
+        mtu: 1500,
+        ..Link::default()
+    };
+    state.links.as_mut().unwrap().insert(99, link);
+    let error = explain(&apply(&target.reader(), &state).unwrap_err());
+    assert!(error.contains("make the interface odd0 (of-another-kernel)"), "{error}");
+    // A setting, too, when the container had changed it.
+    state.links.as_mut().unwrap().remove(&99);
+    let setting = |own| Setting { value: "1".to_owned(), own };
+    state.sysctls.as_mut().unwrap().insert("ipv4/of_another_kernel".to_owned(), setting(false));
+    apply(&target.reader(), &state).unwrap_or_else(|error| panic!("{}", explain(&error)));
+    state.sysctls.as_mut().unwrap().insert("ipv4/of_another_kernel".to_owned(), setting(true));
+    let error = explain(&apply(&target.reader(), &state).unwrap_err());
+    assert!(error.contains("set net/ipv4/of_another_kernel to \"1\""), "{error}");
 }

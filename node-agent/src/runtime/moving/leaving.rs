@@ -96,8 +96,8 @@ impl ContainerSource for Leaving {
     }
 
     fn final_state(&self) -> Result<Vec<HostState>, PortError> {
-        let network = self.network.borrow();
-        let network = network.as_ref().ok_or_else(|| {
+        // Its last use: it keeps the namespace, and many files open.
+        let network = self.network.take().ok_or_else(|| {
             PortError::failed(format!("describe {}", self.record.name), "its target knows nothing of it yet")
         })?;
         Ok(network.changes(&self.record)?.into_iter().collect())
