@@ -20,12 +20,15 @@ impl Group {
     #[must_use]
     pub fn is_kernels_own(&self) -> bool {
         match self.address {
-            IpAddr::V4(ip) => ip == Ipv4Addr::new(224, 0, 0, 1),
-            // All nodes and all routers; the groups by which neighbours ask for an address.
+            // All nodes; all snoopers (RFC 4286), which a bridge joins.
+            IpAddr::V4(ip) => matches!(ip.octets(), [224, 0, 0, 1 | 106]),
+            // All nodes, all routers, all snoopers; the groups by which neighbours ask for an address.
             IpAddr::V6(ip) => {
                 let segments = ip.segments();
-                matches!(segments, [0xff01 | 0xff02, 0, 0, 0, 0, 0, 0, 1 | 2] | [0xff05, 0, 0, 0, 0, 0, 0, 2])
-                    || matches!(segments, [0xff02, 0, 0, 0, 0, 1, 0xff00..=0xffff, _])
+                matches!(
+                    segments,
+                    [0xff01 | 0xff02, 0, 0, 0, 0, 0, 0, 1 | 2 | 0x6a] | [0xff05, 0, 0, 0, 0, 0, 0, 2]
+                ) || matches!(segments, [0xff02, 0, 0, 0, 0, 1, 0xff00..=0xffff, _])
             }
         }
     }
