@@ -291,7 +291,7 @@ ip route add 198.51.100.0/24 via 10.77.0.1 metric 5
 ip route add 10.77.0.0/24 dev eth0 table 42; ip route add default via 10.77.0.1 table 42
 ip rule add from 10.77.0.222 table 42 pref 100
 ip link add va index 20 mtu 1400 type veth peer name vb index 21
-ip link add br0 index 30 type bridge
+ip link add br0 index 30 type bridge forward_delay 0
 ip link set vb master br0
 ip link set va up; ip link set vb up; ip link set br0 up
 ip addr add 192.0.2.1/24 dev va
@@ -353,6 +353,11 @@ fn network() -> Result<()> {
             .and_then(|packets| packets.parse().ok())
             .ok_or_else(|| anyhow::anyhow!("no counter in {rules}"))
     };
+    // IPv6 examines its addresses, and a bridge its port, in their own time.
+    wait_for("the network is settled", Duration::from_secs(20), || {
+        let shown = inside("node-a", "ip addr").ok()?;
+        (!shown.contains("tentative") && !shown.contains("NO-CARRIER")).then_some(())
+    })?;
     let before = inside("node-a", SHOWN)?;
     let mut counted = passed("node-a")?;
     ensure!(counted > 0, "nothing passed the rules");

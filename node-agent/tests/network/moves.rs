@@ -8,6 +8,7 @@ use node_agent::network::state::apply::apply;
 use node_agent::network::state::read::Settings;
 use node_agent::network::state::{NetState, Section};
 use node_agent::runtime::{ContainerName, MovingNode};
+use node_agent::session::clocks::Distance;
 use node_agent::session::ports::{HostState, Incoming, Node as _, PortError};
 
 use crate::common::{self, Lan, Node, chain, request, unique};
@@ -149,7 +150,13 @@ fn leaving(lan: &Lan, node: &Node) -> (ContainerName, Vec<u8>) {
 }
 
 fn arrive(node: &Node, name: &ContainerName, spec: Vec<u8>) -> Result<i32, PortError> {
-    let incoming = Incoming { container: name.to_string(), migration: "m-1".to_owned(), epoch: 7, spec };
+    let incoming = Incoming {
+        container: name.to_string(),
+        migration: "m-1".to_owned(),
+        epoch: 7,
+        spec,
+        clocks: Distance::default(),
+    };
     let mut copy = MovingNode::new(Arc::new(node.reopened())).incoming(&incoming)?;
     let pid = copy.options()?.root.pid;
     let show = "ip -o link show va; nft list ruleset; ip addr show eth0";
