@@ -103,9 +103,15 @@ mod tests {
         assert_eq!(own, [true, false, true]);
         let group = Group { interface: 12, device: "eth0".into(), address: "239.1.2.3".parse().unwrap() };
         assert_eq!(groups[1], group);
+        let snoopers =
+            parse_igmp(b"Idx\n30\tbr0       :     1      V3\n\t\t\t\t6A0000E0     1 0:00000000\t\t0\n")
+                .unwrap();
+        assert_eq!(snoopers[0].address, "224.0.0.106".parse::<IpAddr>().unwrap());
+        assert!(snoopers[0].is_kernels_own(), "a bridge joins it");
         let igmp6 = b"12   eth0            ff0200000000000000000001ff000002     1 00000004 0\n\
             12   eth0            ff150000000000000000000000000001     1 00000004 0\n\
             1    lo              ff020000000000000000000000000001     1 0000000C 0\n\
+            30   br0             ff02000000000000000000000000006a     1 0000000C 0\n\
             1    lo              ff010000000000000000000000000001     1 00000008 0\n";
         let groups = parse_igmp6(igmp6).unwrap();
         let others: Vec<&Group> = groups.iter().filter(|group| !group.is_kernels_own()).collect();
