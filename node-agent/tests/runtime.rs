@@ -156,7 +156,7 @@ type Change = Box<dyn FnOnce(&mut serde_json::Value)>;
 fn what_cannot_be_done_is_refused_by_name_and_leaves_nothing() {
     let node = Node::new(None);
     let cases: [(&str, Change); 6] = [
-        ("process.terminal", Box::new(|c| c["process"]["terminal"] = json!(true))),
+        ("linux.mountLabel", Box::new(|c| c["linux"]["mountLabel"] = json!("label"))),
         (
             "RlimitNofile",
             Box::new(|c| {
@@ -303,4 +303,37 @@ fn a_container_is_reached_through_the_bridge() {
     assert!(std::path::Path::new("/sys/class/net").join(&link).exists());
     node.runtime.delete(&name, true).unwrap();
     assert!(!std::path::Path::new("/sys/class/net").join(link).exists());
+}
+
+#[test]
+fn a_console_and_terminals_end_in_the_log() {
+    let node = Node::new(None);
+    let script = "tty; stty size; ps -o tty= -p 1; echo late >/dev/tty2; echo $(stat -c %F /dev/tty1); \
+        sh -c 'echo orphan >/dev/tty1'; exit 4";
+    let bundle = node.bundle_with(&["sh", "-c", script], |config| {
+        config["process"]["terminal"] = json!(true);
+        config["process"]["consoleSize"] = json!({"height": 31, "width": 97});
+        config["annotations"] = json!({"dev.gantry.ttys": "2"});
+    });
+    let name = node.run(&bundle);
+    wait_for("the end", || node.runtime.get(&name).unwrap().exit_status.is_some());
+    assert_eq!(node.runtime.get(&name).unwrap().exit_status, Some(4));
+    let log = node.log(&name);
+    for line in ["/dev/console", "31 97", "pts/0", "late", "character special file", "orphan"] {
+        assert!(log.lines().any(|l| l.trim_end() == line), "{line} in {log:?}");
+    }
+    node.runtime.delete(&name, false).unwrap();
+    // Terminals without a console: the log gets the program's own output too.
+    let bundle = node.bundle_with(&["sh", "-c", "echo out; echo tty >/dev/tty1"], |config| {
+        config["annotations"] = json!({"dev.gantry.ttys": "1"});
+    });
+    let name = node.run(&bundle);
+    wait_for("the end", || node.runtime.get(&name).unwrap().exit_status.is_some());
+    let log = node.log(&name);
+    assert!(log.contains("out\n") && log.contains("tty\r\n"), "{log:?}");
+    let bundle = node.bundle_with(&["true"], |config| {
+        config["annotations"] = json!({"dev.gantry.ttys": "many"});
+    });
+    let error = node.runtime.run(request(&ContainerName::new(unique("c")).unwrap(), &bundle)).unwrap_err();
+    assert!(chain(&error).contains("dev.gantry.ttys"), "{}", chain(&error));
 }

@@ -239,6 +239,16 @@ impl Cluster {
         self.start(all)
     }
 
+    /// Starts another program on the client host that speaks as a client does.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn client_program(&self, args: &[&str]) -> Result<Background> {
+        let mut all = vec!["dev", "exec", "--dir", self.dir_str(), "client", "--"];
+        all.extend(args);
+        self.start(all)
+    }
+
     /// Runs a client to its end (those that end by themselves).
     ///
     /// # Errors

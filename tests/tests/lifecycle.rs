@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tests::client;
 use tests::cluster::{Cluster, wait_for};
 use tests::suite::{self, Case};
-use tests::workload::{FILES_PROGRAM, PYTHON_PROGRAM, http};
+use tests::workload::{FILES_PROGRAM, PYTHON_PROGRAM, http, system};
 
 fn main() -> ExitCode {
     if let Some(code) = client::run_if_asked() {
@@ -47,6 +47,11 @@ fn main() -> ExitCode {
             name: "network_state_moves_there_and_back_with_connections_through_its_rules",
             programs: &["python3", "nft", "nsenter"],
             run: network,
+        },
+        Case {
+            name: "system_container_with_open_ssh_sessions_moves_there_and_back",
+            programs: system::PROGRAMS,
+            run: system_container,
         },
     ])
 }
@@ -281,6 +286,55 @@ fn patient_move(cluster: &Cluster, name: &str, node: &str) -> Result<()> {
     cluster.must(["move", name, "--to", node, "--max-downtime", "3s", "-o", "json"])?;
     ensure!(cluster.node_of(name)? == node, "{name} is not on {node}");
     Ok(())
+}
+
+/// An init, daemons, a console and a getty. Two people are logged in: one works and has a stopped job, the other has
+/// typed half a line.
+fn system_container() -> Result<()> {
+    let cluster = Cluster::up()?;
+    let address: SocketAddr = "10.77.0.103:22".parse()?;
+    let bundle = cluster.dir().join("bundles/system");
+    let out = bundle.to_str().unwrap_or_default();
+    cluster.must(["dev", "bundle", "--out", out, "--", "/usr/bin/busybox"])?;
+    let key = system::furnish(&bundle)?;
+    cluster.start_bundle("system", "node-a", "10.77.0.103/24", &bundle)?;
+    cluster.wait_for_port(address)?;
+    let program = bundle.join("session.py");
+    std::fs::write(&program, system::SESSION_PROGRAM)?;
+    let mut session = cluster.client_program(&[
+        "python3",
+        program.to_str().unwrap_or_default(),
+        &address.ip().to_string(),
+        key.to_str().unwrap_or_default(),
+    ])?;
+    session.progress()?;
+    for (turn, node) in (2..).zip(["node-b", "node-a", "node-b"]) {
+        patient_move(&cluster, "system", node)?;
+        session.progress()?;
+        logged(&cluster, &format!("turn {turn} of the session"))?;
+    }
+    for text in ["the system starts", "Please press Enter to activate this console", "login: "] {
+        logged(&cluster, text)?;
+    }
+    // cron's next job comes when its minute is over, wherever it is then.
+    let ticks = || {
+        let shown = cluster.migrate(["exec", "system", "--", "/bin/cat", "/var/log/ticks"]).ok()?;
+        Some(shown.stdout.lines().count())
+    };
+    let before = ticks().unwrap_or(0);
+    wait_for("cron goes on", Duration::from_secs(90), || ticks().filter(|now| *now > before))?;
+    let verdict = session.verdict()?;
+    ensure!(verdict.replies > 50, "too few replies to mean anything: {verdict:?}");
+    println!("system: {verdict:?}");
+    cluster.passed();
+    Ok(())
+}
+
+fn logged(cluster: &Cluster, text: &str) -> Result<()> {
+    wait_for(&format!("the log says {text:?}"), Duration::from_secs(10), || {
+        let logs = cluster.migrate(["logs", "system"]).ok()?;
+        (logs.code == 0 && logs.stdout.contains(text)).then_some(())
+    })
 }
 
 /// What the container changes in its network: everything that its program could have done with CAP_NET_ADMIN.

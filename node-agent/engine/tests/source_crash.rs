@@ -46,6 +46,7 @@ fn agent() {
         root: pid.parse().unwrap(),
         cgroup: (!cgroup.is_empty()).then(|| cgroup.into()),
         externals: source_support::standard_streams(pid.parse().unwrap()),
+        terminals: Vec::new(),
         namespaces: Namespaces::Host,
     };
     loop {

@@ -45,6 +45,7 @@ fn spec(pid: u32, cgroup: &Cgroup, namespaces: Namespaces) -> TreeSpec {
         root: i32::try_from(pid).unwrap(),
         cgroup: Some(cgroup.0.clone()),
         externals: Vec::<External>::new(),
+        terminals: Vec::new(),
         namespaces,
     }
 }

@@ -51,15 +51,32 @@ fn kernel_objects() {
     refuses_fd("params = ctypes.create_string_buffer(120)\nfd = libc.syscall(425, 4, params)", "io_uring");
     refuses_fd("fd = libc.syscall(323, 1)", "userfaultfd");
     refuses_fd("fd = libc.fanotify_init(0, 0)", "fanotify");
-    refuses_fd("fd = libc.inotify_init(); libc.inotify_add_watch(fd, b'/tmp', 2)", "inotify");
-    refuses_fd("fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)", "terminals");
-    refuses_fd("fd = os.open('/tmp', 0o10000000)", "O_PATH");
+    refuses_fd(
+        "fd = libc.inotify_init(); open('/tmp/gone', 'w'); f = open('/tmp/gone')\n\
+         libc.inotify_add_watch(fd, b'/tmp/gone', 2); os.remove('/tmp/gone')",
+        "has no path in the container",
+    );
+    // Its master is with a process that has left the tree.
+    refuses_fd(
+        "m, fd = os.openpty()\n\
+         if os.fork() == 0:\n\
+         \x20   if os.fork() == 0:\n\
+         \x20       for n in (0, 1, 2, fd): os.close(n)\n\
+         \x20       time.sleep(5)\n\
+         \x20   os._exit(0)\n\
+         os.wait(); os.close(m)",
+        "terminal whose master is outside",
+    );
+    refuses_fd(
+        "open('/tmp/gone2', 'w'); fd = os.open('/tmp/gone2', 0o10000000); os.remove('/tmp/gone2')",
+        "O_PATH",
+    );
     refuses_fd("fd = os.open('/proc/self/ns/net', 0)", "cannot move");
 }
 
 #[test]
 fn kinds_of_sockets() {
-    refuses_fd("s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); fd = s.fileno()", "netlink");
+    refuses_fd("s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16); fd = s.fileno()", "netlink");
     refuses_fd("s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); fd = s.fileno()", "packet");
     refuses_fd("s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 1); fd = s.fileno()", "raw");
     refuses_fd(
@@ -95,8 +112,8 @@ fn a_connection_not_accepted_at_the_freeze() {
 #[test]
 fn locks_and_outside_ends() {
     refuses_fd(
-        "import tempfile\nf = tempfile.NamedTemporaryFile(); fcntl.flock(f, fcntl.LOCK_EX); fd = f.fileno()",
-        "file lock",
+        "import tempfile\nf = tempfile.NamedTemporaryFile(); fd = f.fileno(); fcntl.fcntl(fd, 1024, 1)",
+        "lease",
     );
     // A child outside of the tree that the test looks at.
     let code = "import subprocess\n\

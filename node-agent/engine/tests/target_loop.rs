@@ -37,7 +37,13 @@ impl Externals for NoExternals {
 
 /// Moves a process tree of the host into a new pid namespace; the original is killed.
 fn migrate(pid: i32) -> (Carrier, Image, RestoreTimes) {
-    let spec = TreeSpec { root: pid, cgroup: None, externals: Vec::new(), namespaces: Namespaces::Host };
+    let spec = TreeSpec {
+        root: pid,
+        cgroup: None,
+        externals: Vec::new(),
+        terminals: Vec::new(),
+        namespaces: Namespaces::Host,
+    };
     migrate_as(&spec, None)
 }
 
@@ -143,6 +149,7 @@ fn a_container_of_its_own_namespace_is_held_by_its_cgroup_alone() {
         root: init,
         cgroup: Some(there.0.clone()),
         externals: Vec::new(),
+        terminals: Vec::new(),
         namespaces: Namespaces::Own,
     };
     let (carrier, image, times) = migrate_as(&spec, Some(&here.0));
@@ -264,8 +271,13 @@ fn a_checkpoint_on_disk_is_restored_after_the_original_has_ended() {
     let (log, file) = (Scratch::new("checkpoint"), Scratch::new("checkpoint-file"));
     let victim = Victim::spawn(Command::new("python3").arg(script("selfcheck.py")).arg(&log.0));
     wait_until("the program works", || log.lines().len() > 5);
-    let spec =
-        TreeSpec { root: victim.pid(), cgroup: None, externals: Vec::new(), namespaces: Namespaces::Host };
+    let spec = TreeSpec {
+        root: victim.pid(),
+        cgroup: None,
+        externals: Vec::new(),
+        terminals: Vec::new(),
+        namespaces: Namespaces::Host,
+    };
     let mut source = Source::attach(&spec).unwrap();
     let to = io::BufWriter::new(fs::File::create(&file.0).unwrap());
     engine::checkpoint::save(&mut source, 1, to).unwrap();

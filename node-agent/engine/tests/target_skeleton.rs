@@ -80,7 +80,7 @@ fn a_skeleton_has_the_mappings_and_memory_of_its_source() {
 }
 
 fn process(pid: i32, ppid: i32, pgid: i32, sid: i32) -> ProcessShape {
-    ProcessShape { pid, ppid, pgid, sid, exit_signal: 17, zombie: None, mm: Mm::default() }
+    ProcessShape { pid, ppid, pgid, sid, exit_signal: 17, zombie: None, tty: None, mm: Mm::default() }
 }
 
 /// (pid, parent, group, session) as the container numbers them.

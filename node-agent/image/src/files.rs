@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Pid;
 use crate::shape::FileIdentity;
-use crate::sockets::{Tcp, Udp, Unix};
+use crate::sockets::{Netlink, Tcp, Udp, Unix};
 
 /// Everything that hangs on descriptors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,10 @@ pub struct Files {
     pub ghosts: Vec<Ghost>,
     /// Pipes and fifos' buffers; both ends name one.
     pub pipes: Vec<Pipe>,
+    /// Pseudo terminals; both sides name one.
+    pub terminals: Vec<Terminal>,
+    /// File locks that are held.
+    pub locks: Vec<FileLock>,
 }
 
 /// One descriptor of a process.
@@ -82,6 +86,20 @@ pub enum FileKind {
         /// It is the writing end (a fifo opened O_RDWR is both and has `flags` O_RDWR).
         write: bool,
     },
+    /// One side of a pseudo terminal (pty(7)).
+    Terminal {
+        /// Index into [`Files::terminals`].
+        terminal: u32,
+        /// Which side.
+        side: TerminalSide,
+        /// The path under which it was opened, in the container.
+        path: String,
+    },
+    /// A terminal's slave whose master is gone: it answers end of file for good.
+    HungUp {
+        /// The number that it had; one opened as /dev/tty does not tell.
+        index: Option<u32>,
+    },
     /// eventfd(2).
     EventFd {
         /// Counter.
@@ -135,6 +153,74 @@ pub enum FileKind {
     Tcp(Box<Tcp>),
     /// UDP over IPv4 or IPv6.
     Udp(Box<Udp>),
+    /// AF_NETLINK.
+    Netlink(Box<Netlink>),
+}
+
+/// A side of a pseudo terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TerminalSide {
+    /// What ptmx(4) gave.
+    Master,
+    /// The terminal.
+    Slave,
+    /// The terminal, opened as `/dev/tty`.
+    Own,
+}
+
+/// A pseudo terminal of the container's devpts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Its number: the name of its slave in /dev/pts.
+    pub index: u32,
+    /// The runtime holds its master and supplies one at the target.
+    pub given: bool,
+    /// The kernel's `struct termios2` (TCGETS2).
+    pub termios: Vec<u8>,
+    /// Rows, columns, and pixels of both (TIOCGWINSZ).
+    pub window: [u16; 4],
+    /// TIOCGPTLCK.
+    pub locked: bool,
+    /// TIOCGPKT.
+    pub packet: bool,
+    /// TIOCGEXCL of the slave.
+    pub exclusive: bool,
+    /// Nobody has the slave open, but somebody had: the master reads EIO.
+    pub left: bool,
+    /// st_mode of the slave's node.
+    pub mode: u32,
+    /// Its owner and group.
+    pub owner: (u32, u32),
+    /// The leader of the session that it controls, and the session's foreground group.
+    pub session: Option<(Pid, Pid)>,
+    /// What was typed of a line that is not ended yet.
+    pub line: Vec<u8>,
+}
+
+/// A held file lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileLock {
+    /// The open file description, which holds flock(2) and OFD locks and leads to the file of POSIX locks.
+    pub file: u32,
+    /// Whose it is.
+    pub kind: LockKind,
+    /// A write lock, else a read lock.
+    pub write: bool,
+    /// First byte.
+    pub start: i64,
+    /// Length in bytes; 0 = to the end of the file, however far that is.
+    pub length: i64,
+}
+
+/// Kinds of file locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockKind {
+    /// flock(2).
+    Flock,
+    /// fcntl(2) F_SETLK of this process.
+    Posix(Pid),
+    /// fcntl(2) F_OFD_SETLK.
+    Ofd,
 }
 
 /// One entry of an epoll instance.

@@ -31,6 +31,9 @@ pub struct ProcessShape {
     pub exit_signal: i32,
     /// Its exit code, as wait(2) encodes it, when it is a zombie. A zombie has no address space.
     pub zombie: Option<i32>,
+    /// The number of its controlling terminal in the container's devpts. A process has it by birth, and a session's
+    /// leader by taking it, so it is a part of the tree.
+    pub tty: Option<u32>,
     /// Its address space.
     pub mm: Mm,
 }

@@ -120,6 +120,21 @@ pub struct Datagram {
     pub data: Vec<u8>,
 }
 
+/// A netlink(7) socket with nothing to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Netlink {
+    /// NETLINK_ROUTE and so on.
+    pub protocol: i32,
+    /// SOCK_RAW or SOCK_DGRAM.
+    pub sock_type: i32,
+    /// Options to set again, in order.
+    pub options: Vec<SockOpt>,
+    /// Port (`nl_pid`), 0 = not bound.
+    pub port: u32,
+    /// Multicast groups, by number.
+    pub groups: Vec<u32>,
+}
+
 /// A unix(7) socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unix {

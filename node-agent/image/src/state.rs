@@ -103,8 +103,6 @@ pub struct ProcessState {
     pub stop_signal: i32,
     /// Descriptor table, ascending by number.
     pub fds: Vec<FdEntry>,
-    /// It has no controlling terminal. The engine refuses one that has, for now.
-    pub no_tty: bool,
 }
 
 /// One thread.

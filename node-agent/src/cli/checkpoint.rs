@@ -80,6 +80,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         root: args.pid,
         cgroup: None,
         externals: stdio(args.pid, own("mount"))?,
+        terminals: Vec::new(),
         namespaces: if own("pid") { Namespaces::Own } else { Namespaces::Host },
     };
     let mut source = Source::attach(&spec).context("cannot attach to the tree")?;

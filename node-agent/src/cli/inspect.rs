@@ -140,6 +140,7 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::Pseudo { .. } => "pseudo file",
         FileKind::External { .. } => "external",
         FileKind::Pipe { .. } => "pipe end",
+        FileKind::Terminal { .. } | FileKind::HungUp { .. } => "terminal",
         FileKind::EventFd { .. } => "eventfd",
         FileKind::TimerFd { .. } => "timerfd",
         FileKind::SignalFd { .. } => "signalfd",
@@ -150,5 +151,6 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::Unix(_) => "unix socket",
         FileKind::Tcp(_) => "tcp socket",
         FileKind::Udp(_) => "udp socket",
+        FileKind::Netlink(_) => "netlink socket",
     }
 }

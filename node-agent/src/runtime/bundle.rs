@@ -106,7 +106,6 @@ fn refusal(spec: &Spec) -> Option<String> {
     let empty = |text: &Option<String>| text.as_deref().is_none_or(str::is_empty);
     let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci_spec::runtime::Hooks::default());
     let refused = [
-        ("process.terminal", process.terminal() == Some(true), "set it to false"),
         ("process.apparmorProfile", !empty(process.apparmor_profile()), "remove it"),
         ("process.selinuxLabel", !empty(process.selinux_label()), "remove it"),
         ("process.ioPriority", process.io_priority().is_some(), "remove it"),
@@ -121,6 +120,9 @@ fn refusal(spec: &Spec) -> Option<String> {
     ];
     if let Some((what, _, way_out)) = refused.iter().find(|(_, set, _)| *set) {
         return Some(format!("{what} is not supported; {way_out}"));
+    }
+    if let Err(what) = super::terminals::ttys(spec) {
+        return Some(what);
     }
     namespaces(linux.namespaces().as_deref().unwrap_or_default())
         .or_else(|| userns::refusal(spec))

@@ -22,6 +22,7 @@ mod sandbox;
 mod shim;
 mod sources;
 mod status;
+mod terminals;
 mod userns;
 pub mod volumes;
 

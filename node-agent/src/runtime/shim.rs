@@ -22,6 +22,7 @@ use sys::prctl::own;
 use super::channel;
 use super::paths::write_atomic;
 use super::sandbox::{ClockOffsets, Event, Exit, Sandbox};
+use super::terminals::{self, LINK_FD};
 use super::userns::UserNamespace;
 
 /// The hidden first argument that makes a shim.
@@ -54,20 +55,37 @@ fn supervise(path: &Path) -> io::Result<()> {
         make_clocks(clocks)?;
     }
     let log = File::options().append(true).create(true).open(&sandbox.log)?;
-    let child = first_process(path, &sandbox, &control, log)?;
+    let count = terminals::places(&sandbox.spec).len();
+    let (link, theirs) =
+        if count == 0 { (None, None) } else { channel::pair().map(|(a, b)| (Some(a), Some(b)))? };
+    let child = first_process(path, &sandbox, &control, theirs, log)?;
     let told = channel::tell(&control, &Event::Pid(child.pid));
     if told.is_err() {
         // Nobody would ever know of it.
         kill(&child);
     }
     close_control(control)?;
+    if let Some(link) = link {
+        // Without them the first process has ended, and said why.
+        match terminals::receive(&link, count) {
+            Ok(masters) => terminals::log_until_end(&masters, &sandbox.log, child.pid)?,
+            Err(error) => writeln!(io::stderr(), "shim: no terminals: {error}")?,
+        }
+    }
     let status = wait(&child)?;
     told?;
     write_exit(&sandbox.exit, status)
 }
 
 /// Makes the first process, in its pid and user namespaces; it executes this program again.
-fn first_process(path: &Path, sandbox: &Sandbox, control: &OwnedFd, log: File) -> io::Result<Child> {
+/// `terminals`: its way to hand terminals over.
+fn first_process(
+    path: &Path,
+    sandbox: &Sandbox,
+    control: &OwnedFd,
+    terminals: Option<OwnedFd>,
+    log: File,
+) -> io::Result<Child> {
     let user = UserNamespace::of(&sandbox.spec);
     if let Some(user) = &user {
         own_log(&log, user, &sandbox.spec)?;
@@ -78,11 +96,17 @@ fn first_process(path: &Path, sandbox: &Sandbox, control: &OwnedFd, log: File) -
     let own_users = if user.is_some() { Kind::User.flag() } else { 0 };
     let flags = u64::from((Kind::Pid.flag() | own_users).cast_unsigned());
     let spec = Spec { flags, ..Spec::default() };
-    let mut streams = Some((hear, control.try_clone()?, description, log));
+    let mut streams = Some((hear, control.try_clone()?, description, terminals, log));
     let child = fork_single(&spec, || {
-        let Some((hear, control, description, log)) = streams.take() else { return 1 };
+        let Some((hear, control, description, terminals, log)) = streams.take() else { return 1 };
         // Or the end of the shim would not be heard.
         drop(say.take());
+        if let Some(link) = &terminals
+            && let Err(error) = sys::fds::install_at(link.as_fd(), LINK_FD)
+        {
+            let _ = writeln!(io::stderr(), "first process: {error}");
+            return 1;
+        }
         let error = become_init(hear, user.is_some(), control, description, log);
         let _ = writeln!(io::stderr(), "first process: {error}");
         1

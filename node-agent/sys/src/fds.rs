@@ -355,3 +355,66 @@ pub fn raise_nofile_limit() -> Result<u64> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     Ok(hard)
 }
+
+/// flock(2) without waiting: exclusive, or shared. The lock is the open file description's.
+///
+/// # Errors
+/// `EWOULDBLOCK` another has it.
+pub fn flock(fd: BorrowedFd<'_>, exclusive: bool) -> Result<()> {
+    let operation = libc::LOCK_NB | if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: flock takes two integers.
+    small(unsafe { libc::flock(fd.as_raw_fd(), operation) }).map(drop)
+}
+
+/// The kernel's `struct flock`, as fcntl(2) reads it: a lock of `length` bytes from `start` (0 = to the end).
+#[must_use]
+pub fn lock_argument(write: bool, start: i64, length: i64) -> [u8; 32] {
+    const _: () = assert!(size_of::<libc::flock>() == 32);
+    const _: () = assert!(std::mem::offset_of!(libc::flock, l_start) == 8);
+    const _: () = assert!(std::mem::offset_of!(libc::flock, l_len) == 16);
+    let kind = if write { libc::F_WRLCK } else { libc::F_RDLCK };
+    let mut bytes = [0; 32];
+    // l_type is a short; l_whence stays SEEK_SET, which is 0.
+    bytes[..2].copy_from_slice(&i16::try_from(kind).unwrap_or(0).to_ne_bytes());
+    bytes[8..16].copy_from_slice(&start.to_ne_bytes());
+    bytes[16..24].copy_from_slice(&length.to_ne_bytes());
+    bytes
+}
+
+/// Takes a lock of the open file description (F_OFD_SETLK) without waiting.
+///
+/// # Errors
+/// `EAGAIN` another has it, `EBADF` not opened for that.
+pub fn lock_description(fd: BorrowedFd<'_>, write: bool, start: i64, length: i64) -> Result<()> {
+    let argument = lock_argument(write, start, length);
+    // SAFETY: this command reads one struct flock, whose form the array has; nothing is written back.
+    small(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, argument.as_ptr()) }).map(drop)
+}
+
+/// open_by_handle_at(2) with O_PATH: the file with this handle in the file system that `mount` is on.
+///
+/// # Errors
+/// `ESTALE` there is none, `EPERM` without CAP_DAC_READ_SEARCH, `EOPNOTSUPP`, `EINVAL`.
+pub fn open_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Result<OwnedFd> {
+    /// MAX_HANDLE_SZ.
+    const MOST: usize = 128;
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        handle: [u8; MOST],
+    }
+    const _: () = assert!(size_of::<Handle>() == 8 + MOST);
+    let room = handle.len().min(MOST);
+    let bytes = u32::try_from(handle.len()).map_err(|_| Errno::EINVAL)?;
+    let mut argument = Handle { bytes, kind, handle: [0; MOST] };
+    argument.handle[..room].copy_from_slice(&handle[..room]);
+    if room < handle.len() {
+        return Err(Errno::EINVAL);
+    }
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: the kernel reads a file_handle of `bytes` bytes, all of which `argument` holds.
+    new_fd(unsafe {
+        libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw const argument, flags)
+    })
+}

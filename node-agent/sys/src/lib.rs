@@ -34,6 +34,7 @@ pub mod pidfd;
 pub mod prctl;
 pub mod sock;
 pub mod tcp;
+pub mod tty;
 pub mod udp;
 pub mod uffd;
 

@@ -134,6 +134,7 @@ impl ContainerSource for FakeContainer {
             root: self.pid,
             cgroup: Some(self.dir.clone()),
             externals: Vec::new(),
+            terminals: Vec::new(),
             namespaces: Namespaces::Host,
         }
     }

@@ -1,9 +1,10 @@
-"""Holds something that cannot move: a terminal, a packet socket or an io_uring."""
-import ctypes, os, socket, sys, threading
+"""Holds something that cannot move: a lease on a file, a packet socket or an io_uring."""
+import ctypes, fcntl, os, socket, sys, threading
 
 kind = sys.argv[1]
-if kind == "pty":
-    held = os.openpty()
+if kind == "lease":
+    held = os.open("/data/leased", os.O_RDONLY | os.O_CREAT)
+    fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_RDLCK)
 elif kind == "packet":
     held = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 else:

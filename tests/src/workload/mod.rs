@@ -3,6 +3,7 @@
 pub mod http;
 pub mod lines;
 pub mod redis;
+pub mod system;
 
 /// A python3 program with threads, timers, a pipe to a child, a unix socket and a deleted file, which checks
 /// itself and answers `check` on TCP port 7000.
@@ -12,7 +13,7 @@ pub const PYTHON_PROGRAM: &str = include_str!("program.py");
 /// it answers `check` on TCP port 7000.
 pub const FILES_PROGRAM: &str = include_str!("files.py");
 
-/// A python3 program that holds what cannot move; its argument is `pty`, `packet` or `uring`.
+/// A python3 program that holds what cannot move; its argument is `lease`, `packet` or `uring`.
 pub const HOLDER_PROGRAM: &str = include_str!("holder.py");
 
 /// A python3 program that sends an agent or a coordinator what no peer sends.

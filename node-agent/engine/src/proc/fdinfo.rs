@@ -27,6 +27,8 @@ pub struct FdInfo {
     pub fanotify: bool,
     /// A pidfd's process, in the pid namespace of this procfs; -1 = it has been reaped.
     pub pidfd: Option<i32>,
+    /// The number of a pseudo terminal's master.
+    pub tty_index: Option<u32>,
     /// `lock:` lines without the prefix: file locks and leases of the process through this file.
     pub locks: Vec<String>,
 }
@@ -60,7 +62,7 @@ pub struct TimerFd {
 }
 
 /// One `inotify` line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InotifyLine {
     /// Watch descriptor.
     pub wd: i32,
@@ -70,6 +72,10 @@ pub struct InotifyLine {
     pub device: u64,
     /// Mask.
     pub mask: u32,
+    /// Type of the file's handle, as open_by_handle_at(2) takes it.
+    pub handle_kind: i32,
+    /// The handle; empty when the file system gives none.
+    pub handle: Vec<u8>,
 }
 
 /// Parses a fdinfo file.
@@ -91,6 +97,8 @@ fn parse_line(info: &mut FdInfo, line: &[u8]) -> Option<()> {
             inode: hex(keyed(line, "ino")?)?,
             device: hex(keyed(line, "sdev")?)?,
             mask: hex(keyed(line, "mask")?)?,
+            handle_kind: keyed(line, "fhandle-type").and_then(hex).unwrap_or(0),
+            handle: keyed(line, "f_handle").map(bytes).unwrap_or_default(),
         });
         return Some(());
     }
@@ -116,6 +124,7 @@ fn parse_line(info: &mut FdInfo, line: &[u8]) -> Option<()> {
         b"it_value" => info.timerfd.get_or_insert_default().remaining_ns = timespec(rest)?,
         b"it_interval" => info.timerfd.get_or_insert_default().interval_ns = timespec(rest)?,
         b"sigmask" => info.signalfd = Some(hex(rest)?),
+        b"tty-index" => info.tty_index = Some(number(rest)?),
         b"Pid" => info.pidfd = Some(number(rest)?),
         b"lock" => info.locks.push(text(rest)),
         _ => {}
@@ -141,6 +150,11 @@ fn parse_epoll(line: &[u8]) -> Option<EpollLine> {
 /// The value of a `key:value` word.
 fn keyed<'a>(line: &'a [u8], key: &str) -> Option<&'a [u8]> {
     words(line).find_map(|word| value(word, key)?.strip_prefix(b":"))
+}
+
+/// Bytes from pairs of hexadecimal digits; an odd one at the end is left out.
+fn bytes(digits: &[u8]) -> Vec<u8> {
+    digits.chunks_exact(2).map_while(hex).collect()
 }
 
 /// `(seconds, nanoseconds)` in nanoseconds.
@@ -206,13 +220,18 @@ mod tests {
         assert_eq!(info.signalfd, Some(0x1234));
 
         let info = parse(
-            b"inotify wd:2 ino:13 sdev:fe00000 mask:fff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:13\n",
+            b"inotify wd:2 ino:13 sdev:fe00000 mask:fff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:13000aff\n",
         )
         .unwrap();
-        assert_eq!(info.inotify, [InotifyLine { wd: 2, inode: 0x13, device: 0xfe0_0000, mask: 0xfff }]);
+        let handle = vec![0x13, 0, 0x0a, 0xff];
+        assert_eq!(
+            info.inotify,
+            [InotifyLine { wd: 2, inode: 0x13, device: 0xfe0_0000, mask: 0xfff, handle_kind: 1, handle }]
+        );
 
         assert_eq!(parse(b"Pid:\t-1\nNSpid:\t-1\n").unwrap().pidfd, Some(-1));
         assert!(parse(b"fanotify flags:0 event-flags:8000\n").unwrap().fanotify);
+        assert_eq!(parse(b"flags:\t02\ntty-index:\t3\n").unwrap().tty_index, Some(3));
         assert!(parse(b"pos:\tx\n").is_err());
     }
 

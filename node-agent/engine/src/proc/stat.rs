@@ -21,6 +21,8 @@ pub struct Stat {
     pub session: i32,
     /// Device number of the controlling terminal; 0 = none.
     pub tty_nr: i32,
+    /// Foreground process group of that terminal, as this process sees it; -1 = none.
+    pub tpgid: i32,
     /// PF_* flags of the kernel.
     pub flags: u64,
     /// Minor faults.
@@ -66,6 +68,7 @@ fn parse_opt(line: &[u8]) -> Option<Stat> {
         pgrp: signed(5)?,
         session: signed(6)?,
         tty_nr: signed(7)?,
+        tpgid: signed(8)?,
         flags: unsigned(9)?,
         min_flt: unsigned(10)?,
         start_time: unsigned(22)?,

@@ -5,9 +5,11 @@ use std::os::linux::fs::MetadataExt;
 use image::shape::FileIdentity;
 
 use super::error::InspectError;
+use super::locks;
 use super::mm::{MmReader, makedev, object_kind};
 use super::registry::Handle;
 use super::spec::External;
+use super::terminals;
 use super::tree::Process;
 use super::view::FileView;
 use crate::proc::fdinfo::{self, FdInfo};
@@ -49,6 +51,8 @@ pub(crate) enum Class {
     Pipe {
         fifo: Option<String>,
     },
+    /// A side of a pseudo terminal.
+    Terminal(terminals::End),
     EventFd,
     TimerFd,
     SignalFd,
@@ -102,16 +106,9 @@ impl MmReader<'_> {
             Some(key) => Class::External(key),
             None => self.class(process, fd, &target, &metadata, &info)?,
         };
-        if !info.locks.is_empty() && !matches!(class, Class::Refused) {
-            let what = info.locks.join("; ");
-            self.findings.fd(
-                process.inner,
-                fd,
-                format!("file lock or lease ({what}): locks are not carried yet"),
-                "have the program release the lock before the move",
-            );
-        }
-        Ok(Descriptor { fd, info, key, class })
+        let descriptor = Descriptor { fd, info, key, class };
+        locks::check(process, &descriptor, self.findings);
+        Ok(descriptor)
     }
 
     fn class(
@@ -140,13 +137,30 @@ impl MmReader<'_> {
             return Ok(self.refuse(pid, fd, format!("{shown}: a kind of file that cannot move"), CLOSE));
         }
         if info.flags & O_PATH != 0 {
-            return Ok(self.refuse(pid, fd, "opened with O_PATH: not carried yet", CLOSE));
+            let file = self.view.file(process.pid, &format!("fd/{fd}"))?;
+            return Ok(self.path_only(pid, fd, &file));
         }
         if metadata.st_dev() == self.view.shmem_dev {
             return Ok(self.memory_object(process, fd, target, metadata));
         }
         let file = self.view.file(process.pid, &format!("fd/{fd}"))?;
         self.named(process, fd, &file, info)
+    }
+
+    /// A descriptor that stands for a path and opens nothing: any kind of file will do.
+    fn path_only(&mut self, pid: i32, fd: i32, file: &FileView) -> Class {
+        let shown = String::from_utf8_lossy(&file.path).into_owned();
+        if file.deleted || !self.view.leads_to(&file.path, &file.metadata) {
+            let reason = format!("{shown}: opened with O_PATH, and the path does not lead to it any more");
+            return self.refuse(pid, fd, reason, CLOSE);
+        }
+        match file.identity(None) {
+            // Only directories are not compared at the target, and other files than regular ones have nothing to compare.
+            Some(identity) => {
+                Class::File { file: identity, directory: file.metadata.st_mode() & S_IFMT != 0o100_000 }
+            }
+            None => self.refuse(pid, fd, format!("the path of {shown} is not UTF-8"), "rename the file"),
+        }
     }
 
     fn named(
@@ -169,11 +183,13 @@ impl MmReader<'_> {
                 // null, zero, full, random, urandom
                 if [3, 5, 7, 8, 9].iter().any(|minor| rdev == makedev(1, *minor)) {
                     Class::Device { path, rdev }
+                } else if let Some(end) = terminals::end(rdev, &path, info) {
+                    Class::Terminal(end)
                 } else if matches!(rdev >> 8 & 0xfff, 4 | 5 | 136..=143) {
                     self.refuse(
                         pid,
                         fd,
-                        format!("{shown}: terminals are not carried yet"),
+                        format!("{shown}: a terminal of this host"),
                         "start the program without a terminal",
                     )
                 } else {
@@ -263,9 +279,6 @@ impl MmReader<'_> {
             b"[timerfd]" if info.timerfd.is_some() => Class::TimerFd,
             b"[signalfd]" if info.signalfd.is_some() => Class::SignalFd,
             b"[eventpoll]" => Class::Epoll,
-            b"inotify" | b"[inotify]" if !info.inotify.is_empty() => {
-                self.refuse(pid, fd, "inotify watches: what they watch cannot be told yet", CLOSE)
-            }
             b"inotify" | b"[inotify]" => Class::Inotify,
             b"[pidfd]" => Class::PidFd,
             _ => {

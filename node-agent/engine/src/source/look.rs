@@ -15,8 +15,10 @@ use super::registry::{Handle, Registry};
 use super::rules;
 use super::sockets::{self, Kind};
 use super::spec::TreeSpec;
+use super::terminals;
 use super::tree::{self, Process};
 use super::view::View;
+use super::watches;
 use crate::proc::maps::{self, Entry};
 use crate::proc::multicast::{self, Group};
 use crate::proc::tasks;
@@ -141,6 +143,9 @@ impl Looker {
         }
         if depth == Depth::Everything {
             super::multicast::check(self.spec.root, &self.groups, findings)?;
+            let now = self.tracer != 0;
+            terminals::check(&look.processes, &self.spec, &self.view, now, findings)?;
+            watches::check(&look.processes, &self.view, now, findings)?;
         }
         self.flags.retain(|key, _| look.processes.iter().any(|found| found.process.key() == *key));
         look.shape = self.shape(&look.processes)?;
@@ -226,6 +231,7 @@ impl Looker {
                 sid: process.status.ns_sid.last().copied().unwrap_or(0),
                 exit_signal: process.stat.exit_signal,
                 zombie: process.is_zombie().then_some(process.stat.exit_code),
+                tty: terminals::controlling(&process.stat),
                 mm,
             });
         }

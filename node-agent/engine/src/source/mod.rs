@@ -13,6 +13,7 @@ mod freezing;
 mod inspect;
 mod ipc;
 mod keyrings;
+mod locks;
 mod look;
 mod memory;
 mod mm;
@@ -26,11 +27,13 @@ mod session;
 mod sockets;
 mod spec;
 mod stopping;
+mod terminals;
 mod told;
 mod traced;
 mod tree;
 mod undo;
 mod view;
+mod watches;
 
 /// Stops here in a build with the feature `failpoints`, or fails, or does nothing: as the test says.
 macro_rules! failpoint {
@@ -47,7 +50,8 @@ use image::Refusal;
 use image::shape::Shape;
 pub use recover::recover;
 pub use session::Source;
-pub use spec::{External, Namespaces, TreeSpec};
+pub use spec::{External, GivenTerminal, Namespaces, TreeSpec};
+pub(crate) use terminals::number as terminal_number;
 
 /// What [`inspect`] found.
 #[derive(Clone, Debug, Default, PartialEq)]

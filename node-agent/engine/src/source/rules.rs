@@ -69,10 +69,10 @@ fn check_process(
             "detach the debugger or tracer",
         );
     }
-    if process.stat.tty_nr != 0 {
+    if process.stat.tty_nr != 0 && super::terminals::controlling(&process.stat).is_none() {
         findings.process(
             pid,
-            "it has a controlling terminal: terminals are not carried yet",
+            "its controlling terminal is one of this host",
             "start it without a terminal (setsid, no -t)",
         );
     }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 use libc::{
-    AF_INET, AF_INET6, AF_UNIX, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE,
-    SOCK_DGRAM, SOCK_STREAM,
+    AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP,
+    IPPROTO_UDPLITE, NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE, NETLINK_SOCK_DIAG, SOCK_DGRAM, SOCK_STREAM,
 };
 use sys::{Errno, sock};
 
@@ -37,6 +37,8 @@ pub(crate) enum Kind {
     Tcp { family: i32, state: u8 },
     /// UDP or UDP-Lite.
     Udp { family: i32, protocol: i32 },
+    /// AF_NETLINK of a protocol without state in the kernel.
+    Netlink { socket_type: i32, protocol: i32 },
 }
 
 /// Why a socket cannot move, and what to do.
@@ -68,6 +70,10 @@ pub(crate) fn kind(fd: BorrowedFd<'_>, now: bool) -> Result<Result<Kind, Reason>
         (AF_INET | AF_INET6, SOCK_DGRAM, IPPROTO_UDP | IPPROTO_UDPLITE) => {
             Ok(udp(fd, family, now)?.map(|()| Kind::Udp { family, protocol }))
         }
+        // Nothing hangs on sockets of these but the groups that they listen to.
+        (AF_NETLINK, _, NETLINK_ROUTE | NETLINK_SOCK_DIAG | NETLINK_KOBJECT_UEVENT) => {
+            Ok(netlink(fd, now)?.map(|()| Kind::Netlink { socket_type, protocol }))
+        }
         (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_MPTCP) => Ok(Err((
             "MPTCP socket: its subflows cannot be made again".to_owned(),
             "start the program with plain TCP",
@@ -82,6 +88,16 @@ fn is_link_local(fd: BorrowedFd<'_>) -> bool {
         Some(SocketAddr::V6(address)) => address.scope_id() != 0,
         _ => false,
     })
+}
+
+fn netlink(fd: BorrowedFd<'_>, now: bool) -> Result<Result<(), Reason>, Errno> {
+    if super::capture::netlink::name(&sock::peer_name(fd)?) != (0, 0) {
+        return Ok(Err(("netlink socket that is connected to another one: not carried".to_owned(), CLOSE)));
+    }
+    if now && sock::events(fd, libc::POLLIN)? & (libc::POLLIN | libc::POLLERR) != 0 {
+        return Ok(Err(("netlink socket with messages that wait to be read".to_owned(), TRY_AGAIN)));
+    }
+    Ok(Ok(()))
 }
 
 fn udp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<(), Reason>, Errno> {
@@ -209,7 +225,7 @@ mod tests {
         let address: SocketAddr = "[fe80::1%1]:0".parse().unwrap();
         sock::bind(udp.as_fd(), &address.into()).unwrap();
         assert!(kind(udp.as_fd(), false).unwrap().unwrap_err().0.contains("link-local"));
-        let netlink = sock::socket(libc::AF_NETLINK, libc::SOCK_RAW, 0).unwrap();
+        let netlink = sock::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_GENERIC).unwrap();
         assert!(kind(netlink.as_fd(), true).unwrap().unwrap_err().0.starts_with("netlink"));
         let raw = sock::socket(AF_INET, libc::SOCK_RAW, 1).unwrap();
         assert!(kind(raw.as_fd(), true).unwrap().unwrap_err().0.starts_with("raw"));

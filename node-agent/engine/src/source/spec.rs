@@ -12,8 +12,21 @@ pub struct TreeSpec {
     pub cgroup: Option<PathBuf>,
     /// Files that the runtime gave the container and supplies again at the target.
     pub externals: Vec<External>,
+    /// Pseudo terminals of the container's devpts whose masters the runtime holds, and supplies at the target.
+    pub terminals: Vec<GivenTerminal>,
     /// Whose namespaces the tree lives in.
     pub namespaces: Namespaces,
+}
+
+/// A terminal whose master is outside of the container, with the runtime. Nothing is ever typed on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenTerminal {
+    /// Its number in the container's devpts.
+    pub index: u32,
+    /// The process that holds the master, as this process sees it.
+    pub holder: i32,
+    /// The master's descriptor there.
+    pub fd: i32,
 }
 
 /// A file that comes from outside of the container, recognised by its identity.

@@ -1,11 +1,14 @@
 //! Paths as the container sees them, and what a file is.
 
+use std::ffi::OsString;
 use std::fs::Metadata;
+use std::os::fd::OwnedFd;
 use std::os::linux::fs::MetadataExt;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use image::shape::FileIdentity;
+use nix::fcntl::OFlag;
 
 use super::error::InspectError;
 use crate::proc::idmap::IdMaps;
@@ -77,11 +80,28 @@ impl View {
         self.symlink_metadata(path).is_some_and(|found| links::identity(&found) == links::identity(metadata))
     }
 
-    /// lstat(2) of a path of the container.
-    pub(crate) fn symlink_metadata(&self, path: &[u8]) -> Option<Metadata> {
+    /// Opens a terminal of the container, without making it anybody's controlling one.
+    pub(crate) fn open_terminal(&self, path: &str) -> Result<OwnedFd, sys::Errno> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        nix::fcntl::open(&self.host(path.as_bytes()), flags, nix::sys::stat::Mode::empty())
+    }
+
+    /// Opens a directory of the container.
+    pub(crate) fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, sys::Errno> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        nix::fcntl::open(&self.host(path), flags, nix::sys::stat::Mode::empty())
+    }
+
+    /// A path of the container as this process can reach it.
+    fn host(&self, path: &[u8]) -> PathBuf {
         let mut host = format!("/proc/{}/root", self.root).into_bytes();
         host.extend_from_slice(path);
-        std::fs::symlink_metadata(Path::new(std::ffi::OsStr::from_bytes(&host))).ok()
+        PathBuf::from(OsString::from_vec(host))
+    }
+
+    /// lstat(2) of a path of the container.
+    pub(crate) fn symlink_metadata(&self, path: &[u8]) -> Option<Metadata> {
+        std::fs::symlink_metadata(self.host(path)).ok()
     }
 }
 

@@ -21,6 +21,7 @@ use super::plant::Channel;
 use super::rootfs::RootFs;
 use super::script::{Block, Call, call};
 use super::skeleton::{Skeleton, Span, free_span};
+use super::terminals::Terminals;
 use sys::tape::target::TargetTape;
 
 const PR_SET_MM: i32 = 35;
@@ -40,6 +41,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) root: &'a RootFs,
     pub(crate) objects: &'a Objects,
     pub(crate) ghosts: &'a RefCell<Ghosts>,
+    pub(crate) terminals: &'a RefCell<Terminals>,
 }
 
 /// Where the bytes of a mapping come from, as a key: many mappings share one.

@@ -31,6 +31,7 @@ mod resume;
 mod rootfs;
 mod script;
 mod skeleton;
+mod terminals;
 mod tree;
 mod writer;
 
@@ -58,6 +59,7 @@ use restore::{Restorer, Stopwatch};
 use rootfs::RootFs;
 use skeleton::Skeleton;
 use sys::tape::target::TargetTape;
+use terminals::Terminals;
 use tree::Tree;
 pub use writer::PageWriter;
 
@@ -140,6 +142,7 @@ pub struct Target {
     root_fs: RootFs,
     objects: Objects,
     ghosts: RefCell<Ghosts>,
+    terminals: RefCell<Terminals>,
     writer: PageWriter,
     netns: Option<OwnedFd>,
     cgroup: Option<PathBuf>,
@@ -164,14 +167,15 @@ impl Target {
             root_fs: RootFs::of(root.pid)?,
             objects: Objects::default(),
             ghosts: RefCell::default(),
+            terminals: RefCell::default(),
             writer: PageWriter::default(),
             netns,
             cgroup,
             files: Descriptions::default(),
             not_send: PhantomData,
         };
-        let Self { tree, tape, channel, root_fs, objects, ghosts, .. } = &mut target;
-        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts };
+        let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, .. } = &mut target;
+        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
         let root = tree.root;
         mapping::clear(tree.get(root)?, &around)?;
         Ok(target)
@@ -183,11 +187,11 @@ impl Target {
     /// # Errors
     /// A [`TargetError`]; the target is to be discarded.
     pub fn reconcile(&mut self, shape: &Shape) -> Result<(), TargetError> {
-        let Self { tree, tape, channel, root_fs, objects, ghosts, writer, .. } = self;
+        let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, writer, .. } = self;
         let root = tree.root;
         fail::fail_point!("target-reconcile");
         tree.make_way(shape, tape)?;
-        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts };
+        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
         for pid in tree.reconcile(shape, &around)? {
             writer.remove_process(pid);
         }
@@ -195,7 +199,7 @@ impl Target {
         let owner = root_fs.make_as_owner()?;
         objects.reconcile(&shape.objects, tree.get(root)?, tape, writer)?;
         drop(owner);
-        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts };
+        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
         for process in &shape.processes {
             let skeleton = tree.get(process.pid)?;
             let dropped = mapping::drop_pages(&writer.take_dropped(process.pid));
@@ -231,7 +235,7 @@ impl Target {
         self.reconcile(&image.shape)?;
         times.reconcile = watch.lap();
 
-        let Self { tree, tape, channel, root_fs, objects, ghosts, netns, .. } = self;
+        let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, netns, .. } = self;
         let root = tree.root;
         let own;
         let netns = match netns.as_ref() {
@@ -247,7 +251,9 @@ impl Target {
         ghosts.fill(&image.files, root_fs)?;
         // Pipes and sockets have owners, too.
         let owner = root_fs.make_as_owner()?;
-        let mut shop = Workshop { tree, tape, channel, root: root_fs, objects, ghosts, externals, netns };
+        let terminals = terminals.get_mut();
+        let mut shop =
+            Workshop { tree, tape, channel, root: root_fs, objects, ghosts, terminals, externals, netns };
         let files = Descriptions::make(&image.files, &mut shop)?;
         drop(owner);
         times.files = watch.lap();
@@ -256,6 +262,8 @@ impl Target {
         let capabilities = capabilities(tree.get(root)?.host)?;
         let mut restorer = Restorer { tree, tape, channel, image, capabilities };
         restorer.descriptors(&files)?;
+        restorer.foreground(terminals, root_fs)?;
+        restorer.locks(&files)?;
         times.descriptors = watch.lap();
         fail::fail_point!("target-descriptors");
         restorer.processes()?;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use image::files::{EpollTarget, FdEntry, FileKind, Files};
+use image::files::{EpollTarget, FdEntry, FileKind, FileLock, Files, LockKind};
 use image::state::{Image, ProcessState, Resume, Thread};
 use image::{Pid, Refusal, Subject};
-use libc::{SYS_clone3, SYS_close, SYS_dup, SYS_dup3, SYS_epoll_ctl, SYS_epoll_wait, SYS_wait4};
+use libc::{SYS_clone3, SYS_close, SYS_dup, SYS_dup3, SYS_epoll_ctl, SYS_epoll_wait, SYS_fcntl, SYS_wait4};
 use sys::ptrace::{Event, Exit, Stop, Stopped};
 use sys::regs::NO_SYSCALL;
 use sys::tape::target::TargetTape;
@@ -20,8 +20,10 @@ use super::plan::fds;
 use super::plant::Channel;
 use super::priority;
 use super::resume;
+use super::rootfs::RootFs;
 use super::script::{Block, Call, call, load};
 use super::skeleton::{Skeleton, TAPE_SIZE, Task, lost, trace};
+use super::terminals::Terminals;
 use super::tree::Tree;
 
 /// How long an entered call may take to fall asleep.
@@ -70,6 +72,44 @@ impl Restorer<'_> {
         }
         for (id, targets) in epolls(&self.image.files) {
             self.fill_epoll(id, targets, files)?;
+        }
+        Ok(())
+    }
+
+    /// File locks: those of descriptions by the agent, those of processes by themselves.
+    pub(crate) fn locks(&mut self, files: &Descriptions) -> Result<(), TargetError> {
+        for lock in &self.image.files.locks {
+            let FileLock { file, kind, write, start, length } = *lock;
+            let missing = || TargetError::Image(format!("a lock of open file {file}, which is missing"));
+            let held = files.get(file).ok_or_else(missing)?;
+            let failed = TargetError::errno(format!("lock open file {file} again"));
+            match kind {
+                LockKind::Flock => sys::fds::flock(held, write).map_err(failed)?,
+                LockKind::Ofd => sys::fds::lock_description(held, write, start, length).map_err(failed)?,
+                LockKind::Posix(pid) => {
+                    let process = live(self.image).find(|process| process.pid == pid).ok_or_else(missing)?;
+                    let entry = process.fds.iter().find(|entry| entry.file == file).ok_or_else(missing)?;
+                    let lock = Block::new(sys::fds::lock_argument(write, start, length));
+                    let call = call!("F_SETLK", SYS_fcntl, entry.fd, libc::F_SETLK, lock);
+                    self.tree.get(pid)?.run(self.tape, &[call])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Each session's foreground group; all groups are there, also those of processes that are to be dead.
+    pub(crate) fn foreground(&mut self, terminals: &mut Terminals, root: &RootFs) -> Result<(), TargetError> {
+        for terminal in &self.image.files.terminals {
+            let Some((leader, pgid)) = terminal.session else { continue };
+            let fds = live(self.image).find(|process| process.pid == leader).map(|process| &process.fds);
+            let fds = fds.ok_or_else(|| {
+                TargetError::Image(format!("terminal {}: its session has no leader", terminal.index))
+            })?;
+            let channel = fds::plan(fds).channel;
+            let skeleton = self.tree.get(leader)?;
+            let request = ("TIOCSPGRP", sys::tty::TIOCSPGRP, Block::new(pgid.to_le_bytes()).into());
+            terminals.ask(skeleton, request, terminal.index, (root, self.tape, self.channel, channel))?;
         }
         Ok(())
     }

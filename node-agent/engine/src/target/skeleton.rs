@@ -197,6 +197,7 @@ impl Skeleton {
             pgid: innermost(&status.ns_pgid),
             sid: innermost(&status.ns_sid),
             exit_signal: libc::SIGCHLD,
+            tty: None,
         };
         let mut skeleton = Self {
             memory: open_memory(node.pid, host)?,

@@ -9,7 +9,7 @@ use libc::{SYS_clone3, SYS_setpgid, SYS_setsid, SYS_wait4};
 use super::error::TargetError;
 use super::mapping::{self, Surroundings};
 use super::plan::tree::{self, Node, TreeStep};
-use super::script::{Block, Call, call};
+use super::script::{Arg, Block, Call, call};
 use super::skeleton::{Skeleton, Span, free_span, lost, overlap, trace};
 use sys::tape::target::TargetTape;
 
@@ -128,9 +128,21 @@ impl Tree {
             TreeStep::SetPgid { pid, pgid } => {
                 self.get(pid)?.run(tape, &[call!("setpgid", SYS_setpgid, 0, pgid)])?;
             }
+            TreeStep::TakeTty { pid, tty } => {
+                let request = ("TIOCSCTTY", sys::tty::TIOCSCTTY, 0.into());
+                ask_terminal(self.get(pid)?, request, tty, around)?;
+            }
+            TreeStep::DropTty { pid, tty } => {
+                let request = ("TIOCNOTTY", sys::tty::TIOCNOTTY, 0.into());
+                ask_terminal(self.get(pid)?, request, tty, around)?;
+            }
             TreeStep::End { pid, parent } => {
                 if let Some(skeleton) = self.skeletons.remove(&pid) {
+                    let controlled = skeleton.node.tty.filter(|_| skeleton.node.sid == pid);
                     skeleton.kill();
+                    if let Some(tty) = controlled {
+                        around.terminals.borrow_mut().leader_ended(around.root, tty)?;
+                    }
                 }
                 self.get(parent)?.run(tape, &[wait_for(pid)])?;
                 gone.push(pid);
@@ -156,6 +168,16 @@ impl Drop for Tree {
 /// The parent takes the exit status of a dead child.
 fn wait_for(pid: Pid) -> Call {
     call!("wait4", SYS_wait4, pid, 0, libc::__WALL, 0)
+}
+
+fn ask_terminal(
+    skeleton: &mut Skeleton,
+    request: (&'static str, u32, Arg),
+    tty: u32,
+    around: &Surroundings<'_>,
+) -> Result<(), TargetError> {
+    let Surroundings { root, tape, channel, terminals, .. } = *around;
+    terminals.borrow_mut().ask(skeleton, request, tty, (root, tape, channel, channel.number))
 }
 
 /// clone3(2) of a process with a chosen pid.
@@ -186,6 +208,7 @@ fn with_carrier(carrier: &Node, shape: &Shape) -> Option<Shape> {
         sid: carrier.sid,
         exit_signal: carrier.exit_signal,
         zombie: None,
+        tty: None,
         mm: Mm::default(),
     }];
     processes.extend(shape.processes.iter().map(|p| ProcessShape {

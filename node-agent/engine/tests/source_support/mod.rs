@@ -61,6 +61,7 @@ impl Workload {
             root: self.pid(),
             cgroup: None,
             externals: standard_streams(self.pid()),
+            terminals: Vec::new(),
             namespaces: Namespaces::Host,
         }
     }

@@ -78,12 +78,17 @@ pub(crate) struct Carrier {
 impl Carrier {
     /// The init and what a target needs of it.
     pub(crate) fn spawn() -> (Self, SkeletonRoot) {
+        Self::spawn_with("true")
+    }
+
+    /// The same, in a mount namespace of its own in which `prepare` ran.
+    pub(crate) fn spawn_with(prepare: &str) -> (Self, SkeletonRoot) {
         let (agent, other) = pair();
         let number = other.as_raw_fd();
         nix::fcntl::fcntl(&other, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
-        let script = "ip link set lo up && exec sleep infinity";
+        let script = format!("{prepare} && ip link set lo up && exec setsid sleep infinity");
         let outer = Command::new("unshare")
-            .args(["--pid", "--net", "--fork", "sh", "-c", script])
+            .args(["--pid", "--net", "--mount", "--fork", "sh", "-c", &script])
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -160,6 +165,7 @@ pub(crate) fn shape_of(pid: i32) -> Shape {
         sid: s.session,
         exit_signal: 17,
         zombie: None,
+        tty: None,
         mm: read_mm(pid),
     };
     Shape { processes: vec![process], objects: Vec::new() }

@@ -11,6 +11,7 @@ mod path;
 mod process;
 mod root;
 pub(super) mod seccomp;
+mod terminals;
 
 use std::fs::{self, File};
 use std::io;
@@ -112,6 +113,7 @@ fn build(control: &OwnedFd) -> Result<(), InitError> {
         mounts::all(&sandbox, &new_root, sources)?;
         devices::all(spec, &new_root)?;
         root::enter(&sandbox, new_root)?;
+        terminals::make(spec)?;
         root::protect(spec)?;
     }
     match sandbox.purpose {
@@ -129,6 +131,9 @@ fn start(spec: &Spec, control: &OwnedFd) -> Result<(), InitError> {
     plan.limits()?;
     say(control, &Event::Built)?;
     wait_for(control, Order::Run)?;
+    if super::terminals::has_console(spec) {
+        terminals::attach(process)?;
+    }
     // What this agent's own starter left open must not come into the container.
     sys::fds::cloexec_from(3).map_err(io::Error::from).step(|| "close inherited descriptors".to_owned())?;
     plan.execute()

@@ -20,7 +20,7 @@ use super::written::written;
 use crate::files::{self, Source};
 use crate::runtime::cgroup::Cgroup;
 use crate::runtime::record::{Process, Record, Stage};
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::{Runtime, RuntimeError, terminals};
 use crate::session::ports::{
     ContainerSource, FileRound, FileSink, FileSource, HostState, NetLock, PortError, Settled,
 };
@@ -67,10 +67,14 @@ impl ContainerSource for Leaving {
         let log = File::open(self.log()).and_then(|file| file.metadata());
         let externals =
             log.into_iter().map(|file| External { key: LOG.to_owned(), dev: file.dev(), ino: file.ino() });
+        let shim = self.record.shim.as_ref().map_or(0, |shim| shim.pid);
+        // Without its configuration the move fails anyway, before it begins.
+        let terminals = self.config().map(|spec| terminals::given(&spec, shim)).unwrap_or_default();
         TreeSpec {
             root: self.root.pid,
             cgroup: Some(self.cgroup()),
             externals: externals.collect(),
+            terminals,
             namespaces: Namespaces::Own,
         }
     }
@@ -122,6 +126,7 @@ impl ContainerSource for Leaving {
             name: self.record.name.to_string(),
             source: Source::new(areas, self.log()),
             cgroup: self.record.cgroup.clone(),
+            terminal_log: (!terminals::places(&spec).is_empty()).then(|| self.log()),
         }))
     }
 
@@ -155,6 +160,8 @@ struct Files {
     name: String,
     source: Source,
     cgroup: Cgroup,
+    /// The log, when it gets what comes out of terminals.
+    terminal_log: Option<PathBuf>,
 }
 
 impl Files {
@@ -177,6 +184,11 @@ impl FileSource for Files {
     }
 
     fn last(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
+        // The engine found the terminals empty; what the shim took from them before goes along.
+        if let Some(log) = &self.terminal_log {
+            terminals::wait_for_log(log)
+                .map_err(|error| PortError::failed(format!("wait for the log of {}", self.name), error))?;
+        }
         let processes = self.cgroup.processes();
         let processes = processes
             .map_err(|error| PortError::failed(format!("list the processes of {}", self.name), error))?;

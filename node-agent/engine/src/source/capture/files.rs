@@ -10,16 +10,17 @@ use sys::{Errno, fds};
 use super::options::Reader;
 use super::pipes::Pipes;
 use super::table::{Holder, Open, Table};
-use super::{epoll, ghosts, inet, unix};
+use super::tty::Terminals;
+use super::{epoll, ghosts, inet, netlink, unix};
 use crate::source::descriptor::Class;
 use crate::source::findings::Findings;
 use crate::source::look::{Look, ProcessLook};
 use crate::source::mm::MmReader;
 use crate::source::registry::Registry;
 use crate::source::sockets::{self, Kind};
-use crate::source::spec::External;
+use crate::source::spec::{External, TreeSpec};
 use crate::source::view::View;
-use crate::source::{InspectError, SourceError};
+use crate::source::{InspectError, SourceError, locks, watches};
 
 /// What capturing files yields.
 #[derive(Debug, Default)]
@@ -34,7 +35,7 @@ pub(crate) struct Captured {
 pub(crate) struct Context<'a> {
     pub(crate) look: &'a Look,
     pub(crate) view: &'a View,
-    pub(crate) externals: &'a [External],
+    pub(crate) spec: &'a TreeSpec,
     pub(crate) registry: &'a mut Registry,
     pub(crate) findings: &'a mut Findings,
     pub(crate) in_repair: &'a mut Vec<inet::InRepair>,
@@ -51,11 +52,12 @@ impl Context<'_> {
             mounts: &mut HashMap::new(),
             tracked: true,
         };
-        work(&mut reader, self.externals)
+        work(&mut reader, &self.spec.externals)
     }
 }
 
 const O_CLOEXEC: u32 = 0o2_000_000;
+const O_PATH: u32 = 0o10_000_000;
 const CLOSE: &str = "have the program close it before the move";
 
 /// Takes a duplicate of every open file description of the tree.
@@ -91,6 +93,7 @@ pub(crate) fn capture(context: &mut Context<'_>) -> Result<Captured, SourceError
     // Unix sockets first: descriptors in flight are open files too, perhaps sockets again.
     let unix = unix::capture(&mut table, context)?;
     let pipes = Pipes::capture(&table, context.findings)?;
+    let terminals = Terminals::capture(&table, context.look, context.spec, context.view, context.findings)?;
     let mut options = Reader::default();
     let mut files = Files::default();
     for open in &table.open {
@@ -99,18 +102,27 @@ pub(crate) fn capture(context: &mut Context<'_>) -> Result<Captured, SourceError
                 Some(socket) => FileKind::Unix(Box::new(socket.clone())),
                 None => inet_socket(open, &mut options, context)?,
             },
+            Class::Terminal(end) => match terminals.kind(open, end)? {
+                Some(kind) => kind,
+                None => {
+                    refused(context.findings, open, "a terminal whose master is outside of the container")
+                }
+            },
             _ => kind(open, &pipes, &table, context)?,
         };
+        // fcntl(2) tells nothing of a descriptor that only stands for a path.
+        let asked = open.info.flags & O_PATH == 0;
         files.open.push(OpenFile {
             id: open.id,
             flags: open.info.flags & !O_CLOEXEC,
-            owner: owner(open, context)?,
-            owner_signal: fds::owner_signal(open.file.as_fd())
-                .map_err(|errno| SourceError::kernel("F_GETSIG", open.holder_pid, errno))?,
+            owner: if asked { owner(open, context)? } else { None },
+            owner_signal: if asked { owner_signal(open)? } else { 0 },
             kind,
         });
     }
     files.pipes = pipes.pipes;
+    files.terminals = terminals.terminals;
+    files.locks = locks::capture(context.look, &table);
     files.ghosts = ghosts::capture(context.registry, context.findings)?;
     Ok(Captured { files, tables })
 }
@@ -134,6 +146,11 @@ fn inet_socket(
         )?)),
         Ok(Kind::Udp { family, protocol }) => {
             FileKind::Udp(Box::new(inet::capture_udp(open, family, protocol, options, context.findings)?))
+        }
+        Ok(Kind::Netlink { socket_type, protocol }) => {
+            let socket = netlink::capture(open.file.as_fd(), socket_type, protocol, options)
+                .map_err(|errno| SourceError::kernel("read a netlink socket", open.holder_pid, errno))?;
+            FileKind::Netlink(Box::new(socket))
         }
         Ok(Kind::Unix(_)) => {
             refused(context.findings, open, "unix socket without an entry in the kernel's list")
@@ -195,13 +212,13 @@ fn kind(
         },
         Class::Inotify => {
             let queued = sys::tcp::inq(open.file.as_fd()).map_err(|errno| fail("FIONREAD", errno))?;
-            if queued > 0 {
-                refused(context.findings, open, "inotify with events that wait to be read")
-            } else {
-                FileKind::Inotify { watches: Vec::new() }
+            match watches::paths(open.holder_pid, &open.info.inotify, context.view)? {
+                Ok(watches) if queued == 0 => FileKind::Inotify { watches },
+                Ok(_) => refused(context.findings, open, "inotify with events that wait to be read"),
+                Err(_) => refused(context.findings, open, "inotify watch of a file without a path"),
             }
         }
-        Class::Socket | Class::Refused => nothing(),
+        Class::Socket | Class::Terminal(_) | Class::Refused => nothing(),
     })
 }
 
@@ -229,6 +246,11 @@ fn epoll_targets(
 /// Translates a pid of this process's view.
 fn inner_pid(pid: i32, look: &Look) -> Option<Pid> {
     look.processes.iter().find(|found| found.process.pid == pid).map(|found| found.process.inner)
+}
+
+fn owner_signal(open: &Open) -> Result<i32, SourceError> {
+    fds::owner_signal(open.file.as_fd())
+        .map_err(|errno| SourceError::kernel("F_GETSIG", open.holder_pid, errno))
 }
 
 fn owner(open: &Open, context: &mut Context<'_>) -> Result<Option<(i32, Pid)>, SourceError> {

@@ -19,7 +19,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         let mut context = Context {
             look: &frozen.look,
             view: &looker.view,
-            externals: &looker.spec.externals,
+            spec: &looker.spec,
             registry: &mut looker.registry,
             findings: &mut findings,
             in_repair: &mut frozen.in_repair,

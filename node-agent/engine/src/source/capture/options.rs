@@ -40,6 +40,8 @@ const IPV6_MULTICAST: Table = (IPPROTO_IPV6, &[18, 19, 29]);
 /// FLOWINFO_SEND, UNICAST_HOPS, MTU_DISCOVER, RECVERR, V6ONLY, RECVPKTINFO, RECVHOPLIMIT, DONTFRAG, RECVTCLASS, TCLASS, AUTOFLOWLABEL, ADDR_PREFERENCES, MINHOPCOUNT, ORIGDSTADDR,
 /// TRANSPARENT, UNICAST_IF, RECVFRAGSIZE, FREEBIND.
 const IPV6: Table = (IPPROTO_IPV6, &[33, 16, 23, 25, 26, 49, 51, 62, 66, 67, 70, 72, 73, 74, 75, 76, 77, 78]);
+/// PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK.
+const NETLINK: Table = (libc::SOL_NETLINK, &[3, 4, 5, 8, 10, 11, 12]);
 const TCP_CONGESTION: (i32, i32) = (IPPROTO_TCP, 13);
 const SO_REUSEADDR: (i32, i32) = (SOL_SOCKET, 2);
 const SO_PEEK_OFF: (i32, i32) = (SOL_SOCKET, 42);
@@ -82,7 +84,9 @@ impl Reader {
 
 fn tables(family: i32, protocol: i32) -> Vec<Table> {
     let mut tables = vec![SOCKET];
-    if protocol == IPPROTO_TCP && family != libc::AF_UNIX {
+    if family == libc::AF_NETLINK {
+        tables.extend([BUFFERS, NETLINK]);
+    } else if protocol == IPPROTO_TCP && family != libc::AF_UNIX {
         tables.push(TCP);
     } else {
         tables.push(BUFFERS);

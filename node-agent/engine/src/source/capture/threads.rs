@@ -369,7 +369,6 @@ pub(crate) fn process(
             _ => 0,
         },
         fds: Vec::new(),
-        no_tty: found.process.stat.tty_nr == 0,
     })
 }
 

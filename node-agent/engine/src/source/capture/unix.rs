@@ -188,6 +188,8 @@ fn one(
                 UnixState::Unconnected
             }
         },
+        // connect(2) to a datagram socket gives both this state; only the one that connected has a peer.
+        (CONNECTED, None) if sock_type == libc::SOCK_DGRAM => UnixState::Unconnected,
         (CONNECTED, _) => UnixState::PeerClosed,
         _ if socket.shutdown == BOTH_WAYS && sock_type != libc::SOCK_DGRAM => UnixState::PeerClosed,
         _ => UnixState::Unconnected,

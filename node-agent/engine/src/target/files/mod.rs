@@ -4,9 +4,11 @@
 //! sharing after dup(2), fork(2) and SCM_RIGHTS comes out exactly.
 
 mod inotify;
+mod netlink;
 mod pipes;
 mod simple;
 mod sockets;
+mod tty;
 mod udp;
 mod unix;
 
@@ -28,6 +30,7 @@ use super::ghosts::Ghosts;
 use super::objects::Objects;
 use super::plant::Channel;
 use super::rootfs::RootFs;
+use super::terminals::Terminals;
 use super::tree::Tree;
 
 /// Status flags that F_SETFL can change.
@@ -41,6 +44,7 @@ pub(crate) struct Workshop<'a> {
     pub(crate) root: &'a RootFs,
     pub(crate) objects: &'a Objects,
     pub(crate) ghosts: &'a mut Ghosts,
+    pub(crate) terminals: &'a mut Terminals,
     pub(crate) externals: &'a mut dyn Externals,
     pub(crate) netns: BorrowedFd<'a>,
 }
@@ -94,6 +98,7 @@ fn kind_name(kind: &FileKind) -> &'static str {
         FileKind::Pseudo { .. } => "file of a pseudo file system",
         FileKind::External { .. } => "file of the runtime",
         FileKind::Pipe { .. } => "pipe",
+        FileKind::Terminal { .. } | FileKind::HungUp { .. } => "terminal",
         FileKind::EventFd { .. } => "eventfd",
         FileKind::TimerFd { .. } => "timerfd",
         FileKind::SignalFd { .. } => "signalfd",
@@ -104,6 +109,7 @@ fn kind_name(kind: &FileKind) -> &'static str {
         FileKind::Unix(_) => "unix socket",
         FileKind::Tcp(_) => "TCP socket",
         FileKind::Udp(_) => "UDP socket",
+        FileKind::Netlink(_) => "netlink socket",
     }
 }
 
@@ -113,10 +119,15 @@ impl Descriptions {
         let mut all = Self::default();
         all.in_netns(shop.netns, |all| {
             sockets::make(files, all)?;
+            netlink::make(files, all)?;
             unix::make(files, all, shop)
         })?;
         pipes::make(files, &mut all, shop)?;
-        for file in &files.open {
+        tty::make(files, &mut all, shop)?;
+        // inotify last: it would tell of what is opened here.
+        let (watching, others): (Vec<_>, Vec<_>) =
+            files.open.iter().partition(|file| matches!(file.kind, FileKind::Inotify { .. }));
+        for file in others.into_iter().chain(watching) {
             simple::make(file, &mut all, shop)?;
         }
         // What is under way in a unix socket can be any description.

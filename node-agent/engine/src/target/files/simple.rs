@@ -91,7 +91,13 @@ pub(super) fn make(
             sys::pidfd::open(skeleton.host).map_err(fail_errno(file, format!("pidfd_open of pid {pid}")))?
         }
         FileKind::Inotify { watches } => inotify::make(file, watches, shop)?,
-        FileKind::Pipe { .. } | FileKind::Unix(_) | FileKind::Tcp(_) | FileKind::Udp(_) => {
+        FileKind::Pipe { .. }
+        | FileKind::Terminal { .. }
+        | FileKind::HungUp { .. }
+        | FileKind::Unix(_)
+        | FileKind::Tcp(_)
+        | FileKind::Udp(_)
+        | FileKind::Netlink(_) => {
             return Err(TargetError::Image(format!("open file {} was made by nobody", file.id)));
         }
     };
@@ -99,7 +105,7 @@ pub(super) fn make(
     Ok(())
 }
 
-fn open_flags(file: &OpenFile) -> OFlag {
+pub(super) fn open_flags(file: &OpenFile) -> OFlag {
     let flags = file.flags.cast_signed() & OPEN_FLAGS;
     let path_only = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     OFlag::from_bits_retain(if flags & libc::O_PATH != 0 { flags & path_only } else { flags })

@@ -29,6 +29,8 @@ pub struct Node {
     pub sid: Pid,
     /// What its parent gets at its exit.
     pub exit_signal: i32,
+    /// Its controlling terminal.
+    pub tty: Option<u32>,
 }
 
 /// One step.
@@ -53,6 +55,20 @@ pub enum TreeStep {
         pid: Pid,
         /// The group.
         pgid: Pid,
+    },
+    /// The process, a session's leader without one, takes a controlling terminal.
+    TakeTty {
+        /// Who calls.
+        pid: Pid,
+        /// The terminal's number.
+        tty: u32,
+    },
+    /// The process, no session's leader, gives its controlling terminal up.
+    DropTty {
+        /// Who calls.
+        pid: Pid,
+        /// The terminal's number.
+        tty: u32,
     },
     /// The process is killed and its parent waits for it; its children go to the root process.
     End {
@@ -139,6 +155,7 @@ impl Wanted {
             pgid: if Some(p.pgid) == outside_pgid { root.pgid } else { p.pgid },
             sid: if Some(p.sid) == outside_sid { root.sid } else { p.sid },
             exit_signal: p.exit_signal,
+            tty: p.tty,
         };
         let order: Vec<Node> = shape.processes.iter().map(node).collect();
         let by_pid: BTreeMap<Pid, Node> = order.iter().map(|n| (n.pid, *n)).collect();
@@ -173,7 +190,12 @@ fn kept(existing: &[Node], wanted: &Wanted) -> BTreeSet<Pid> {
                     || (want.sid == node.pid && node.pgid != node.pid && node.sid != node.pid);
                 // The number of a session whose leader is to be made again must become free.
                 let free = keep.contains(&node.sid) || !wanted.by_pid.contains_key(&node.sid);
-                parent == want.ppid && session && free && want.exit_signal == node.exit_signal
+                let will_lead = want.sid == node.pid;
+                // A leader can take a terminal, any other can give its own up, setsid(2) takes it away.
+                let tty = want.tty == node.tty
+                    || (will_lead && (node.tty.is_none() || node.sid != node.pid))
+                    || (!will_lead && want.tty.is_none());
+                parent == want.ppid && session && free && tty && want.exit_signal == node.exit_signal
             });
             if !fits {
                 keep.remove(&node.pid);
@@ -221,7 +243,7 @@ impl State {
                 if self.nodes.values().any(|n| n.pgid == pid) {
                     return false;
                 }
-                self.nodes.get_mut(&pid).map(|n| (n.sid, n.pgid) = (pid, pid)).is_some()
+                self.nodes.get_mut(&pid).map(|n| (n.sid, n.pgid, n.tty) = (pid, pid, None)).is_some()
             }
             TreeStep::SetPgid { pid, pgid } => {
                 let Some(n) = self.nodes.get(&pid).copied() else { return false };
@@ -231,11 +253,24 @@ impl State {
                 }
                 self.nodes.get_mut(&pid).map(|n| n.pgid = pgid).is_some()
             }
+            TreeStep::TakeTty { pid, tty } => {
+                if self.nodes.values().any(|n| n.tty == Some(tty)) {
+                    return false;
+                }
+                let leader = self.nodes.get_mut(&pid).filter(|n| n.sid == pid && n.tty.is_none());
+                leader.map(|n| n.tty = Some(tty)).is_some()
+            }
+            TreeStep::DropTty { pid, tty } => {
+                let member = self.nodes.get_mut(&pid).filter(|n| n.sid != pid && n.tty == Some(tty));
+                member.map(|n| n.tty = None).is_some()
+            }
             TreeStep::End { pid, parent } => {
                 if self.nodes.get(&pid).is_none_or(|n| n.ppid != parent) {
                     return false;
                 }
                 self.nodes.remove(&pid);
+                // With its leader a session loses its terminal.
+                self.nodes.values_mut().filter(|n| n.sid == pid).for_each(|n| n.tty = None);
                 for child in self.nodes.values_mut().filter(|c| c.ppid == pid) {
                     child.ppid = self.root;
                     child.exit_signal = SIGCHLD;
@@ -282,10 +317,20 @@ impl<'a> Planner<'a> {
             self.push(TreeStep::SetPgid { pid, pgid: pid })?;
         }
         for want in &wanted.order {
+            if self.sid(want.pid) == Some(want.pid) {
+                self.take_tty(want)?;
+            }
+        }
+        for want in &wanted.order {
             self.make(want)?;
         }
         for want in &wanted.order {
             self.group(want)?;
+        }
+        for want in wanted.order.iter().filter(|want| want.tty.is_none() && want.sid != want.pid) {
+            if let Some(tty) = self.state.nodes.get(&want.pid).and_then(|n| n.tty) {
+                self.push(TreeStep::DropTty { pid: want.pid, tty })?;
+            }
         }
         for helper in std::mem::take(&mut self.helpers).into_iter().rev() {
             self.end(helper)?;
@@ -304,6 +349,8 @@ impl<'a> Planner<'a> {
             let (TreeStep::Clone { pid, .. }
             | TreeStep::SetSid(pid)
             | TreeStep::SetPgid { pid, .. }
+            | TreeStep::TakeTty { pid, .. }
+            | TreeStep::DropTty { pid, .. }
             | TreeStep::End { pid, .. }) = step;
             return Err(refusal(pid, "its number, session or group is in another's way"));
         }
@@ -339,8 +386,20 @@ impl<'a> Planner<'a> {
                 }
             }
             self.push(TreeStep::SetSid(want.pid))?;
+            // Before it has children that are to have it too.
+            self.take_tty(want)?;
         }
         Ok(())
+    }
+
+    /// A leader's controlling terminal, when it has none yet.
+    fn take_tty(&mut self, want: &Node) -> Result<(), Refusal> {
+        match (want.tty, self.state.nodes.get(&want.pid)) {
+            (Some(tty), Some(have)) if have.tty.is_none() => {
+                self.push(TreeStep::TakeTty { pid: want.pid, tty })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A future session leader is born into the session that its early children need, if any has one.

@@ -39,6 +39,7 @@ impl Kernel {
         let n = self.nodes.get_mut(&pid).unwrap();
         n.sid = pid;
         n.pgid = pid;
+        n.tty = None;
         true
     }
 
@@ -54,8 +55,26 @@ impl Kernel {
         true
     }
 
+    /// TIOCSCTTY: only a session's leader without a terminal, and a terminal of no session.
+    fn take_tty(&mut self, pid: Pid, tty: u32) -> bool {
+        let free = self.nodes.values().all(|n| n.tty != Some(tty));
+        let n = self.nodes.get_mut(&pid).unwrap();
+        if !free || n.sid != pid || n.tty.is_some() {
+            return false;
+        }
+        n.tty = Some(tty);
+        true
+    }
+
+    /// TIOCNOTTY of a member.
+    fn drop_tty(&mut self, pid: Pid) -> bool {
+        let n = self.nodes.get_mut(&pid).unwrap();
+        n.sid != pid && n.tty.take().is_some()
+    }
+
     fn exit(&mut self, pid: Pid) {
         self.nodes.remove(&pid);
+        self.nodes.values_mut().filter(|n| n.sid == pid).for_each(|n| n.tty = None);
         for c in self.nodes.values_mut().filter(|c| c.ppid == pid) {
             c.ppid = ROOT;
             c.exit_signal = SIGCHLD;
@@ -70,6 +89,13 @@ impl Kernel {
                 }
                 TreeStep::SetSid(pid) => assert!(self.setsid(pid), "setsid by {pid}: EPERM"),
                 TreeStep::SetPgid { pid, pgid } => assert!(self.setpgid(pid, pgid), "setpgid({pid}, {pgid})"),
+                TreeStep::TakeTty { pid, tty } => {
+                    assert!(self.take_tty(pid, tty), "TIOCSCTTY of {tty} by {pid}")
+                }
+                TreeStep::DropTty { pid, tty } => {
+                    assert_eq!(self.nodes[&pid].tty, Some(tty));
+                    assert!(self.drop_tty(pid), "TIOCNOTTY by {pid}");
+                }
                 TreeStep::End { pid, parent } => {
                     assert_eq!(self.nodes[&pid].ppid, parent, "the parent of {pid} waits for it");
                     self.exit(pid);
@@ -90,6 +116,7 @@ impl Kernel {
                 sid: n.sid,
                 exit_signal: n.exit_signal,
                 zombie: None,
+                tty: n.tty,
                 mm: image::shape::Mm::default(),
             });
             todo.extend(self.nodes.values().filter(|c| c.ppid == pid).map(|c| c.pid));
@@ -103,6 +130,8 @@ enum Event {
     Fork(usize),
     SetSid(usize),
     SetPgid(usize, usize),
+    TakeTty(usize, u32),
+    DropTty(usize),
     Exit(usize),
 }
 
@@ -111,6 +140,8 @@ fn event() -> impl Strategy<Value = Event> {
         5 => any::<usize>().prop_map(Event::Fork),
         2 => any::<usize>().prop_map(Event::SetSid),
         2 => (any::<usize>(), any::<usize>()).prop_map(|(a, b)| Event::SetPgid(a, b)),
+        2 => (any::<usize>(), 0..3u32).prop_map(|(i, tty)| Event::TakeTty(i, tty)),
+        1 => any::<usize>().prop_map(Event::DropTty),
         2 => any::<usize>().prop_map(Event::Exit),
     ]
 }
@@ -132,6 +163,12 @@ fn live(kernel: &mut Kernel, events: &[Event], next: &mut Pid) {
                 let pgid = if i % 2 == 0 { pid } else { other };
                 kernel.setpgid(pid, pgid);
             }
+            Event::TakeTty(i, tty) => {
+                kernel.take_tty(pick(i), *tty);
+            }
+            Event::DropTty(i) => {
+                kernel.drop_tty(pick(i));
+            }
             Event::Exit(i) => {
                 if pick(i) != ROOT {
                     kernel.exit(pick(i));
@@ -143,7 +180,7 @@ fn live(kernel: &mut Kernel, events: &[Event], next: &mut Pid) {
 
 fn root(own_session: bool) -> Node {
     let id = if own_session { ROOT } else { 0 };
-    Node { pid: ROOT, ppid: 0, pgid: id, sid: id, exit_signal: SIGCHLD }
+    Node { pid: ROOT, ppid: 0, pgid: id, sid: id, exit_signal: SIGCHLD, tty: None }
 }
 
 /// Histories whose result needs a maker that no order gives are rare; they are refused by name.
@@ -207,7 +244,16 @@ fn few_histories_are_refused() {
 }
 
 fn process(pid: Pid, ppid: Pid, pgid: Pid, sid: Pid) -> ProcessShape {
-    ProcessShape { pid, ppid, pgid, sid, exit_signal: SIGCHLD, zombie: None, mm: image::shape::Mm::default() }
+    ProcessShape {
+        pid,
+        ppid,
+        pgid,
+        sid,
+        exit_signal: SIGCHLD,
+        zombie: None,
+        tty: None,
+        mm: image::shape::Mm::default(),
+    }
 }
 
 fn planned(processes: Vec<ProcessShape>) -> Vec<TreeStep> {
