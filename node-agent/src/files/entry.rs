@@ -65,7 +65,7 @@ impl Pass<'_, '_> {
         let named_again = kind != FileType::Directory && stamp.links > 1;
         let before = self.memory.met(entry.path, self.number).cloned();
         let same = before.as_ref().is_some_and(|seen| stamp.continues(&seen.stamp));
-        if !same && kind == FileType::RegularFile {
+        if !same && kind != FileType::Directory {
             self.watch.add_file(entry.dir, entry.name, stamp.ino);
             if named_again {
                 // It may have been written to through a name elsewhere, just before it was watched.
@@ -77,12 +77,12 @@ impl Pass<'_, '_> {
             }
         }
         let mut touch = touch;
-        if let (Some(happened), FileType::RegularFile) = (self.inodes.get(&stamp.ino), kind) {
+        if let Some(happened) = self.inodes.get(&stamp.ino).filter(|_| kind != FileType::Directory) {
             *touch.get_or_insert_default() |= *happened;
         }
         let suspects = self.suspects;
         let ranges = suspects.mapped.get(&stamp.ino).filter(|_| kind == FileType::RegularFile);
-        let stands = before.as_ref().is_some_and(|seen| seen.stamp == stamp && !seen.racy);
+        let stands = before.as_ref().is_some_and(|seen| seen.stamp == stamp && !seen.racy) && !self.untold;
         if stands && touch.is_none() && ranges.is_none() {
             if named_again {
                 self.links.entry(stamp.ino).or_insert_with(|| (entry.path.to_owned(), false));
@@ -182,6 +182,7 @@ impl Pass<'_, '_> {
         let compare = match (known, touch) {
             (None, _) => Compare::Everything,
             (_, Some(touch)) if touch.content => Compare::Everything,
+            _ if self.untold => Compare::Everything,
             (Some(seen), _) if !stamp.same_content(&seen.stamp) => Compare::Everything,
             // Nobody has told what happened: a change of times may hide one of content.
             (Some(seen), None) if seen.racy || seen.stamp != stamp => Compare::Everything,
@@ -195,7 +196,8 @@ impl Pass<'_, '_> {
                 OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOATIME;
             let file: File = match openat2(entry.dir, entry.name, flags, Mode::empty(), strict()) {
                 Ok(file) => file.into(),
-                Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+                // Gone, or something else has the name now: the next round tells.
+                Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(None),
                 Err(error) => return Err(failed(error.into())),
             };
             let mut compare = compare;

@@ -27,6 +27,9 @@ pub(super) struct Pass<'a, 'b> {
     pub(super) suspects: &'a Suspects,
     pub(super) memory: &'a mut Memory,
     pub(super) watch: &'a mut Watch,
+    /// A change may show in nothing: a hole punched into a file of a tmpfs leaves its times as they are, and events do not
+    /// tell of every file here.
+    pub(super) untold: bool,
     /// Files that something happened to, by inode.
     pub(super) inodes: HashMap<u64, Touch>,
     /// The name under which a file with several was looked at in this round, by inode; whether its content was
@@ -40,8 +43,12 @@ pub(super) struct Pass<'a, 'b> {
 impl Pass<'_, '_> {
     /// Looks at what changed.
     pub(super) fn run(mut self) -> Result<(), FilesError> {
-        match self.watch.changes() {
+        let changes = self.watch.changes();
+        self.untold = !matches!(changes, Changes::Known { by_inode: true, .. }) && on_tmpfs(&self.area.dir);
+        match changes {
             Changes::Unknown => self.everything()?,
+            // A name that came and went may have led to a file with another name.
+            Changes::Known { by_inode: false, .. } if self.last => self.everything()?,
             Changes::Known { mut names, inodes, by_inode } => {
                 if !by_inode {
                     for path in self.memory.linked() {
@@ -173,3 +180,11 @@ impl Visitor for Pass<'_, '_> {
         self.entry(entry, None)
     }
 }
+
+/// Whether a directory is on a tmpfs; not when that cannot be told.
+fn on_tmpfs(dir: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(dir).is_ok_and(|fs| fs.f_type == TMPFS)
+}
+
+/// `TMPFS_MAGIC` of statfs(2).
+const TMPFS: i64 = 0x0102_1994;

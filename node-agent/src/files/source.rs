@@ -127,6 +127,7 @@ impl Source {
                 suspects,
                 memory,
                 watch,
+                untold: false,
                 inodes: HashMap::new(),
                 links: HashMap::new(),
                 metas: Vec::new(),

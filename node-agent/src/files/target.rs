@@ -29,6 +29,9 @@ pub struct Target {
     file: Option<Open>,
 }
 
+/// No file system has larger blocks, nor a tmpfs larger pages, without saying so otherwise.
+const BLOCK: usize = 65536;
+
 /// The file that content comes for.
 #[derive(Debug)]
 struct Open {
@@ -194,7 +197,9 @@ impl Target {
                 open.file.write_all_at(&bytes[piece.clone()], offset + piece.start as u64)?;
                 at = piece.end;
             }
-            hole(open, offset, at..length)
+            // One at the end goes beyond it: a page that is cut off is given back as a whole only so.
+            let last = offset + length as u64 == open.size && at < length;
+            hole(open, offset, at..if last { length.next_multiple_of(BLOCK) } else { length })
         };
         write().map_err(FilesError::file("write", &open.path))
     }

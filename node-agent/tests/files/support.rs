@@ -49,6 +49,13 @@ impl Pair {
         self.source.round(&mut |batch| target.apply(batch).map_err(std::io::Error::other)).unwrap()
     }
 
+    /// A round that may fail, as one does when a name becomes something else while it is looked at. A move ends then.
+    pub(crate) fn try_round(&mut self) -> bool {
+        let target = &mut self.target;
+        let sent = self.source.round(&mut |batch| target.apply(batch).map_err(std::io::Error::other));
+        sent.is_ok()
+    }
+
     pub(crate) fn last(&mut self, suspects: &Suspects) -> Round {
         let target = &mut self.target;
         self.source.last(suspects, &mut |batch| target.apply(batch).map_err(std::io::Error::other)).unwrap()
