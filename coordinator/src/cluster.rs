@@ -237,6 +237,7 @@ pub(crate) fn facts(facts: Option<&NodeFacts>) -> Facts {
         xcr0: facts.xcr0,
         memory_free: facts.memory_free,
         peer_versions: facts.peer_protocol_versions.clone(),
+        controllers: facts.cgroup_controllers.clone(),
     })
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct Facts {
     pub(crate) memory_free: u64,
     /// Versions of the agents' protocol that it speaks.
     pub(crate) peer_versions: Vec<u32>,
+    /// Controllers of control groups that it has.
+    pub(crate) controllers: Vec<String>,
 }
 
 /// A node that may be moved to.
@@ -48,6 +50,8 @@ pub(crate) struct Needs {
     pub(crate) facts: Facts,
     /// Resident memory, bytes.
     pub(crate) memory: u64,
+    /// Controllers of control groups that limit it; those that are not known yet are looked for by the agents.
+    pub(crate) controllers: Vec<String>,
 }
 
 /// One node's verdict; it fits when there is no reason against it.
@@ -87,6 +91,11 @@ pub(crate) fn judge(needs: &Needs, candidate: &Candidate) -> Verdict {
     refuse(!here.peer_versions.iter().any(|version| there.peer_versions.contains(version)), &|| {
         format!("its agent speaks versions {:?}, not {:?}", there.peer_versions, here.peer_versions)
     });
+    for controller in &needs.controllers {
+        refuse(!there.controllers.contains(controller), &|| {
+            format!("it lacks the cgroup controller {controller}, which limits the container")
+        });
+    }
     let needed = needs.memory.saturating_add(OVERHEAD);
     let free = there.memory_free.saturating_sub(candidate.promised);
     refuse(free < needed, &|| format!("{} MiB are free, {} MiB are needed", free >> 20, needed >> 20));
@@ -129,6 +138,7 @@ mod tests {
             xcr0: 0xe7,
             memory_free: 1 << 30,
             peer_versions: vec![1],
+            controllers: vec!["memory".into(), "pids".into()],
         }
     }
 
@@ -137,14 +147,14 @@ mod tests {
     }
 
     fn needs() -> Needs {
-        Needs { source: "a".into(), facts: facts(), memory: 1 << 20 }
+        Needs { source: "a".into(), facts: facts(), memory: 1 << 20, controllers: vec!["pids".into()] }
     }
 
     #[test]
     fn every_difference_is_a_reason_of_its_own() {
         assert_eq!(judge(&needs(), &node("b")).reasons, Vec::<String>::new());
         type Spoil = fn(&mut Candidate);
-        let spoils: [(Spoil, &str); 11] = [
+        let spoils: [(Spoil, &str); 12] = [
             (|c| c.name = "a".into(), "already"),
             (|c| c.ready = false, "not ready"),
             (|c| c.cordoned = true, "cordoned"),
@@ -155,6 +165,7 @@ mod tests {
             (|c| c.facts.xcr0 = 7, "0xe0"),
             (|c| c.facts.xsave_size = 832, "832 bytes"),
             (|c| c.facts.peer_versions = vec![2], "versions [2]"),
+            (|c| c.facts.controllers = vec!["memory".into()], "controller pids"),
             (|c| c.promised = 1 << 30, "0 MiB are free, 33 MiB"),
         ];
         for (spoil, reason) in spoils {

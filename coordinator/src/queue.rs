@@ -146,6 +146,8 @@ fn turn(core: &Core, record: &Record, slots: &Slots, promised: &BTreeMap<String,
         source: source.clone(),
         facts: facts(node.as_ref().and_then(|node| node.facts.as_ref())),
         memory: container.memory_bytes,
+        // Its agent says so when it has looked; the target then refuses what it lacks.
+        controllers: Vec::new(),
     };
     let (free, full): (Vec<_>, Vec<_>) =
         candidates.into_iter().partition(|c| slots.refuse_target(&c.name).is_none());

@@ -62,5 +62,6 @@ pub fn node_facts(layout: &Layout) -> v1::NodeFacts {
         arch: std::env::consts::ARCH.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         peer_protocol_versions: PROTOCOL_VERSIONS.to_vec(),
+        cgroup_controllers: layout.controllers(),
     }
 }

@@ -8,6 +8,7 @@ mod streams;
 
 use std::sync::Arc;
 
+use image::groups::Groups;
 use proto::error::{ApiError, invalid_field, not_found};
 use proto::identity::Role;
 use proto::tls::{Tls, listen, peer};
@@ -19,6 +20,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::commit::Owner;
 use crate::facts;
+use crate::runtime::cgroup::carry::needed;
 use crate::runtime::{MovingNode, Runtime, RuntimeError};
 use crate::session::Migrations;
 use crate::session::orders::{OrderError, Prepare, Resolve, Start};
@@ -201,9 +203,16 @@ impl NodeAgent for Service {
             let mut inventory =
                 inventory.map_err(|error| PortError::failed(format!("look at {name}"), error))?;
             inventory.refusals.extend(source.host_refusals()?);
-            Ok(inventory)
+            let groups = match source.groups().look(&[]) {
+                Err(PortError::Refused(refusals)) => {
+                    inventory.refusals.extend(refusals);
+                    Groups::default()
+                }
+                other => other?,
+            };
+            Ok((inventory, needed(&groups)))
         });
-        let inventory = looked.await?.map_err(|error| match error {
+        let (inventory, controllers) = looked.await?.map_err(|error| match error {
             PortError::NoContainer(name) => not_found("container", &name).status(),
             error => ApiError::new(Code::Internal, "INSPECT_FAILED", chain(&error)).status(),
         })?;
@@ -215,6 +224,7 @@ impl NodeAgent for Service {
             threads: count(inventory.threads),
             descriptors: count(inventory.descriptors),
             connections: count(inventory.connections),
+            cgroup_controllers: controllers,
         }))
     }
 

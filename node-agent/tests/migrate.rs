@@ -9,12 +9,9 @@ use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
-use common::agent::{Agent, Ca};
+use common::agent::{Agent, Ca, migrate};
 use common::{Lan, bundle, unique, wait_for};
 use proto::v1;
-use proto::v1::node_agent_client::NodeAgentClient;
-use tokio_stream::StreamExt as _;
-use tonic::transport::Channel;
 
 /// Writes its number, CLOCK_MONOTONIC and its uptime, and keeps the last one in a file.
 const WITNESS: &str = "
@@ -24,47 +21,6 @@ while True:
     print(n, time.monotonic_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME), flush=True)
     open('/new', 'w').write(str(n)); os.rename('/new', '/data'); n += 1; time.sleep(0.01)
 ";
-
-async fn migrate(
-    (source, from): (&Agent, &mut NodeAgentClient<Channel>),
-    (target, to): (&Agent, &mut NodeAgentClient<Channel>),
-    container: &str,
-    epoch: u64,
-) {
-    let migration = format!("{container}-{epoch}");
-    let prepare = v1::PrepareRequest {
-        migration: migration.clone(),
-        epoch,
-        container: container.to_owned(),
-        source_node: source.name.clone(),
-        memory_bytes: 0,
-    };
-    let prepared = to.prepare(prepare).await.unwrap().into_inner();
-    let start = v1::StartRequest {
-        migration: migration.clone(),
-        epoch,
-        container: container.to_owned(),
-        target_node: target.name.clone(),
-        target_address: prepared.peer_address,
-        target_incarnation: prepared.incarnation,
-        policy: None,
-    };
-    from.start(start).await.unwrap();
-    let watch = v1::GetAgentMigrationRequest { migration };
-    let mut states = from.watch_migration(watch).await.unwrap().into_inner();
-    let mut last = v1::MigrationStatus::default();
-    while let Some(state) = states.next().await {
-        last = state.unwrap();
-    }
-    assert_eq!(
-        last.phase(),
-        v1::Phase::Succeeded,
-        "{} {}; see {:?}",
-        last.reason,
-        last.message,
-        last.refusals
-    );
-}
 
 fn rows(agent: &Agent, container: &str) -> Vec<[u64; 3]> {
     let log = agent.dir.path().join("state/containers").join(container).join("log");

@@ -106,8 +106,13 @@ fn only_the_prepared_source_opens_the_session() {
     assert_eq!(answer, PeerMessage::Welcome { version: 1, incarnation: nonce });
     refused(&session(&a, 3, "web", nonce), "is open");
     // And none of these attempts disturbed the one that is open.
-    link.send(&PeerMessage::Check { facts: b.node.facts.clone(), needs: Needs::default(), memory_bytes: 1 })
-        .unwrap();
+    link.send(&PeerMessage::Check {
+        facts: b.node.facts.clone(),
+        needs: Needs::default(),
+        memory_bytes: 1,
+        groups: Box::default(),
+    })
+    .unwrap();
     assert_eq!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Checked(vec![]));
 }
 
@@ -177,8 +182,13 @@ fn a_link_that_is_lost_before_ready_leaves_nothing_behind() {
     let b = TestAgent::new(pki.issue("node-b", "node"), &[]);
     let nonce = b.migrations.prepare(&prepare(1, "web", "node-a")).unwrap().incarnation;
     let (mut link, _) = greet(&a, &b.address, hello(1, "web", nonce, Purpose::Session));
-    link.send(&PeerMessage::Check { facts: b.node.facts.clone(), needs: Needs::default(), memory_bytes: 1 })
-        .unwrap();
+    link.send(&PeerMessage::Check {
+        facts: b.node.facts.clone(),
+        needs: Needs::default(),
+        memory_bytes: 1,
+        groups: Box::default(),
+    })
+    .unwrap();
     link.recv(SOON, &mut || false).unwrap();
     link.send(&PeerMessage::Spec { spec: b"web".to_vec(), clocks: Distance::default() }).unwrap();
     assert_eq!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Prepared);
@@ -199,7 +209,7 @@ fn a_target_that_lacks_something_says_what() {
     let (mut link, _) = greet(&a, &b.address, hello(1, "web", nonce, Purpose::Session));
     let facts = image::state::HostFacts { vdso_hash: 99, ..b.node.facts.clone() };
     let needs = Needs { posix_timers: true, hard_limits: vec![1025; 1], oom_score_adj: -1 };
-    link.send(&PeerMessage::Check { facts, needs, memory_bytes: u64::MAX }).unwrap();
+    link.send(&PeerMessage::Check { facts, needs, memory_bytes: u64::MAX, groups: Box::default() }).unwrap();
     match link.recv(SOON, &mut || false).unwrap() {
         PeerMessage::Checked(lacks) => assert_eq!(lacks.len(), 5, "{lacks:?}"),
         other => panic!("{other:?}"),

@@ -44,10 +44,12 @@ pub const TARGET: &[&str] = &[
     "session-target-preparing-begun",
     "session-target-preparing-sandbox",
     "session-target-precopy-begin",
+    "session-target-precopy-groups",
     "session-target-precopy-round",
     "session-target-switchover-begin",
     "session-target-switchover-pages",
     "session-target-switchover-restored",
+    "session-target-switchover-limits",
     "session-target-switchover-frozen",
     "session-target-switchover-ready",
 ];

@@ -207,6 +207,7 @@ impl Api {
             source: container.node.clone(),
             facts: facts(source.as_ref().and_then(|node| node.facts.as_ref())),
             memory: checked.resident_bytes,
+            controllers: checked.cgroup_controllers.clone(),
         };
         let candidates = self.core.cluster.candidates(&container.name, &promised(&self.core.store.active()?));
         let verdicts = candidates

@@ -82,7 +82,7 @@ pub(crate) fn node(node: &Node) -> Value {
             "kernelRelease": f.kernel_release, "tracker": f.tracker, "cgroup": f.cgroup, "arch": f.arch,
             "memoryTotalBytes": f.memory_total, "memoryFreeBytes": f.memory_free, "xsaveSize": f.xsave_size,
             "xcr0": f.xcr0, "vdsoHash": format!("{:016x}", f.vdso_hash), "agentVersion": f.version,
-            "peerProtocolVersions": f.peer_protocol_versions,
+            "peerProtocolVersions": f.peer_protocol_versions, "cgroupControllers": f.cgroup_controllers,
         })
     });
     prune(json!({

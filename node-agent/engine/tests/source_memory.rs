@@ -249,6 +249,41 @@ fn children(pid: i32) -> Vec<i32> {
     text.split_whitespace().map(|word| word.parse().unwrap()).collect()
 }
 
+/// KiB of written memory that a process shares with others as copy-on-write.
+fn shared_dirty(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("Shared_Dirty:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn reading_memory_that_is_shared_as_copy_on_write_makes_no_copies_of_it() {
+    const CODE: &str = "
+import ctypes, os, sys, time
+memory = bytearray(b'gantry!!' * 512) * (16 << 8)
+if os.fork() == 0:
+    ctypes.CDLL(None).prctl(1, 9)
+    time.sleep(1000)
+print('ready')
+for line in sys.stdin: print('ok', flush=True)
+";
+    let mut workload = Workload::python(CODE);
+    let pid = workload.pid();
+    let before = shared_dirty(pid);
+    assert!(before > 16 << 10, "{before} KiB are shared");
+    let mut source = attach(&workload.spec());
+    let mut copy = Copy::default();
+    source.shape().unwrap();
+    source.round(&mut copy).unwrap();
+    source.freeze().unwrap();
+    source.shape().unwrap();
+    source.last_pages(&mut copy).unwrap();
+    let after = shared_dirty(pid);
+    assert!(after > 16 << 10, "{after} KiB of {before} are shared still");
+    source.abort().unwrap();
+    assert_eq!(workload.ask(""), "ok");
+}
+
 #[test]
 fn what_was_sent_is_what_there_is() {
     let seeds = std::env::var("GANTRY_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);

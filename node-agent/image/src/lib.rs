@@ -7,6 +7,7 @@
 //!   every address space.
 //! * [`state`] is what is read while the container is frozen: registers, signals, timers, credentials.
 //! * [`files`] and [`sockets`] are the open file descriptions.
+//! * [`groups`] are the control groups.
 //! * [`refusal`] names what cannot be carried over.
 //! * [`checkpoint`] is a whole container as one stream.
 //! * [`frame`], [`pages`] and [`codec`] are the byte form, with limits checked before any allocation.
@@ -17,6 +18,7 @@ pub mod checkpoint;
 pub mod codec;
 pub mod files;
 pub mod frame;
+pub mod groups;
 pub mod pages;
 pub mod refusal;
 pub mod shape;

@@ -11,6 +11,7 @@ use image::frame::{
     Frame, FrameError, FrameKind, FrameReader, FrameWriter, HEADER_LEN, Header, Limits, MAX_BULK_BODY,
     MAX_STATE_BODY,
 };
+use image::groups::Groups;
 use image::shape::Shape;
 use image::state::Image;
 use proptest::prelude::*;
@@ -47,6 +48,12 @@ proptest! {
     fn a_shape_comes_back_as_it_was(shape in any_value::<Shape>()) {
         let bytes = codec::encode(&shape).unwrap();
         prop_assert_eq!(codec::decode::<Shape>(&bytes).unwrap(), shape);
+    }
+
+    #[test]
+    fn groups_come_back_as_they_were(groups in any_value::<Groups>()) {
+        let bytes = codec::encode(&groups).unwrap();
+        prop_assert_eq!(codec::decode::<Groups>(&bytes).unwrap(), groups);
     }
 
     #[test]

@@ -11,6 +11,9 @@ use super::volumes;
 
 /// Annotation: how the root directory travels, `sync` (default) or `shared`.
 pub const ROOTFS_ANNOTATION: &str = "dev.gantry.rootfs";
+/// Annotation: what becomes of CPUs and memory nodes that a target lacks: `keep` (default) refuses the move, `widen`
+/// leaves them out.
+pub const CPUSET_ANNOTATION: &str = "dev.gantry.cpuset";
 /// Annotation: the container's default gateway.
 pub const GATEWAY_ANNOTATION: &str = "dev.gantry.gateway";
 
@@ -118,6 +121,10 @@ fn refusal(spec: &Spec) -> Option<String> {
         ("linux.mountLabel", !empty(linux.mount_label()), "remove it"),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|m| !m.is_empty()), "remove them"),
     ];
+    let cpuset = spec.annotations().as_ref().and_then(|map| map.get(CPUSET_ANNOTATION));
+    if let Some(other) = cpuset.filter(|value| !matches!(value.as_str(), "keep" | "widen")) {
+        return Some(format!("annotation {CPUSET_ANNOTATION} is {other:?}; use keep or widen"));
+    }
     if let Some((what, _, way_out)) = refused.iter().find(|(_, set, _)| *set) {
         return Some(format!("{what} is not supported; {way_out}"));
     }

@@ -96,7 +96,10 @@ fn execute(path: &Path) -> Result<i32, InitError> {
         return Err(gone()).step(|| "open the container".to_owned());
     }
     let own = i32::try_from(std::process::id()).unwrap_or_default();
-    job.cgroup.enter(own).map_err(io::Error::other).step(|| "enter the container's groups".to_owned())?;
+    job.cgroup
+        .enter_beside(own, job.root.pid)
+        .map_err(io::Error::other)
+        .step(|| "enter the container's groups".to_owned())?;
     let kinds = [Kind::Mnt, Kind::Pid, Kind::Net, Kind::Uts, Kind::Ipc, Kind::Cgroup, Kind::Time];
     // One cannot enter the user namespace that one is in.
     let user = UserNamespace::of(&job.spec).map(|_| Kind::User);

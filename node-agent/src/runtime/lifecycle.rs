@@ -93,7 +93,7 @@ impl Runtime {
     }
 
     fn start(&self, record: &mut Record, bundle: &Bundle, dir: &ContainerDir) -> Result<(), RuntimeError> {
-        self.prepare(record, bundle, dir)?;
+        self.prepare(record, bundle, dir, true)?;
         let sandbox = self.sandbox(record, bundle, dir, Purpose::Start);
         let network = |pid| {
             network::create(&record.link, &record.network, None, pid)?;
@@ -109,12 +109,14 @@ impl Runtime {
         record.save(&dir.record())
     }
 
-    /// The directory, the record, the configuration and the control groups, before any process.
+    /// The directory, the record, the configuration and the control groups, before any process; with the limits
+    /// of the configuration when it is `limited`.
     pub(super) fn prepare(
         &self,
         record: &Record,
         bundle: &Bundle,
         dir: &ContainerDir,
+        limited: bool,
     ) -> Result<(), RuntimeError> {
         fs::create_dir(dir.root()).map_err(RuntimeError::file("create", dir.root()))?;
         record.save(&dir.record())?;
@@ -123,7 +125,8 @@ impl Runtime {
             .and_then(|bytes| fs::write(dir.config(), bytes))
             .map_err(RuntimeError::file("write", dir.config()))?;
         record.cgroup.create()?;
-        if let Some(resources) = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        let resources = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        if let Some(resources) = resources.filter(|_| limited) {
             record.cgroup.apply(resources)?;
         }
         Ok(())

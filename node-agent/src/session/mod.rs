@@ -16,6 +16,7 @@ pub mod status;
 pub(crate) mod agent;
 mod compat;
 mod failure;
+mod groups;
 mod recover;
 mod round;
 mod source;

@@ -4,11 +4,12 @@
 //! real thing. Everything here is synchronous and is called from a session's own thread; the objects
 //! move to that thread once and stay there.
 //!
-//! Order of calls, source: [`Node::source`] -> `tree`, `host_refusals`, `spec` -> `files` rounds -> freeze ->
-//! `lock().engage()` -> last files -> `final_state` -> `held` -> (COMMITTED) -> kill -> `remove` -> `late` for some seconds ->
+//! Order of calls, source: [`Node::source`] -> `tree`, `host_refusals`, `groups`, `spec` -> `files` rounds -> freeze ->
+//! `lock().engage()` -> last files, last groups -> `final_state` -> `held` -> (COMMITTED) -> kill -> `remove` -> `late` for some seconds ->
 //! `NetLock::release`. On abort: `NetLock::lift`, then the thaw, then `settle(Settled::Running)`.
 //!
-//! Order of calls, target: [`Node::incoming`] -> `files` -> `options` -> `final_state` -> restore -> `ready` ->
+//! Order of calls, target: [`Node::lacks`], [`Node::incoming`] -> `files` -> `options` -> `groups` rounds -> `final_state` ->
+//! restore -> `limits` -> `ready` ->
 //! (Commit) -> `attach` -> `announce` -> `deliver` -> thaw -> `adopt`; or `discard` at any time before Commit.
 
 use std::fmt::Debug;
@@ -18,7 +19,8 @@ use std::time::Duration;
 
 use engine::source::TreeSpec;
 use engine::target::{Externals, TargetOptions};
-use image::Refusal;
+use image::groups::{Groups, Member};
+use image::{Pid, Refusal};
 use serde::{Deserialize, Serialize};
 
 use super::clocks::Distance;
@@ -98,6 +100,9 @@ pub trait Node: Debug + Send + Sync {
 
     /// What this host's kernel and this agent can give to a container.
     fn gives(&self) -> image::state::Gives;
+
+    /// What this node lacks for the control groups of a container that would come.
+    fn lacks(&self, container: &str, groups: &Groups) -> Vec<Refusal>;
 
     /// Bytes of memory that a new container could use now.
     fn memory_free(&self) -> u64;
@@ -207,6 +212,9 @@ pub trait ContainerSource: Send {
     /// Its directory in the cgroup v2 freezer.
     fn cgroup(&self) -> PathBuf;
 
+    /// Its control groups.
+    fn groups(&self) -> Box<dyn GroupSource>;
+
     /// Its network, not yet locked. After a restart of the agent: with whatever filters were left behind.
     ///
     /// # Errors
@@ -235,6 +243,28 @@ pub trait ContainerSource: Send {
     /// # Errors
     /// What could not be removed.
     fn remove(&self) -> Result<(), PortError>;
+}
+
+/// The control groups of a container that travel with it.
+pub trait GroupSource: Send {
+    /// As they are now. Exact after the freeze; cheap when nothing was changed since the last look. `known`:
+    /// processes that stand still, as the agent and as the container numbers them; others are looked up.
+    ///
+    /// # Errors
+    /// [`PortError::Refused`] names what cannot move.
+    fn look(&mut self, known: &[(i32, Pid)]) -> Result<Groups, PortError>;
+
+    /// Counters of its groups that begin anew at the target, by their files.
+    fn counters(&self) -> Vec<String>;
+}
+
+/// A thread of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyTask {
+    /// Its number in the container, and its process's.
+    pub member: Member,
+    /// Its number as this agent sees it.
+    pub host: i32,
 }
 
 /// The lock on a container's network at the source. It fails closed: when the agent dies the frames are
@@ -323,6 +353,19 @@ pub trait ContainerTarget: Send {
 
     /// What the runtime gives to the container in place of the source's: the log behind `stdout` and so on.
     fn externals(&mut self) -> &mut dyn Externals;
+
+    /// Makes the container's groups and puts its processes into them, as far as they exist. Called after each
+    /// shape that came with other groups. Gives what is different from the source on purpose, in words.
+    ///
+    /// # Errors
+    /// [`PortError::Refused`], or what the kernel refused; the copy is to be discarded.
+    fn groups(&mut self, groups: &Groups, tasks: &[CopyTask]) -> Result<Vec<String>, PortError>;
+
+    /// Puts every thread of the complete copy into its group and applies all limits.
+    ///
+    /// # Errors
+    /// What the kernel refused; the copy is to be discarded.
+    fn limits(&mut self, tasks: &[CopyTask]) -> Result<(), PortError>;
 
     /// Takes batches of [`FileSource`]s.
     ///

@@ -50,6 +50,7 @@ impl Session {
             }
         };
         self.send_shape(shape)?;
+        self.send_groups()?;
         let (index, generation) = (self.round, self.generation());
         let (Some(bulk), Some(engine), Some(source)) =
             (self.bulk.as_mut(), self.engine.as_mut(), self.files.as_mut())

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::source::{Source, TreeSpec};
+use image::groups::Groups;
 use image::shape::Shape;
 use image::{Refusal, Subject};
 
@@ -15,7 +16,7 @@ use super::clocks::{Distance, HostClocks};
 use super::failure::{AbortOnPanic, Failure, failpoint};
 use super::orders::{Limits, Start};
 use super::policy::{self, Measured, Next};
-use super::ports::{ContainerSource, EthernetFrame, FileSource, NetLock, Settled};
+use super::ports::{ContainerSource, EthernetFrame, FileSource, GroupSource, NetLock, Settled};
 use super::round::{Sent, When};
 use super::status::{Phase, Round};
 use crate::journal::{Begin, End, Record};
@@ -47,11 +48,14 @@ pub(super) struct Session {
     tree: TreeSpec,
     pub(super) engine: Option<Source>,
     pub(super) files: Option<Box<dyn FileSource>>,
+    pub(super) groups: Box<dyn GroupSource>,
     pub(super) lock: Option<Box<dyn NetLock>>,
     pub(super) link: Option<Link>,
     pub(super) bulk: Option<BulkSender>,
     /// The shape that the target has.
     pub(super) shape: Option<Shape>,
+    /// The groups that the target has.
+    pub(super) told_groups: Option<Groups>,
     pub(super) generation: u32,
     /// The next round of the bulk stream.
     pub(super) round: u32,
@@ -78,14 +82,16 @@ impl Session {
             target_incarnation: order.target_incarnation,
             cancel,
             publish,
-            container,
             tree,
+            groups: container.groups(),
+            container,
             engine: None,
             files: None,
             lock: None,
             link: None,
             bulk: None,
             shape: None,
+            told_groups: None,
             generation: 0,
             round: 0,
             measured: Vec::new(),
@@ -148,6 +154,7 @@ impl Session {
         let inventory = engine::source::inspect(&self.tree).map_err(|error| Failure::Source(error.into()))?;
         let mut refusals = inventory.refusals;
         refusals.extend(self.container.host_refusals()?);
+        let groups = self.first_groups(&mut refusals)?;
         if !refusals.is_empty() {
             return Err(Failure::Refused(refusals));
         }
@@ -165,6 +172,7 @@ impl Session {
             facts: self.agent.node.facts(),
             needs: inventory.needs,
             memory_bytes: inventory.resident_bytes,
+            groups: Box::new(groups),
         })?;
         self.link = Some(link);
         match self.answer(peer::ANSWER_TIMEOUT)? {

@@ -18,6 +18,7 @@ use super::agent::{Agent, Cancel, Mail, Publisher, Serving};
 use super::clocks::{Distance, HostClocks};
 use super::compat;
 use super::failure::{Failure, failpoint};
+use super::groups;
 use super::ports::{ContainerTarget, EthernetFrame, HostState, Incoming};
 use super::status::{Phase, Role};
 use super::waiting::{Waiting, end_discarded};
@@ -171,11 +172,12 @@ impl Session {
             let arrived = Instant::now();
             self.state = step(self.state, &message).map_err(|error| Failure::Protocol(error.to_string()))?;
             match message {
-                PeerMessage::Check { facts, needs, memory_bytes } => {
+                PeerMessage::Check { facts, needs, memory_bytes, groups } => {
                     self.enter(Phase::Checking)?;
                     let node = &self.agent.node;
                     let mut lacks = compat::compare(&facts, &node.facts(), memory_bytes, node.memory_free());
                     lacks.extend(compat::give(&needs, &node.gives()));
+                    lacks.extend(node.lacks(&self.begin.container, &groups));
                     let refused = !lacks.is_empty();
                     link.send(&PeerMessage::Checked(lacks.clone()))?;
                     if refused {
@@ -193,6 +195,7 @@ impl Session {
                 PeerMessage::Shape { generation, shape } => {
                     self.reconcile(generation, &shape)?;
                 }
+                PeerMessage::Groups(groups) => self.take_groups(&groups)?,
                 PeerMessage::RoundEnd { index } => {
                     self.await_round(index)?;
                     failpoint("session-target-precopy-round")?;
@@ -326,6 +329,16 @@ impl Session {
         Ok(())
     }
 
+    fn take_groups(&mut self, groups: &image::groups::Groups) -> Result<(), Failure> {
+        let (Some(container), Some(engine)) = (self.container.as_mut(), self.engine.as_ref()) else {
+            return Err(nothing_built());
+        };
+        for note in container.groups(groups, &groups::tasks(engine))? {
+            self.publish.event(note);
+        }
+        failpoint("session-target-precopy-groups")
+    }
+
     /// Waits until everything of round `index` is in its place.
     fn await_round(&mut self, index: u32) -> Result<(), Failure> {
         let deadline = Instant::now() + ROUND_TIMEOUT;
@@ -385,6 +398,14 @@ impl Session {
             engine.discard();
             return Err(failure);
         }
+        let began = Instant::now();
+        let limited = failpoint("session-target-switchover-limits")
+            .and_then(|()| Ok(container.limits(&groups::tasks(&engine))?));
+        if let Err(failure) = limited {
+            engine.discard();
+            return Err(failure);
+        }
+        tracing::debug!(took = ?began.elapsed(), "limits applied");
         let ready = engine.ready()?;
         let recorded = failpoint("session-target-switchover-frozen")
             .and_then(|()| Ok(container.ready(ready.root_pid())?))

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use image::Refusal;
+use image::groups::Groups;
 use image::shape::Shape;
 use image::state::{HostFacts, Image, Needs};
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,8 @@ pub enum PeerMessage {
         needs: Needs,
         /// Memory it uses, bytes.
         memory_bytes: u64,
+        /// Its control groups.
+        groups: Box<Groups>,
     },
     /// Target: yes, if empty; else what it lacks.
     Checked(Vec<Refusal>),
@@ -95,6 +98,9 @@ pub enum PeerMessage {
         /// The shape.
         shape: Shape,
     },
+    /// Source: the control groups, when they changed; the processes in them are of the last shape. The target says
+    /// nothing.
+    Groups(Box<Groups>),
     /// Source: a round has been sent on the bulk streams.
     RoundEnd {
         /// From 0; round 0 is that of the files that are mapped.
@@ -180,6 +186,7 @@ impl PeerMessage {
             Self::Spec { .. } => "Spec",
             Self::Prepared => "Prepared",
             Self::Shape { .. } => "Shape",
+            Self::Groups(_) => "Groups",
             Self::RoundEnd { .. } => "RoundEnd",
             Self::RoundDone { .. } => "RoundDone",
             Self::Switchover { .. } => "Switchover",

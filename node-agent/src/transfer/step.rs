@@ -50,6 +50,7 @@ pub fn step(state: SessionState, message: &PeerMessage) -> Result<SessionState, 
         {
             Filling { generation: *next, round }
         }
+        (Filling { generation: 1.., .. }, PeerMessage::Groups(_)) => state,
         (Filling { generation, round }, PeerMessage::RoundEnd { index }) if *index == round => {
             Filling { generation, round: round.saturating_add(1) }
         }
@@ -72,7 +73,12 @@ mod tests {
 
     fn all() -> Vec<PeerMessage> {
         vec![
-            PeerMessage::Check { facts: HostFacts::default(), needs: Needs::default(), memory_bytes: 0 },
+            PeerMessage::Check {
+                facts: HostFacts::default(),
+                needs: Needs::default(),
+                memory_bytes: 0,
+                groups: Box::default(),
+            },
             PeerMessage::Spec { spec: vec![], clocks: Distance::default() },
             PeerMessage::RoundEnd { index: 0 },
             PeerMessage::Shape { generation: 1, shape: image::shape::Shape::default() },
@@ -100,6 +106,20 @@ mod tests {
             let mut messages = all();
             messages.remove(missing);
             assert!(messages.iter().try_fold(SessionState::default(), step).is_err(), "without {missing}");
+        }
+    }
+
+    #[test]
+    fn groups_come_after_a_shape_and_before_the_image() {
+        let mut state = SessionState::default();
+        for message in all() {
+            let taken = step(state, &PeerMessage::Groups(Box::default()));
+            assert_eq!(
+                taken.is_ok(),
+                matches!(state, SessionState::Filling { generation: 1.., .. }),
+                "{state:?}"
+            );
+            state = step(state, &message).unwrap();
         }
     }
 

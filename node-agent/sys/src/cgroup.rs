@@ -358,6 +358,8 @@ impl Freezer {
             match processes(&path) {
                 Ok(mut found) => pids.append(&mut found),
                 Err(Errno::ENOENT | Errno::ENODEV) if path != self.path => {}
+                // A threaded group: its processes are listed by the group at the top of the threaded part.
+                Err(Errno::EOPNOTSUPP) if path != self.path => {}
                 Err(error) => return Err(error),
             }
             todo.append(&mut children(&path)?);

@@ -12,7 +12,9 @@ use std::rc::Rc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::tls::{Expect, Tls, TlsFiles, connect};
+use proto::v1;
 use proto::v1::node_agent_client::NodeAgentClient;
+use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 
 use super::unique;
@@ -145,4 +147,57 @@ impl Drop for Agent {
         }
         node_agent::runtime::cgroup::remove_parent(&layout, &self.parent);
     }
+}
+
+/// Moves a container and gives how that ended at the source.
+pub(crate) async fn try_migrate(
+    (source, from): (&Agent, &mut NodeAgentClient<Channel>),
+    (target, to): (&Agent, &mut NodeAgentClient<Channel>),
+    container: &str,
+    epoch: u64,
+) -> v1::MigrationStatus {
+    let migration = format!("{container}-{epoch}");
+    let prepare = v1::PrepareRequest {
+        migration: migration.clone(),
+        epoch,
+        container: container.to_owned(),
+        source_node: source.name.clone(),
+        memory_bytes: 0,
+    };
+    let prepared = to.prepare(prepare).await.unwrap().into_inner();
+    let start = v1::StartRequest {
+        migration: migration.clone(),
+        epoch,
+        container: container.to_owned(),
+        target_node: target.name.clone(),
+        target_address: prepared.peer_address,
+        target_incarnation: prepared.incarnation,
+        policy: None,
+    };
+    from.start(start).await.unwrap();
+    let watch = v1::GetAgentMigrationRequest { migration };
+    let mut states = from.watch_migration(watch).await.unwrap().into_inner();
+    let mut last = v1::MigrationStatus::default();
+    while let Some(state) = states.next().await {
+        last = state.unwrap();
+    }
+    last
+}
+
+/// Moves a container; it must succeed.
+pub(crate) async fn migrate(
+    source: (&Agent, &mut NodeAgentClient<Channel>),
+    target: (&Agent, &mut NodeAgentClient<Channel>),
+    container: &str,
+    epoch: u64,
+) {
+    let last = try_migrate(source, target, container, epoch).await;
+    assert_eq!(
+        last.phase(),
+        v1::Phase::Succeeded,
+        "{} {}; see {:?}",
+        last.reason,
+        last.message,
+        last.refusals
+    );
 }

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use engine::source::{Namespaces, TreeSpec};
 use engine::target::{Externals, TargetOptions};
 use image::Refusal;
+use image::groups::Groups;
 use image::state::HostFacts;
 use node_agent::commit::Answer;
 use node_agent::session::orders::DecisionSource;
 use node_agent::session::ports::{
-    ContainerSource, ContainerTarget, Died, EthernetFrame, FileRound, FileSink, FileSource, FileTarget,
-    HostState, Incoming, NetLock, Node, PortError, Settled,
+    ContainerSource, ContainerTarget, CopyTask, Died, EthernetFrame, FileRound, FileSink, FileSource,
+    FileTarget, GroupSource, HostState, Incoming, NetLock, Node, PortError, Settled,
 };
 use node_agent::session::status::Status;
 use node_agent::session::{Migrations, Options};
@@ -116,6 +117,10 @@ impl Node for FakeNode {
         self.facts.clone()
     }
 
+    fn lacks(&self, _: &str, _: &Groups) -> Vec<Refusal> {
+        Vec::new()
+    }
+
     fn memory_free(&self) -> u64 {
         1 << 40
     }
@@ -155,6 +160,10 @@ impl ContainerSource for FakeContainer {
         self.dir.clone()
     }
 
+    fn groups(&self) -> Box<dyn GroupSource> {
+        Box::new(FakeGroups)
+    }
+
     fn lock(&self) -> Result<Box<dyn NetLock>, PortError> {
         Ok(Box::new(FakeLock(self.log.clone())))
     }
@@ -175,6 +184,18 @@ impl ContainerSource for FakeContainer {
     fn remove(&self) -> Result<(), PortError> {
         self.log.add("remove");
         Ok(())
+    }
+}
+
+struct FakeGroups;
+
+impl GroupSource for FakeGroups {
+    fn look(&mut self, _: &[(i32, i32)]) -> Result<Groups, PortError> {
+        Ok(Groups::default())
+    }
+
+    fn counters(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 
@@ -254,6 +275,16 @@ impl ContainerTarget for FakeIncoming {
 
     fn externals(&mut self) -> &mut dyn Externals {
         self
+    }
+
+    fn groups(&mut self, _: &Groups, _: &[CopyTask]) -> Result<Vec<String>, PortError> {
+        self.log.add("groups");
+        Ok(Vec::new())
+    }
+
+    fn limits(&mut self, _: &[CopyTask]) -> Result<(), PortError> {
+        self.log.add("limits");
+        Ok(())
     }
 
     fn files(&mut self) -> Result<Box<dyn FileTarget>, PortError> {

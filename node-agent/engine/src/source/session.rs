@@ -231,6 +231,17 @@ impl Source {
         Ok(image)
     }
 
+    /// The live processes, as this process and as the container numbers them. Empty while the tree is not frozen.
+    #[must_use]
+    pub fn frozen(&self) -> Vec<(i32, Pid)> {
+        match &self.state {
+            State::Frozen(frozen) if frozen.complete => {
+                files::live(&frozen.look).map(|found| (found.process.pid, found.process.inner)).collect()
+            }
+            State::Tracking | State::Frozen(_) | State::Done => Vec::new(),
+        }
+    }
+
     pub(super) fn wrong_state(&self, operation: &'static str) -> SourceError {
         let state = match &self.state {
             State::Tracking => "running",

@@ -74,14 +74,25 @@ fn look(pid: i32, parent: Pid) -> Result<(Process, Vec<i32>), ProcError> {
     Ok((process, tasks::children(pid)?))
 }
 
-/// All processes of a cgroup and of the groups below it.
+/// All processes of a cgroup and of the groups below it, which are the container's own.
 pub(crate) fn cgroup_members(cgroup: &Path) -> std::io::Result<Vec<i32>> {
     let mut pids = Vec::new();
     let mut dirs = vec![cgroup.to_owned()];
     while let Some(dir) = dirs.pop() {
-        let text = std::fs::read_to_string(dir.join("cgroup.procs"))?;
-        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
-        for entry in std::fs::read_dir(&dir)? {
+        let below = dir != cgroup;
+        match std::fs::read_to_string(dir.join("cgroup.procs")) {
+            Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+            // The processes of a threaded group are listed by the group at the top of the threaded part.
+            Err(error) if below && error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+            // The container removed it meanwhile.
+            Err(error) if below && is_removed(&error) => continue,
+            Err(error) => return Err(error),
+        }
+        let entries = match std::fs::read_dir(&dir) {
+            Err(error) if below && is_removed(&error) => continue,
+            other => other?,
+        };
+        for entry in entries {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
                 dirs.push(entry.path());
@@ -90,4 +101,9 @@ pub(crate) fn cgroup_members(cgroup: &Path) -> std::io::Result<Vec<i32>> {
     }
     pids.sort_unstable();
     Ok(pids)
+}
+
+/// The cgroup was removed while it was read.
+fn is_removed(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }

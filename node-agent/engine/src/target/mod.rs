@@ -44,7 +44,7 @@ use std::time::Duration;
 
 use image::shape::Shape;
 use image::state::{HostFacts, Image};
-use image::{Refusal, Subject};
+use image::{Pid, Refusal, Subject};
 
 use attributes::Capabilities;
 pub use error::TargetError;
@@ -211,6 +211,19 @@ impl Target {
         }
         fail::fail_point!("target-reconcile-memory");
         Ok(())
+    }
+
+    /// Every thread there is: its process and itself as the container numbers them, and itself as this process does.
+    /// The threads of the image exist after [`Target::restore`]; before it each process has one.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<(Pid, Pid, i32)> {
+        let skeletons = self.tree.skeletons.values();
+        let of = |skeleton: &Skeleton| {
+            let (pid, first) = (skeleton.node.pid, (skeleton.node.pid, skeleton.host));
+            let others: Vec<_> = skeleton.threads.iter().map(|task| (task.tid, task.host)).collect();
+            std::iter::once(first).chain(others).map(move |(tid, host)| (pid, tid, host))
+        };
+        skeletons.flat_map(of).collect()
     }
 
     /// A handle that fills memory, for this or any other thread. It follows later calls of

@@ -1,5 +1,6 @@
 //! Which hierarchies are mounted.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +47,16 @@ impl Layout {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         if self.hierarchies.iter().all(|h| h.unified) { "v2" } else { "hybrid" }
+    }
+
+    /// Every controller, of either version; cgroup v1 calls `io` `blkio`.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<String> {
+        let all = self.hierarchies.iter().flat_map(|hierarchy| &hierarchy.controllers);
+        let named = all.filter(|name| !name.starts_with("name="));
+        let set: BTreeSet<&str> =
+            named.map(|name| if name == "blkio" { "io" } else { name.as_str() }).collect();
+        set.into_iter().map(str::to_owned).collect()
     }
 
     /// Understands the text of /proc/PID/mountinfo, see proc_pid_mountinfo(5). Only mounts of a hierarchy's
@@ -127,5 +138,6 @@ mod tests {
             ]
         );
         assert_eq!(layout.kind(), "hybrid");
+        assert_eq!(layout.controllers(), ["cpu", "cpuacct"]);
     }
 }

@@ -80,7 +80,7 @@ fn memory(writer: &Writer<'_>, memory: &LinuxMemory) -> Result<(), CgroupError> 
 fn cpu(cgroup: &Cgroup, cpu: &LinuxCpu) -> Result<(), CgroupError> {
     let writer = Writer::new(cgroup, "cpu");
     if let Some(shares) = cpu.shares() {
-        // The kernel's own mapping between 2..262144 shares and a weight of 1..10000.
+        // The runtime specification's mapping between 2..262144 shares and a weight of 1..10000.
         let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142;
         match writer.v1 {
             Some(path) => write(path, "cpu.shares", "cpu.shares", &shares.to_string())?,
@@ -123,7 +123,7 @@ fn cpu(cgroup: &Cgroup, cpu: &LinuxCpu) -> Result<(), CgroupError> {
 }
 
 /// Device rules: files of the v1 controller. Cgroup v2 wants a BPF program for them, which is refused.
-fn devices(cgroup: &Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<(), CgroupError> {
+pub(super) fn devices(cgroup: &Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<(), CgroupError> {
     if rules.is_empty() {
         return Ok(());
     }

@@ -3,6 +3,7 @@
 //! Each agent has a parent group of its own, so that two agents on one machine do not meet. Hierarchies
 //! are found through /proc/self/mountinfo: cgroup v1 controllers, named ones and cgroup v2 side by side.
 
+pub mod carry;
 mod hierarchy;
 mod limits;
 
@@ -107,14 +108,40 @@ impl Cgroup {
         limits::apply(self, resources)
     }
 
+    /// Applies the device rules of an OCI configuration.
+    ///
+    /// # Errors
+    /// [`CgroupError::Limit`] when this host cannot have them.
+    pub fn devices(&self, rules: &[oci_spec::runtime::LinuxDeviceCgroup]) -> Result<(), CgroupError> {
+        limits::devices(self, rules)
+    }
+
     /// Moves a process into every group.
     ///
     /// # Errors
     /// When a group does not take it.
     pub fn enter(&self, pid: i32) -> Result<(), CgroupError> {
+        self.groups.iter().try_for_each(|group| put(pid, &group.path))
+    }
+
+    /// As [`Cgroup::enter`]. A v2 group that hands controllers on to groups below takes no process: then it goes to
+    /// where process `beside` of the container is.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn enter_beside(&self, pid: i32, beside: i32) -> Result<(), CgroupError> {
         for group in &self.groups {
-            let path = group.path.join("cgroup.procs");
-            fs::write(&path, pid.to_string()).map_err(CgroupError::file("write", &path))?;
+            match put(pid, &group.path) {
+                Err(CgroupError::File { source, .. })
+                    if group.hierarchy.unified && source.kind() == io::ErrorKind::ResourceBusy =>
+                {
+                    let file = PathBuf::from(format!("/proc/{beside}/cgroup"));
+                    let text = fs::read_to_string(&file).map_err(CgroupError::file("read", &file))?;
+                    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+                    put(pid, &group.hierarchy.mount.join(path))?;
+                }
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -145,9 +172,7 @@ impl Cgroup {
     /// # Errors
     /// When the group cannot be read. A group that is gone has no processes.
     pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
-        let mut pids = Vec::new();
-        collect(self.unified()?, &mut pids)?;
-        Ok(pids)
+        processes_below(self.unified()?)
     }
 
     /// Kills everything in it, frozen processes too, and waits until nothing is left.
@@ -203,6 +228,11 @@ pub fn remove_parent(layout: &Layout, parent: &str) {
     }
 }
 
+fn put(pid: i32, group: &Path) -> Result<(), CgroupError> {
+    let path = group.join("cgroup.procs");
+    fs::write(&path, pid.to_string()).map_err(CgroupError::file("write", &path))
+}
+
 fn make(path: &Path, hierarchy: &Hierarchy) -> Result<(), CgroupError> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -226,11 +256,20 @@ fn make(path: &Path, hierarchy: &Hierarchy) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// Every process in a group and the groups below it. A group that is gone has none.
+fn processes_below(path: &Path) -> Result<Vec<i32>, CgroupError> {
+    let mut pids = Vec::new();
+    collect(path, &mut pids)?;
+    Ok(pids)
+}
+
 fn collect(path: &Path, pids: &mut Vec<i32>) -> Result<(), CgroupError> {
     let file = path.join("cgroup.procs");
     match fs::read_to_string(&file) {
         Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
         Err(error) if gone(&error) => return Ok(()),
+        // The processes of a threaded group are listed by the group at the top of the threaded part.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => {}
         Err(error) => return Err(CgroupError::file("read", &file)(error)),
     }
     for child in children(path) {

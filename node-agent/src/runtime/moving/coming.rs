@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::target::{Externals, SkeletonRoot, TargetOptions};
+use image::groups::Groups;
 use image::{Refusal, Subject};
 use oci_spec::runtime::Spec;
 use sys::ns::{self, Kind};
@@ -15,6 +16,7 @@ use sys::prctl::own::FileUser;
 
 use super::areas;
 use super::blueprint::{Blueprint, Rootfs};
+use super::groups;
 use super::leaving::LOG;
 use super::lock::failed;
 use super::network::{self as moving, Arriving};
@@ -28,7 +30,9 @@ use crate::runtime::record::{Process, Record, Stage};
 use crate::runtime::sandbox::{CONTROL_FD, Purpose, Sandbox};
 use crate::runtime::userns::UserNamespace;
 use crate::runtime::{Runtime, RuntimeError};
-use crate::session::ports::{ContainerTarget, EthernetFrame, FileTarget, HostState, Incoming, PortError};
+use crate::session::ports::{
+    ContainerTarget, CopyTask, EthernetFrame, FileTarget, HostState, Incoming, PortError,
+};
 use crate::telemetry::chain;
 
 #[derive(Debug)]
@@ -43,6 +47,7 @@ pub(super) struct Coming {
     /// Its network, until the last of its state is set.
     network: Option<Arriving>,
     externals: Stdio,
+    groups: groups::Coming,
     discarded: bool,
 }
 
@@ -120,7 +125,8 @@ impl Coming {
                 chown(&own_rootfs, Some(uid), Some(gid)).map_err(RuntimeError::file("chown", &own_rootfs))?;
             }
             let bundle = Bundle::from_spec(bundle.clone(), rootfs.clone(), blueprint.spec)?;
-            runtime.prepare(record, &bundle, dir)?;
+            // Its limits come with its state, when the copy is complete.
+            runtime.prepare(record, &bundle, dir, false)?;
             let sandbox = Sandbox { clocks, ..runtime.sandbox(record, &bundle, dir, Purpose::Restore) };
             let index = moving::own_index(&wanted);
             let network = |pid| Ok(network::create(&record.link, &record.network, index, pid)?);
@@ -141,6 +147,7 @@ impl Coming {
             Ok((spec, channel, port, network)) => Ok(Self {
                 network: Some(network),
                 runtime: Arc::clone(runtime),
+                groups: groups::Coming::new(&record.cgroup),
                 record,
                 spec,
                 rootfs: blueprint.rootfs,
@@ -169,6 +176,7 @@ impl Coming {
         Ok(Self {
             externals: Stdio { log: dir.log() },
             rootfs: Rootfs::Sync,
+            groups: groups::Coming::new(&record.cgroup),
             runtime,
             record,
             spec,
@@ -212,6 +220,14 @@ impl ContainerTarget for Coming {
 
     fn externals(&mut self) -> &mut dyn Externals {
         &mut self.externals
+    }
+
+    fn groups(&mut self, groups: &Groups, tasks: &[CopyTask]) -> Result<Vec<String>, PortError> {
+        self.groups.structure(self.record.name.as_str(), &self.spec, groups, tasks)
+    }
+
+    fn limits(&mut self, tasks: &[CopyTask]) -> Result<(), PortError> {
+        self.groups.limits(self.record.name.as_str(), tasks)
     }
 
     fn files(&mut self) -> Result<Box<dyn FileTarget>, PortError> {

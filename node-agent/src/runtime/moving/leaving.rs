@@ -14,6 +14,7 @@ use oci_spec::runtime::Spec;
 use super::areas;
 use super::blueprint::{Blueprint, Rootfs};
 use super::clocks::Clocks;
+use super::groups;
 use super::lock::ContainerLock;
 use super::network::Outgoing;
 use super::written::written;
@@ -22,7 +23,7 @@ use crate::runtime::cgroup::Cgroup;
 use crate::runtime::record::{Process, Record, Stage};
 use crate::runtime::{Runtime, RuntimeError, terminals};
 use crate::session::ports::{
-    ContainerSource, FileRound, FileSink, FileSource, HostState, NetLock, PortError, Settled,
+    ContainerSource, FileRound, FileSink, FileSource, GroupSource, HostState, NetLock, PortError, Settled,
 };
 
 /// The key of the log among what the runtime gives to a container.
@@ -110,6 +111,12 @@ impl ContainerSource for Leaving {
     fn cgroup(&self) -> PathBuf {
         // Every layout that the runtime opens with has a unified hierarchy.
         self.record.cgroup.unified().map(PathBuf::from).unwrap_or_default()
+    }
+
+    fn groups(&self) -> Box<dyn GroupSource> {
+        // Without its configuration the move ends when it is described.
+        let widen = self.config().is_ok_and(|spec| groups::may_widen(&spec));
+        Box::new(groups::Leaving::new(self.record.name.to_string(), &self.record.cgroup, widen))
     }
 
     fn lock(&self) -> Result<Box<dyn NetLock>, PortError> {

@@ -4,6 +4,7 @@ mod areas;
 mod blueprint;
 mod clocks;
 mod coming;
+mod groups;
 mod leaving;
 mod lock;
 mod network;
@@ -12,6 +13,8 @@ mod written;
 use std::fs;
 use std::sync::Arc;
 
+use image::Refusal;
+use image::groups::Groups;
 use image::state::HostFacts;
 
 use super::record::Stage;
@@ -100,6 +103,11 @@ impl Node for MovingNode {
 
     fn gives(&self) -> image::state::Gives {
         engine::target::gives()
+    }
+
+    fn lacks(&self, container: &str, groups: &Groups) -> Vec<Refusal> {
+        let Ok(name) = ContainerName::new(container) else { return Vec::new() };
+        groups::lacks(&self.runtime.cgroup_of(&name), groups)
     }
 
     fn memory_free(&self) -> u64 {

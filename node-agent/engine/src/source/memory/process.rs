@@ -8,7 +8,7 @@ use image::pages::Owner;
 use image::{PAGE_SIZE, Pid};
 use sys::Errno;
 use sys::mem::{ProcessMemory, Run};
-use sys::pagemap::{Categories, Pagemap, Region, ScanError};
+use sys::pagemap::{Categories, Entry, Pagemap, Region, ScanError};
 
 use super::batch::{Batcher, Contents, Outcome};
 use super::sent::{PageSet, join, subtract};
@@ -153,8 +153,8 @@ impl TrackedMemory {
         batcher: &mut Batcher,
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
-        let mut contents =
-            PrivatePages { pid: self.pid, mem: &self.mem, readable: mapping.vma.prot & 1 != 0 };
+        let readable = mapping.vma.prot & 1 != 0;
+        let mut contents = PrivatePages { pid: self.pid, mem: &self.mem, pagemap: &self.pagemap, readable };
         let mut outcome = SentPages { sent: &mut self.sent, over_file: mapping.is_over_file() };
         for range in data {
             batcher.push(owner, range, &mut contents, &mut outcome, sink)?;
@@ -235,12 +235,27 @@ impl TrackedMemory {
 struct PrivatePages<'a> {
     pid: i32,
     mem: &'a ProcessMemory,
+    pagemap: &'a Pagemap,
     readable: bool,
+}
+
+impl PrivatePages<'_> {
+    /// Whether another process may hold one of these pages as copy-on-write. process_vm_readv(2) pins what it reads,
+    /// and the kernel gives a pinned page to one process alone: it would make the copy that nobody has written yet, out
+    /// of the container's memory.
+    fn shared(&self, ranges: &[Range<u64>]) -> io::Result<bool> {
+        let mut entries = Vec::new();
+        for range in ranges {
+            self.pagemap.entries(range.clone(), &mut entries).map_err(io::Error::from)?;
+        }
+        let held = |entry: &Entry| entry.present() || entry.swapped();
+        Ok(entries.iter().any(|entry| held(entry) && !entry.file() && !entry.exclusive()))
+    }
 }
 
 impl Contents for PrivatePages<'_> {
     fn read(&mut self, ranges: &[Range<u64>], buffer: &mut [u8]) -> io::Result<usize> {
-        if self.readable {
+        if self.readable && !self.shared(ranges)? {
             let runs: Vec<Run> = ranges
                 .iter()
                 .map(|range| Run {
@@ -256,13 +271,24 @@ impl Contents for PrivatePages<'_> {
                 Err(error) => return Err(error),
             }
         }
-        // Page by page: this is the way of few pages, and it ends exactly at the first that is not there.
         let mut done = 0;
-        for page in ranges.iter().flat_map(|range| (range.start..range.end).step_by(4096)) {
-            match self.mem.read(page, &mut buffer[done..done + 4096]) {
-                Ok(()) => done += 4096,
-                Err(error) if is_unmapped(&error) => break,
+        for range in ranges {
+            let len = usize::try_from(range.end - range.start).unwrap_or(0);
+            match self.mem.read(range.start, &mut buffer[done..done + len]) {
+                Ok(()) => {
+                    done += len;
+                    continue;
+                }
+                Err(error) if is_unmapped(&error) => {}
                 Err(error) => return Err(error),
+            }
+            // Page by page: it ends exactly at the first that is not there.
+            for page in (range.start..range.end).step_by(4096) {
+                match self.mem.read(page, &mut buffer[done..done + 4096]) {
+                    Ok(()) => done += 4096,
+                    Err(error) if is_unmapped(&error) => return Ok(done),
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(done)
