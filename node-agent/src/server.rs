@@ -210,7 +210,7 @@ impl NodeAgent for Service {
                 }
                 other => other?,
             };
-            Ok((inventory, needed(&groups)))
+            Ok::<_, PortError>((inventory, needed(&groups)))
         });
         let (inventory, controllers) = looked.await?.map_err(|error| match error {
             PortError::NoContainer(name) => not_found("container", &name).status(),

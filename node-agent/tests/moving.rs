@@ -67,7 +67,7 @@ fn a_copy_gets_the_same_sandbox_and_files() {
     let name = start(&source, None, &["sh", "-c", script], |_| {});
     wait_for("it has written", || source.log(&name) == "started\n");
 
-    let leaving = moving(&source).source(name.as_str()).unwrap();
+    let mut leaving = moving(&source).source(name.as_str()).unwrap();
     let coming = moving(&target);
     let mut copy = coming
         .incoming(&incoming(&name, leaving.spec().unwrap()))
@@ -77,11 +77,17 @@ fn a_copy_gets_the_same_sandbox_and_files() {
     let (mut from, mut to) = (leaving.files().unwrap(), copy.files().unwrap());
     let round = from.round(&mut Apply(to.as_mut())).unwrap();
     assert!(round.entries > 5, "{round:?}");
+    // Directories in memory come with the mounts.
+    let state = leaving.mounts().unwrap().expect("it was never told");
+    copy.mounts(&state).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert!(from.round(&mut Apply(to.as_mut())).unwrap().entries > 2);
     leaving.settle(Settled::Migrating, 7);
     assert_eq!(source.runtime.get(&name).unwrap().state, State::Migrating);
     source.runtime.stop(&name, Duration::ZERO).unwrap_err();
     fs::write(source.runtime.record(&name).unwrap().rootfs.join("data/file"), "two\n").unwrap();
+    assert!(leaving.mounts().unwrap().is_none(), "nothing was mounted since");
     from.last(&mut Apply(to.as_mut())).unwrap();
+    copy.settle_mounts().unwrap_or_else(|e| panic!("{}", chain(&e)));
 
     // Its first process waits as pid 1 of namespaces of its own, in the copy's groups, with the socket open.
     let options = copy.options().unwrap();

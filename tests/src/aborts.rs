@@ -43,6 +43,7 @@ pub const TARGET: &[&str] = &[
     "session-target-preparing-begin",
     "session-target-preparing-begun",
     "session-target-preparing-sandbox",
+    "session-target-preparing-mounts",
     "session-target-precopy-begin",
     "session-target-precopy-groups",
     "session-target-precopy-round",

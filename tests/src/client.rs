@@ -64,6 +64,8 @@ fn run(args: &[String]) -> Result<Verdict> {
         }
         // lines ADDRESS CLIENTS: asks `check` and expects `ok N ...` with N rising by one
         "lines" => Ok(many(arg(2)?.parse()?, &|id, stop| crate::workload::lines::check(address, id, stop))),
+        // ask ADDRESS QUESTION ANSWER: one line each
+        "ask" => crate::workload::lines::ask(address, arg(2)?, arg(3)?).map(|()| Verdict::default()),
         other => bail!("no client is called {other}"),
     }
 }

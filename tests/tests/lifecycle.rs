@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::client;
 use tests::cluster::{Cluster, wait_for};
 use tests::suite::{self, Case};
-use tests::workload::{FILES_PROGRAM, PYTHON_PROGRAM, http, system};
+use tests::workload::{FILES_PROGRAM, MOUNTS_PROGRAM, PYTHON_PROGRAM, http, system};
 
 fn main() -> ExitCode {
     if let Some(code) = client::run_if_asked() {
@@ -53,6 +53,7 @@ fn main() -> ExitCode {
             programs: system::PROGRAMS,
             run: system_container,
         },
+        Case { name: "mounts_made_by_a_program_move_there_and_back", programs: &["python3"], run: mounts },
     ])
 }
 
@@ -435,6 +436,34 @@ fn network() -> Result<()> {
     ensure!(refused.code != 0 && format!("{refused:?}").contains("x0 is of kind vxlan"), "{refused:?}");
     ensure!(cluster.node_of("net")? == "node-b", "it is where it was");
     cluster.wait_for_port(address)?;
+    cluster.passed();
+    Ok(())
+}
+
+fn mounts() -> Result<()> {
+    let cluster = Cluster::up()?;
+    let address: SocketAddr = "10.77.0.103:7000".parse()?;
+    let bundle = cluster.dir().join("bundles/mounts");
+    let out = bundle.to_str().unwrap_or_default();
+    let command = ["/usr/bin/python3", "/data/program.py"];
+    cluster.must([&["dev", "bundle", "--out", out, "--rw", "/data", "--"][..], &command].concat())?;
+    std::fs::write(bundle.join("rootfs/data/program.py"), MOUNTS_PROGRAM)?;
+    let path = bundle.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    for set in ["bounding", "effective", "permitted"] {
+        let list = config.pointer_mut(&format!("/process/capabilities/{set}")).and_then(Value::as_array_mut);
+        let list = list.context("the bundle has no capabilities")?;
+        list.extend(["CAP_SYS_ADMIN", "CAP_SYS_CHROOT"].map(Value::from));
+    }
+    std::fs::write(&path, config.to_string())?;
+    cluster.start_bundle("mounts", "node-a", "10.77.0.103/24", &bundle)?;
+    cluster.wait_for_port(address)?;
+    let clients = cluster.client(&["lines", &address.to_string(), "2"])?;
+    moves(&cluster, "mounts", &["node-b", "node-a", "node-b"])?;
+    let verdict = clients.verdict()?;
+    ensure!(verdict.replies > 100, "too few replies to mean anything: {verdict:?}");
+    println!("mounts: {verdict:?}");
+    cluster.client_once(&["ask", &address.to_string(), "uncover", "ok below"])?;
     cluster.passed();
     Ok(())
 }

@@ -30,6 +30,17 @@ impl Place {
         remove(&self.dir, self.name()).map_err(FilesError::file("replace", &self.path))
     }
 
+    /// An empty file with no other name: it may have been made so that something can be mounted on it, and that would go
+    /// with it.
+    pub(super) fn is_placeholder(&self) -> Result<bool, FilesError> {
+        match statat(&self.dir, self.name(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+                && (stat.st_nlink, stat.st_size) == (1, 0)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(FilesError::file("read", &self.path)(error)),
+        }
+    }
+
     /// What has this name; no link is followed.
     pub(super) fn kind(&self) -> Result<Option<FileType>, FilesError> {
         match statat(&self.dir, self.name(), AtFlags::SYMLINK_NOFOLLOW) {

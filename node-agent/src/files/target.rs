@@ -141,7 +141,7 @@ impl Target {
 
     fn open_file(&mut self, area: AreaId, path: &[u8], size: u64, fresh: bool) -> Result<(), FilesError> {
         let place = self.place(area, path)?;
-        if fresh {
+        if fresh && !place.is_placeholder()? {
             place.clear()?;
         }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;

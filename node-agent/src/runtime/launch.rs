@@ -100,7 +100,12 @@ pub(super) fn launch(
     sys::sock::send_fds(ours.as_fd(), &sources)
         .map_err(|error| talk.failed("take the sources of its mounts", error.into()))?;
     match talk.next("build its sandbox")? {
-        Event::Built => Ok(launched),
+        Event::Built => {
+            // What the container mounts itself is told by the difference.
+            let mounts = fs::read(format!("/proc/{pid}/mountinfo")).map_err(shim_error)?;
+            fs::write(dir.mounts(), mounts).map_err(RuntimeError::file("write", dir.mounts()))?;
+            Ok(launched)
+        }
         other => Err(talk.unexpected(&other)),
     }
 }

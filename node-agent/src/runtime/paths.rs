@@ -7,6 +7,7 @@
 //!     record.json            the container's record; written atomically
 //!     config.json            the OCI configuration it was made from
 //!     sandbox.json           what its shim and its first process were told
+//!     mounts                 mountinfo of its sandbox when that had just been built
 //!     log                    its standard output and error, appended
 //!     shim.log               messages of the shim
 //!     exit.json              how the root process ended, written by the shim
@@ -106,6 +107,12 @@ impl ContainerDir {
     #[must_use]
     pub fn sandbox(&self) -> PathBuf {
         self.root.join("sandbox.json")
+    }
+
+    /// See the module's documentation.
+    #[must_use]
+    pub fn mounts(&self) -> PathBuf {
+        self.root.join("mounts")
     }
 
     /// See the module's documentation.

@@ -4,12 +4,13 @@
 //! real thing. Everything here is synchronous and is called from a session's own thread; the objects
 //! move to that thread once and stay there.
 //!
-//! Order of calls, source: [`Node::source`] -> `tree`, `host_refusals`, `groups`, `spec` -> `files` rounds -> freeze ->
-//! `lock().engage()` -> last files, last groups -> `final_state` -> `held` -> (COMMITTED) -> kill -> `remove` -> `late` for some seconds ->
-//! `NetLock::release`. On abort: `NetLock::lift`, then the thaw, then `settle(Settled::Running)`.
+//! Order of calls, source: [`Node::source`] -> `tree`, `host_refusals`, `groups`, `spec` -> `files` -> rounds of `mounts` and
+//! files -> freeze -> `lock().engage()` -> `mounts`, last files, last groups -> `final_state` -> `held` -> (COMMITTED) -> kill ->
+//! `remove` -> `late` for some seconds -> `NetLock::release`. On abort: `NetLock::lift`, then the thaw, then
+//! `settle(Settled::Running)`.
 //!
-//! Order of calls, target: [`Node::lacks`], [`Node::incoming`] -> `files` -> `options` -> `groups` rounds -> `final_state` ->
-//! restore -> `limits` -> `ready` ->
+//! Order of calls, target: [`Node::lacks`], [`Node::incoming`] -> `files`, `mounts` -> `options` -> rounds of `mounts` and
+//! `groups` -> `final_state` -> `settle_mounts` -> restore -> `limits` -> `ready` ->
 //! (Commit) -> `attach` -> `announce` -> `deliver` -> thaw -> `adopt`; or `discard` at any time before Commit.
 
 use std::fmt::Debug;
@@ -196,7 +197,7 @@ pub trait ContainerSource: Send {
     /// When the container's record cannot be read.
     fn spec(&self) -> Result<Vec<u8>, PortError>;
 
-    /// What the host keeps for it that cannot move. Looks without touching.
+    /// What the host keeps for it (mounts, its network) that cannot move. Looks without touching.
     ///
     /// # Errors
     /// When it cannot be looked at.
@@ -208,6 +209,14 @@ pub trait ContainerSource: Send {
     /// # Errors
     /// [`PortError::Refused`] when something has come up that cannot move; the container is as before.
     fn final_state(&self) -> Result<Vec<HostState>, PortError>;
+
+    /// The container's mounts as they are now; `None` when that is what the last call said. At most [`MAX_MOUNTS`] bytes,
+    /// opaque to the session. Directories in memory that are named in it belong to the rounds of
+    /// [`ContainerSource::files`] from then on.
+    ///
+    /// # Errors
+    /// [`PortError::Refused`] when something has come up that cannot move; the container is as before.
+    fn mounts(&mut self) -> Result<Option<Vec<u8>>, PortError>;
 
     /// Its directory in the cgroup v2 freezer.
     fn cgroup(&self) -> PathBuf;
@@ -306,6 +315,9 @@ pub trait FileSink {
     fn batch(&mut self, batch: &[u8]) -> io::Result<()>;
 }
 
+/// Largest [`ContainerSource::mounts`], bytes.
+pub const MAX_MOUNTS: usize = 4 * 1024 * 1024;
+
 /// Largest batch that a [`FileSink`] takes, bytes.
 pub const MAX_FILE_BATCH: usize = 4 * 1024 * 1024 - 64;
 
@@ -366,6 +378,20 @@ pub trait ContainerTarget: Send {
     /// # Errors
     /// What the kernel refused; the copy is to be discarded.
     fn limits(&mut self, tasks: &[CopyTask]) -> Result<(), PortError>;
+
+    /// Makes the sandbox have the mounts that [`ContainerSource::mounts`] said, as far as that can be before the files
+    /// are complete. The first call comes before [`ContainerTarget::options`].
+    ///
+    /// # Errors
+    /// [`PortError::Refused`] names what this node lacks. The copy is to be discarded.
+    fn mounts(&mut self, mounts: &[u8]) -> Result<(), PortError>;
+
+    /// The last files are in their place and the engine is about to open them: the rest of the last
+    /// [`ContainerTarget::mounts`].
+    ///
+    /// # Errors
+    /// As above.
+    fn settle_mounts(&mut self) -> Result<(), PortError>;
 
     /// Takes batches of [`FileSource`]s.
     ///

@@ -27,6 +27,8 @@ use crate::transfer::message::{PeerMessage, Purpose};
 
 /// How long the target may take to build the sandbox.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the target may take to change the mounts of its sandbox.
+const MOUNTS_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the target may take to put a round in its place after it has been sent.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -230,6 +232,7 @@ impl Session {
             self.step(Phase::PreCopy, "round")?;
             let began = Instant::now();
             let sent_before = self.bulk.as_ref().map_or(0, BulkSender::sent);
+            self.mounts()?;
             let Sent { pages: stats, files } = self.copy_round(When::Running)?;
             let index = self.round - 1;
             self.send(&PeerMessage::RoundEnd { index })?;
@@ -280,6 +283,20 @@ impl Session {
                 Next::Round => {}
                 Next::Cut => return Ok(()),
                 Next::GiveUp => return Err(Failure::NotConverged(decision.reason)),
+            }
+        }
+    }
+
+    /// Has the target's sandbox follow what the container mounted and unmounted, and waits until it has.
+    pub(super) fn mounts(&mut self) -> Result<(), Failure> {
+        let Some(mounts) = self.container.mounts()? else { return Ok(()) };
+        self.send(&PeerMessage::Mounts(mounts))?;
+        loop {
+            match self.answer(MOUNTS_TIMEOUT)? {
+                PeerMessage::MountsMade(lacks) if lacks.is_empty() => return Ok(()),
+                PeerMessage::MountsMade(lacks) => return Err(Failure::Refused(lacks)),
+                PeerMessage::RoundDone { index } if index < self.round => {}
+                other => return Err(unexpected(&other)),
             }
         }
     }

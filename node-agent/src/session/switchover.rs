@@ -56,6 +56,7 @@ impl Session {
         if let Some(bulk) = self.bulk.as_mut() {
             bulk.unlimited();
         }
+        self.mounts()?;
         let Sent { pages, files } = self.copy_round(When::Frozen)?;
         let index = self.round - 1;
         let last_pages = began.elapsed();

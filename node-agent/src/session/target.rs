@@ -19,7 +19,7 @@ use super::clocks::{Distance, HostClocks};
 use super::compat;
 use super::failure::{Failure, failpoint};
 use super::groups;
-use super::ports::{ContainerTarget, EthernetFrame, HostState, Incoming};
+use super::ports::{ContainerTarget, EthernetFrame, HostState, Incoming, PortError};
 use super::status::{Phase, Role};
 use super::waiting::{Waiting, end_discarded};
 use crate::commit;
@@ -192,6 +192,13 @@ impl Session {
                     self.take_stream(link)?;
                     self.enter(Phase::PreCopy)?;
                 }
+                PeerMessage::Mounts(mounts) => {
+                    let lacks = self.mounts(&mounts)?;
+                    link.send(&PeerMessage::MountsMade(lacks.clone()))?;
+                    if !lacks.is_empty() {
+                        return Err(Failure::Refused(lacks));
+                    }
+                }
                 PeerMessage::Shape { generation, shape } => {
                     self.reconcile(generation, &shape)?;
                 }
@@ -273,6 +280,16 @@ impl Session {
         };
         self.container = Some(self.agent.node.incoming(&request)?);
         failpoint("session-target-preparing-sandbox")
+    }
+
+    /// What the node lacks for it; empty when it was done.
+    fn mounts(&mut self, mounts: &[u8]) -> Result<Vec<image::Refusal>, Failure> {
+        failpoint("session-target-preparing-mounts")?;
+        match self.container.as_mut().ok_or_else(nothing_built)?.mounts(mounts) {
+            Ok(()) => Ok(Vec::new()),
+            Err(PortError::Refused(lacks)) => Ok(lacks),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits for the bulk stream, or for the source to say that none will come.
@@ -385,6 +402,7 @@ impl Session {
         let container = self.container.as_mut().ok_or_else(nothing_built)?;
         // Sockets rely on addresses, and packets on rules.
         container.final_state(host)?;
+        container.settle_mounts()?;
         let mut engine = self.engine.take().ok_or_else(nothing_built)?;
         let times = match engine.restore(image, container.externals()) {
             Ok(times) => times,

@@ -91,6 +91,10 @@ pub enum PeerMessage {
     },
     /// Target: the sandbox stands; bulk streams may be opened.
     Prepared,
+    /// Source: the container's mounts as they are now, opaque here. In answer to it: [`PeerMessage::MountsMade`].
+    Mounts(Vec<u8>),
+    /// Target: the sandbox has them now, if empty; else what the target lacks.
+    MountsMade(Vec<Refusal>),
     /// Source: processes and mappings, before the pages that need them. The target says nothing.
     Shape {
         /// Rises by one with each shape of a session, from 1.
@@ -185,6 +189,8 @@ impl PeerMessage {
             Self::Clocks(_) => "Clocks",
             Self::Spec { .. } => "Spec",
             Self::Prepared => "Prepared",
+            Self::Mounts(_) => "Mounts",
+            Self::MountsMade(_) => "MountsMade",
             Self::Shape { .. } => "Shape",
             Self::Groups(_) => "Groups",
             Self::RoundEnd { .. } => "RoundEnd",

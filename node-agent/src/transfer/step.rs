@@ -45,6 +45,7 @@ pub fn step(state: SessionState, message: &PeerMessage) -> Result<SessionState, 
         (Greeted, PeerMessage::Check { .. }) => Checked,
         (Checked, PeerMessage::AskClocks) => Checked,
         (Checked, PeerMessage::Spec { .. }) => Filling { generation: 0, round: 0 },
+        (Filling { .. }, PeerMessage::Mounts(_)) => state,
         (Filling { generation, round }, PeerMessage::Shape { generation: next, .. })
             if Some(*next) == generation.checked_add(1) =>
         {
@@ -129,6 +130,7 @@ mod tests {
             PeerMessage::Invalid,
             PeerMessage::Prepared,
             PeerMessage::Clocks(HostClocks::default()),
+            PeerMessage::MountsMade(vec![]),
             PeerMessage::Ready { took: std::time::Duration::ZERO },
             PeerMessage::Lost,
             PeerMessage::Query,
@@ -140,6 +142,17 @@ mod tests {
                 assert!(step(state, wrong).is_err());
             }
             state = step(state, &message).unwrap();
+        }
+    }
+
+    #[test]
+    fn mounts_come_between_spec_and_switchover() {
+        let mounts = PeerMessage::Mounts(vec![1]);
+        let mut state = SessionState::default();
+        for (index, message) in all().iter().enumerate() {
+            let expected = (2..6).contains(&index);
+            assert_eq!(step(state, &mounts).is_ok(), expected, "before message {index}");
+            state = step(state, message).unwrap();
         }
     }
 

@@ -78,6 +78,21 @@ pub fn open_tree(dir: Option<BorrowedFd<'_>>, path: &Path, flags: u32) -> Result
 /// # Errors
 /// `ENOENT`, `EINVAL` (a mount whose parent is shared), `EPERM`.
 pub fn move_mount(from: BorrowedFd<'_>, dir: Option<BorrowedFd<'_>>, path: &Path) -> Result<()> {
+    move_with(from, dir, path, 0)
+}
+
+/// move_mount(2) with `MOVE_MOUNT_SET_GROUP` (Linux 5.15): the private mount `to` becomes a peer of `from` if that is
+/// shared, and a slave of `from`'s master if it has one. Nothing moves.
+///
+/// # Errors
+/// `EINVAL`: other file systems, `to` shows a directory that `from` does not show, `to` is not private, or
+/// `from` is; or the kernel is older.
+pub fn join_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    const SET_GROUP: u32 = 0x100;
+    move_with(from, Some(to), Path::new(""), SET_GROUP)
+}
+
+fn move_with(from: BorrowedFd<'_>, dir: Option<BorrowedFd<'_>>, path: &Path, flags: u32) -> Result<()> {
     const F_EMPTY_PATH: u32 = 4;
     const T_EMPTY_PATH: u32 = 0x40;
     let path = c_path(path)?;
@@ -90,7 +105,7 @@ pub fn move_mount(from: BorrowedFd<'_>, dir: Option<BorrowedFd<'_>>, path: &Path
             empty.as_ptr(),
             at(dir),
             path.as_ptr(),
-            F_EMPTY_PATH | T_EMPTY_PATH,
+            F_EMPTY_PATH | T_EMPTY_PATH | flags,
         )
     })
     .map(drop)
@@ -126,7 +141,7 @@ pub fn set_attributes(
     .map(drop)
 }
 
-/// A file system being configured: fsopen(2), fsconfig(2), fsmount(2).
+/// A file system being configured: fsopen(2) or fspick(2), fsconfig(2), fsmount(2).
 #[derive(Debug)]
 pub struct FsContext {
     fd: OwnedFd,
@@ -144,6 +159,35 @@ impl FsContext {
         // SAFETY: `name` is NUL-terminated and outlives the call.
         let fd = new_fd(unsafe { libc::syscall(libc::SYS_fsopen, name.as_ptr(), FSOPEN_CLOEXEC) })?;
         Ok(Self { fd })
+    }
+
+    /// fspick(2): the file system of the mount whose root `mount` is, to be changed by [`FsContext::reconfigure`].
+    ///
+    /// # Errors
+    /// `EINVAL` not the root of a mount, `EPERM`.
+    pub fn pick(mount: BorrowedFd<'_>) -> Result<Self> {
+        const FSPICK_CLOEXEC: u32 = 1;
+        const FSPICK_EMPTY_PATH: u32 = 8;
+        let empty: &CStr = c"";
+        // SAFETY: the path is NUL-terminated and outlives the call.
+        let fd = new_fd(unsafe {
+            libc::syscall(
+                libc::SYS_fspick,
+                mount.as_raw_fd(),
+                empty.as_ptr(),
+                FSPICK_CLOEXEC | FSPICK_EMPTY_PATH,
+            )
+        })?;
+        Ok(Self { fd })
+    }
+
+    /// Applies the options that were set. Entries of directories that nobody uses are forgotten.
+    ///
+    /// # Errors
+    /// The file system's own; `EBUSY` read-only while files are open for writing.
+    pub fn reconfigure(self) -> Result<()> {
+        const FSCONFIG_CMD_RECONFIGURE: u32 = 7;
+        self.config(FSCONFIG_CMD_RECONFIGURE, None, None, 0)
     }
 
     fn config(&self, command: u32, key: Option<&CStr>, value: Option<&CStr>, aux: i32) -> Result<()> {
@@ -211,6 +255,16 @@ pub fn mount(
 /// `EINVAL` no mount point, `EPERM`.
 pub fn detach(path: &Path) -> Result<()> {
     nix::mount::umount2(path, MntFlags::MNT_DETACH)
+}
+
+/// As [`detach`], of what is mounted on top at `name` in the directory `dir` (`.`: on `dir` itself). `name` is not
+/// followed when it is a link. The calling thread must have a working directory of its own; it is `dir` afterwards.
+///
+/// # Errors
+/// As [`detach`].
+pub fn detach_in(dir: BorrowedFd<'_>, name: &Path) -> Result<()> {
+    nix::unistd::fchdir(dir)?;
+    nix::mount::umount2(name, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
 }
 
 /// umount2(2) without flags.

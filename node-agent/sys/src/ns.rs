@@ -196,7 +196,7 @@ pub fn within<T: Send>(fd: BorrowedFd<'_>, kind: Kind, work: impl FnOnce() -> T 
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread that stays in a network namespace and runs work there: for the pause, where making a thread costs.
+/// A thread that stays in a network namespace (or, by [`NetnsThread::start_within`], in others) and runs work there: for the pause, where making a thread costs.
 #[derive(Debug)]
 pub struct NetnsThread {
     jobs: Option<mpsc::Sender<Job>>,
@@ -219,6 +219,18 @@ impl NetnsThread {
     /// Those of unshare(2).
     pub fn start_new() -> Result<Self> {
         Self::start_with(|| unshare(libc::CLONE_NEWNET))
+    }
+
+    /// Starts the thread inside all of these namespaces, in their order, with a root and working directory of its
+    /// own. For a mount namespace, whose root directory is the thread's then.
+    ///
+    /// # Errors
+    /// Those of setns(2); a user namespace is always refused (`EINVAL`), because this process has several threads.
+    pub fn start_within(namespaces: Vec<(OwnedFd, Kind)>) -> Result<Self> {
+        Self::start_with(move || {
+            unshare(libc::CLONE_FS)?;
+            namespaces.iter().try_for_each(|(fd, kind)| enter(fd.as_fd(), *kind))
+        })
     }
 
     fn start_with(first: impl FnOnce() -> Result<()> + Send + 'static) -> Result<Self> {

@@ -144,6 +144,11 @@ impl ContainerSource for FakeContainer {
         }
     }
 
+    fn mounts(&mut self) -> Result<Option<Vec<u8>>, PortError> {
+        self.log.add("mounts");
+        Ok(Some(b"mounts".to_vec()))
+    }
+
     fn spec(&self) -> Result<Vec<u8>, PortError> {
         Ok(self.name.clone().into_bytes())
     }
@@ -284,6 +289,17 @@ impl ContainerTarget for FakeIncoming {
 
     fn limits(&mut self, _: &[CopyTask]) -> Result<(), PortError> {
         self.log.add("limits");
+        Ok(())
+    }
+
+    fn mounts(&mut self, mounts: &[u8]) -> Result<(), PortError> {
+        assert_eq!(mounts, b"mounts");
+        self.log.add("make mounts");
+        Ok(())
+    }
+
+    fn settle_mounts(&mut self) -> Result<(), PortError> {
+        self.log.add("settle mounts");
         Ok(())
     }
 

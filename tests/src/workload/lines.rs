@@ -45,3 +45,17 @@ pub fn check(address: SocketAddr, id: usize, stop: &dyn Fn() -> bool) -> Result<
     }
     Ok((answers, longest))
 }
+
+/// Asks once.
+///
+/// # Errors
+/// When the answer is another one, or none comes.
+pub fn ask(address: SocketAddr, question: &str, expected: &str) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    writeln!(stream, "{question}")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    ensure!(line.trim_end() == expected, "{question}: {line:?} instead of {expected:?}");
+    Ok(())
+}

@@ -17,6 +17,12 @@ pub struct Mount {
     pub point: Vec<u8>,
     /// Per-mount options.
     pub options: String,
+    /// Its peer group, when it is shared.
+    pub shared: Option<u32>,
+    /// The peer group that it receives mounts from, when it is a slave.
+    pub master: Option<u32>,
+    /// It cannot be bound.
+    pub unbindable: bool,
     /// Type of the file system.
     pub fs_type: String,
     /// What is mounted.
@@ -44,7 +50,20 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let root = unescape(fields.next()?);
     let point = unescape(fields.next()?);
     let options = text(fields.next()?);
-    fields.by_ref().find(|field| *field == b"-")?;
+    let (mut shared, mut master, mut unbindable) = (None, None, false);
+    loop {
+        let field = fields.next()?;
+        if field == b"-" {
+            break;
+        }
+        if let Some(group) = field.strip_prefix(b"shared:") {
+            shared = Some(number(group)?);
+        } else if let Some(group) = field.strip_prefix(b"master:") {
+            master = Some(number(group)?);
+        } else if field == b"unbindable" {
+            unbindable = true;
+        }
+    }
     Some(Mount {
         id,
         parent,
@@ -52,6 +71,9 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
         root,
         point,
         options,
+        shared,
+        master,
+        unbindable,
         fs_type: text(fields.next()?),
         source: fields.next().map(unescape).unwrap_or_default(),
         super_options: fields.next().map(text).unwrap_or_default(),
@@ -98,6 +120,8 @@ mod tests {
         assert_eq!(mounts[0].point, b"/mnt/a b\\");
         assert_eq!((mounts[0].id, mounts[0].fs_type.as_str()), (28, "tmpfs"));
         assert_eq!((mounts[1].device, mounts[1].root.as_slice()), ((254, 0), b"/sub".as_slice()));
+        assert_eq!((mounts[0].shared, mounts[0].master, mounts[0].unbindable), (Some(1), Some(2), false));
+        assert_eq!((mounts[1].shared, mounts[1].master), (None, None));
         assert!(parse(b"1 2 3\n").is_err());
     }
 

@@ -246,11 +246,10 @@ impl MmReader<'_> {
     }
 
     fn fs_type(&mut self, pid: i32, mount: i32) -> Result<Option<String>, InspectError> {
-        if self.mounts.is_empty() {
-            *self.mounts = crate::proc::mountinfo::read(pid)?
-                .into_iter()
-                .map(|mount| (mount.id, mount.fs_type))
-                .collect();
+        // A process that lives in a chroot sees a part of the mounts.
+        if !self.mounts.contains_key(&mount) {
+            let all = crate::proc::mountinfo::read(pid)?;
+            self.mounts.extend(all.into_iter().map(|mount| (mount.id, mount.fs_type)));
         }
         Ok(self.mounts.get(&mount).cloned())
     }

@@ -131,6 +131,8 @@ impl Looker {
             ipc::check(self.spec.root, &pids, findings)?;
             self.groups = multicast::read(self.spec.root)?;
         }
+        // Containers mount and unmount, and numbers are used again.
+        self.mounts.clear();
         self.registry.begin();
         let mut look = Look::default();
         for process in tree {

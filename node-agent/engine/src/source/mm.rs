@@ -54,7 +54,7 @@ pub(crate) struct MmReader<'a> {
     pub(crate) registry: &'a mut Registry,
     /// Where refusals go.
     pub(crate) findings: &'a mut Findings,
-    /// File system types by mount id; filled at the first use.
+    /// File system types by mount id, as far as they were asked for in this look.
     pub(crate) mounts: &'a mut std::collections::HashMap<i32, String>,
     /// Our own trackers are in place: userfaultfd flags say nothing about the program.
     pub(crate) tracked: bool,

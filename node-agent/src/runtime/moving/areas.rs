@@ -1,15 +1,17 @@
-//! Which parts of a container's file tree travel: its root directory, the volumes that are copied, and its
-//! tmpfs mounts. Source and target derive the same list from the same configuration.
+//! Which parts of a file tree travel. Of a container: its root directory and the volumes that are copied; its
+//! directories in memory come with its mounts ([`super::mounts`]). Of a tree that is saved to disk: the tmpfs mounts of
+//! its description.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
 
 use engine::proc::mountinfo;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstatfs, openat2};
 
 use super::blueprint::Rootfs;
@@ -19,8 +21,9 @@ use crate::runtime::volumes::{self, Volume};
 /// `TMPFS_MAGIC` of statfs(2).
 const TMPFS: i64 = 0x0102_1994;
 
-/// Opens them. `pid` is the container's root process, or the first process of its copy.
-pub(super) fn open(spec: &Spec, rootfs: &Rootfs, path: &Path, pid: i32) -> io::Result<Vec<Area>> {
+/// The root directory, unless both nodes have it, and the volumes that are copied. Source and target derive the same list
+/// from the same configuration.
+pub(super) fn open(spec: &Spec, rootfs: &Rootfs, path: &Path) -> io::Result<Vec<Area>> {
     let mut areas = Vec::new();
     if *rootfs == Rootfs::Sync {
         areas.push(Area::new(File::open(path)?.into(), "/"));
@@ -30,8 +33,24 @@ pub(super) fn open(spec: &Spec, rootfs: &Rootfs, path: &Path, pid: i32) -> io::R
     {
         areas.push(self::volume(volume)?);
     }
-    areas.extend(tmpfs(spec, pid)?);
     Ok(areas)
+}
+
+/// Where the container sees the areas of [`open`].
+pub(super) fn points(spec: &Spec, rootfs: &Rootfs) -> BTreeSet<Vec<u8>> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let place = |mount: &Mount| mount.destination().components().collect::<PathBuf>();
+    let mut points: BTreeSet<Vec<u8>> = mounts
+        .iter()
+        .filter(|mount| volumes::comes_along(spec, mount))
+        // Of two on one point, it is not known here which is meant.
+        .filter(|mount| mounts.iter().filter(|other| place(other) == place(mount)).count() == 1)
+        .map(|mount| place(mount).into_os_string().into_vec())
+        .collect();
+    if *rootfs == Rootfs::Sync {
+        points.insert(b"/".to_vec());
+    }
+    points
 }
 
 fn volume(volume: &Volume) -> io::Result<Area> {

@@ -1,5 +1,6 @@
 //! A container on the node that it comes to.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,13 +13,14 @@ use image::groups::Groups;
 use image::{Refusal, Subject};
 use oci_spec::runtime::Spec;
 use sys::ns::{self, Kind};
-use sys::prctl::own::FileUser;
 
+use super::area_groups::{Applying, Targets};
 use super::areas;
 use super::blueprint::{Blueprint, Rootfs};
 use super::groups;
 use super::leaving::LOG;
 use super::lock::failed;
+use super::mounts::{MakeError, Maker, Tree};
 use super::network::{self as moving, Arriving};
 use crate::files::Target;
 use crate::network::state::NetState;
@@ -48,6 +50,11 @@ pub(super) struct Coming {
     network: Option<Arriving>,
     externals: Stdio,
     groups: groups::Coming,
+    targets: Targets,
+    /// The host's numbers of the container's root, when it has a user namespace.
+    owner: Option<(u32, u32)>,
+    /// Until the mounts are complete.
+    maker: Option<Maker>,
     discarded: bool,
 }
 
@@ -149,11 +156,14 @@ impl Coming {
                 runtime: Arc::clone(runtime),
                 groups: groups::Coming::new(&record.cgroup),
                 record,
-                spec,
                 rootfs: blueprint.rootfs,
                 channel: Some(channel),
                 port,
                 externals: Stdio { log: dir.log() },
+                targets: Targets::default(),
+                owner: UserNamespace::of(&spec).and_then(|user| user.root()),
+                spec,
+                maker: None,
                 discarded: false,
             }),
             Err(error) => {
@@ -179,16 +189,27 @@ impl Coming {
             groups: groups::Coming::new(&record.cgroup),
             runtime,
             record,
-            spec,
             channel: None,
             port,
             network: None,
+            spec,
+            targets: Targets::default(),
+            owner: None,
+            maker: None,
             discarded: false,
         })
     }
 
     fn pid(&self) -> i32 {
         self.record.root.as_ref().map_or(0, |root| root.pid)
+    }
+
+    /// The answer to a change of its mounts.
+    fn made<T>(&self, result: Result<T, MakeError>) -> Result<T, PortError> {
+        result.map_err(|error| match error {
+            MakeError::Lacks(refusals) => PortError::Refused(refusals),
+            error => PortError::failed(format!("make the mounts of {}", self.record.name), error),
+        })
     }
 
     fn failed<T>(
@@ -230,12 +251,39 @@ impl ContainerTarget for Coming {
         self.groups.limits(self.record.name.as_str(), tasks)
     }
 
+    fn mounts(&mut self, mounts: &[u8]) -> Result<(), PortError> {
+        let tree = self.failed("understand the mounts of", Tree::decode(mounts))?;
+        let groups = tree.groups();
+        if self.maker.is_none() {
+            let own = areas::points(&self.spec, &self.rootfs);
+            let maker = Maker::new(self.pid(), own, self.owner);
+            self.maker = Some(self.made(maker)?);
+        }
+        let Some(maker) = &mut self.maker else { return Ok(()) };
+        let made = maker.apply(tree);
+        let areas = self.made(made)?;
+        self.targets.keep(&groups);
+        for (area, dir) in areas {
+            let target = Target::new(vec![area.open(dir)], self.externals.log.clone());
+            self.targets.set(area.group, target);
+        }
+        Ok(())
+    }
+
+    fn settle_mounts(&mut self) -> Result<(), PortError> {
+        // They may hold a file open for writing.
+        self.targets.keep(&HashSet::new());
+        let Some(maker) = self.maker.take() else { return Ok(()) };
+        let finished = maker.finish();
+        self.made(finished)
+    }
+
     fn files(&mut self) -> Result<Box<dyn FileTarget>, PortError> {
-        let areas = areas::open(&self.spec, &self.rootfs, &self.record.rootfs, self.pid());
+        let areas = areas::open(&self.spec, &self.rootfs, &self.record.rootfs);
         let areas = self.failed("open the files of", areas)?;
-        let target = Target::new(areas, self.externals.log.clone());
-        let owner = UserNamespace::of(&self.spec).and_then(|user| user.root());
-        Ok(Box::new(Files { name: self.record.name.to_string(), target, owner }))
+        self.targets.set(0, Target::new(areas, self.externals.log.clone()));
+        let (name, targets) = (self.record.name.to_string(), self.targets.clone());
+        Ok(Box::new(Applying { name, targets, owner: self.owner }))
     }
 
     fn final_state(&mut self, states: &[HostState]) -> Result<(), PortError> {
@@ -291,6 +339,8 @@ impl ContainerTarget for Coming {
             return Ok(());
         }
         self.network = None;
+        self.maker = None;
+        self.targets.clear();
         let lock = self.runtime.lock_of(&self.record.name);
         let _held = crate::runtime::hold(&lock);
         let erased = self.runtime.erase(&self.record);
@@ -312,24 +362,5 @@ impl Externals for Stdio {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("this runtime supplies no {key}")));
         }
         Ok(File::options().append(true).create(true).open(&self.log)?.into())
-    }
-}
-
-/// Applies files below the container's directories.
-#[derive(Debug)]
-struct Files {
-    name: String,
-    target: Target,
-    /// The host's numbers of the container's root, when it has a user namespace: its tmpfs take files of users that are
-    /// mapped there, and of no others.
-    owner: Option<(u32, u32)>,
-}
-
-impl FileTarget for Files {
-    fn apply(&mut self, batch: &[u8]) -> Result<(), PortError> {
-        let what = || format!("write the files of {}", self.name);
-        let owner = self.owner.map(|(uid, gid)| FileUser::set(uid, gid)).transpose();
-        let _owner = owner.map_err(|error| PortError::failed(what(), error))?;
-        self.target.apply(batch).map_err(|error| PortError::failed(what(), error))
     }
 }

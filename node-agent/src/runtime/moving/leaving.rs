@@ -1,6 +1,7 @@
 //! A container on the node that it leaves.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -11,19 +12,19 @@ use engine::source::{External, Namespaces, TreeSpec};
 use image::Refusal;
 use oci_spec::runtime::Spec;
 
+use super::area_groups::{Sending, Sources};
 use super::areas;
 use super::blueprint::{Blueprint, Rootfs};
 use super::clocks::Clocks;
 use super::groups;
 use super::lock::ContainerLock;
+use super::mounts::{Explored, explore};
 use super::network::Outgoing;
-use super::written::written;
-use crate::files::{self, Source};
-use crate::runtime::cgroup::Cgroup;
+use crate::files::Source;
 use crate::runtime::record::{Process, Record, Stage};
 use crate::runtime::{Runtime, RuntimeError, terminals};
 use crate::session::ports::{
-    ContainerSource, FileRound, FileSink, FileSource, GroupSource, HostState, NetLock, PortError, Settled,
+    ContainerSource, FileSource, GroupSource, HostState, NetLock, PortError, Settled,
 };
 
 /// The key of the log among what the runtime gives to a container.
@@ -39,11 +40,38 @@ pub(super) struct Leaving {
     root: Process,
     /// Its network, once its target was told of it.
     network: RefCell<Option<Outgoing>>,
+    sources: Sources,
+    /// mountinfo at the last look, and what was said about it.
+    said: Option<(Vec<u8>, Vec<u8>)>,
+    /// Devices of configured file systems that were seen to be gone.
+    dead: HashSet<(u32, u32)>,
 }
 
 impl Leaving {
     pub(super) fn new(runtime: Arc<Runtime>, record: Record, root: Process) -> Self {
-        Self { runtime, record, root, network: RefCell::new(None) }
+        Self {
+            runtime,
+            record,
+            root,
+            network: RefCell::new(None),
+            sources: Sources::default(),
+            said: None,
+            dead: HashSet::new(),
+        }
+    }
+
+    /// Looks at its mounts; areas that are sent already are not opened again.
+    fn explore(&self) -> Result<Explored, PortError> {
+        let name = &self.record.name;
+        let path = self.runtime.state().container(name).mounts();
+        let base = fs::read(&path)
+            .map_err(|error| PortError::failed(format!("read {}", path.display()), error))
+            .and_then(|text| {
+                engine::proc::mountinfo::parse(&text)
+                    .map_err(|error| PortError::failed(format!("understand {}", path.display()), error))
+            })?;
+        explore(self.root.pid, &base, &self.sources.known(), &self.dead)
+            .map_err(|error| PortError::failed(format!("look at the mounts of {name}"), error))
     }
 
     fn config(&self) -> Result<Spec, PortError> {
@@ -97,7 +125,9 @@ impl ContainerSource for Leaving {
     }
 
     fn host_refusals(&self) -> Result<Vec<Refusal>, PortError> {
-        Ok(Outgoing::look(&self.record, self.root.pid)?.refusals().to_vec())
+        let mut refusals = self.explore()?.refusals;
+        refusals.extend_from_slice(Outgoing::look(&self.record, self.root.pid)?.refusals());
+        Ok(refusals)
     }
 
     fn final_state(&self) -> Result<Vec<HostState>, PortError> {
@@ -106,6 +136,28 @@ impl ContainerSource for Leaving {
             PortError::failed(format!("describe {}", self.record.name), "its target knows nothing of it yet")
         })?;
         Ok(network.changes(&self.record)?.into_iter().collect())
+    }
+
+    fn mounts(&mut self) -> Result<Option<Vec<u8>>, PortError> {
+        let path = format!("/proc/{}/mountinfo", self.root.pid);
+        // Every change shows there, and reading it costs less than anything else.
+        let now = fs::read(&path).map_err(|error| PortError::failed(format!("read {path}"), error))?;
+        if self.said.as_ref().is_some_and(|(before, _)| *before == now) {
+            return Ok(None);
+        }
+        let mut explored = self.explore()?;
+        if !explored.refusals.is_empty() {
+            return Err(PortError::Refused(explored.refusals));
+        }
+        self.dead = explored.dead;
+        explored.tree.set_areas(self.sources.keep(explored.areas));
+        self.sources.set_changed(explored.tree.is_changed());
+        let tree = explored.tree.encode().map_err(|error| {
+            PortError::failed(format!("describe the mounts of {}", self.record.name), error)
+        })?;
+        let same = self.said.as_ref().is_some_and(|(_, said)| *said == tree);
+        self.said = Some((now, tree.clone()));
+        Ok((!same).then_some(tree))
     }
 
     fn cgroup(&self) -> PathBuf {
@@ -128,10 +180,11 @@ impl ContainerSource for Leaving {
         let spec = self.config()?;
         let rootfs = Rootfs::of(&spec, &self.record.rootfs)
             .map_err(|error| PortError::failed(format!("open the files of {}", self.record.name), error))?;
-        let areas = areas::open(&spec, &rootfs, &self.record.rootfs, self.root.pid).map_err(what)?;
-        Ok(Box::new(Files {
+        let areas = areas::open(&spec, &rootfs, &self.record.rootfs).map_err(what)?;
+        self.sources.set_first(Source::new(areas, self.log()));
+        Ok(Box::new(Sending {
             name: self.record.name.to_string(),
-            source: Source::new(areas, self.log()),
+            sources: self.sources.clone(),
             cgroup: self.record.cgroup.clone(),
             terminal_log: (!terminals::places(&spec).is_empty()).then(|| self.log()),
         }))
@@ -158,49 +211,5 @@ impl ContainerSource for Leaving {
 
     fn remove(&self) -> Result<(), PortError> {
         self.during("remove", self.runtime.erase_all_but_link(&self.record))
-    }
-}
-
-/// The files of a container that leaves.
-#[derive(Debug)]
-struct Files {
-    name: String,
-    source: Source,
-    cgroup: Cgroup,
-    /// The log, when it gets what comes out of terminals.
-    terminal_log: Option<PathBuf>,
-}
-
-impl Files {
-    fn sent(&self, round: Result<files::Round, files::FilesError>) -> Result<FileRound, PortError> {
-        let round =
-            round.map_err(|error| PortError::failed(format!("send the files of {}", self.name), error))?;
-        Ok(FileRound { entries: round.entries, bytes: round.bytes })
-    }
-}
-
-impl FileSource for Files {
-    fn ahead(&mut self, paths: &[PathBuf], sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
-        let round = self.source.ahead(paths, &mut |batch| sink.batch(batch));
-        self.sent(round)
-    }
-
-    fn round(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
-        let round = self.source.round(&mut |batch| sink.batch(batch));
-        self.sent(round)
-    }
-
-    fn last(&mut self, sink: &mut dyn FileSink) -> Result<FileRound, PortError> {
-        // The engine found the terminals empty; what the shim took from them before goes along.
-        if let Some(log) = &self.terminal_log {
-            terminals::wait_for_log(log)
-                .map_err(|error| PortError::failed(format!("wait for the log of {}", self.name), error))?;
-        }
-        let processes = self.cgroup.processes();
-        let processes = processes
-            .map_err(|error| PortError::failed(format!("list the processes of {}", self.name), error))?;
-        let suspects = written(&processes);
-        let round = self.source.last(&suspects, &mut |batch| sink.batch(batch));
-        self.sent(round)
     }
 }

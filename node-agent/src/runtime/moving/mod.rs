@@ -1,5 +1,6 @@
 //! Containers on their way from node to node: what [`crate::session::ports`] asks of the runtime.
 
+mod area_groups;
 mod areas;
 mod blueprint;
 mod clocks;
@@ -7,6 +8,7 @@ mod coming;
 mod groups;
 mod leaving;
 mod lock;
+mod mounts;
 mod network;
 mod written;
 

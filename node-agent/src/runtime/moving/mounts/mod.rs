@@ -1,0 +1,19 @@
+//! The mounts of a container as they are, not only as they are configured.
+//!
+//! When a sandbox has been built its mountinfo is written down ([`record`]). At the source the difference to what is
+//! mounted now becomes a [`Tree`]: configured mounts by name, everything else described ([`describe`], pure, with
+//! what only the file system can tell from [`explore`]). At the target the tree becomes steps ([`plan`], pure), taken
+//! inside the sandbox by [`make`]. Content in memory travels as areas of the file synchronisation.
+
+mod describe;
+mod explore;
+mod finish;
+mod make;
+mod options;
+mod plan;
+mod spots;
+mod tree;
+
+pub(super) use explore::{Explored, explore};
+pub(super) use make::{MakeError, Maker};
+pub(super) use tree::{MemoryArea, Origin, Tree};
