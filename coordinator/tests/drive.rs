@@ -60,9 +60,16 @@ async fn there_and_back() {
     assert_eq!(b.calls(), ["Prepare 1"]);
     assert_eq!(a.calls(), ["Check web", "Start 1", "Session 1", "Watch"]);
 
-    // Known at once, before any heartbeat, so that it can go back.
-    let web = world.api.get_container(GetContainerRequest { name: "web".into() }).await.unwrap().into_inner();
-    assert_eq!((web.node.as_str(), web.state()), ("node-b", ContainerState::Running));
+    // Known at once, but for a heartbeat that was on its way.
+    until("it is at node-b", || {
+        let mut api = world.api.clone();
+        async move {
+            let web =
+                api.get_container(GetContainerRequest { name: "web".into() }).await.unwrap().into_inner();
+            (web.node == "node-b" && web.state() == ContainerState::Running).then_some(())
+        }
+    })
+    .await;
     // Without a target: the only other node that fits.
     assert_eq!(world.create("web", "").await.name, "web-2");
     b.called("Session 2").await;

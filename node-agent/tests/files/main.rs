@@ -303,10 +303,11 @@ fn a_file_that_changes_while_it_is_copied_is_copied_again() {
     // It does not become quiet: the last round must say so and not pretend.
     pair.round();
     let target = &mut pair.target;
-    let last = pair
-        .source
-        .last(&Suspects::default(), &mut |batch| target.apply(batch).map_err(std::io::Error::other));
-    assert!(matches!(last, Err(FilesError::Unsettled(_))), "{last:?}");
+    let source = &mut pair.source;
+    let mut last =
+        || source.last(&Suspects::default(), &mut |batch| target.apply(batch).map_err(std::io::Error::other));
+    // The writer may get no processor for as long as a copy takes, but not again and again.
+    assert!((0..50).any(|_| matches!(last(), Err(FilesError::Unsettled(_)))), "it was never busy");
     // While it runs, the next round copies it again.
     fs::write(pair.from().join("busy-stop"), b"").unwrap();
     assert!(writer.wait().unwrap().success());
