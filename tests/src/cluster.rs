@@ -209,7 +209,12 @@ impl Cluster {
     /// # Errors
     /// With what the command printed.
     pub fn move_to(&self, container: &str, node: &str) -> Result<Value> {
-        self.must(["move", container, "--to", node, "-o", "json"])?.json()
+        let mut args = vec!["move", container, "--to", node, "-o", "json"];
+        if cfg!(debug_assertions) {
+            // A debug build pauses several times longer, and longer still on a busy machine.
+            args.extend(["--max-downtime", "2s"]);
+        }
+        self.must(args)?.json()
     }
 
     /// The node where the container is, as the coordinator says.
