@@ -431,3 +431,41 @@ fn a_restarted_source_without_its_copy_tells_nobody_anything() {
     link.send(&PeerMessage::Query).unwrap();
     assert_eq!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Answer(Answer::Unknown));
 }
+
+/// A socket that is closed with unread data resets its connection, and the reset takes along what the peer had not
+/// read yet: the reason of a failure.
+#[test]
+fn what_was_said_last_arrives_although_the_peer_was_sending() {
+    let pki = Pki::new();
+    let (a, b) = (pki.issue("node-a", "node"), pki.issue("node-b", "node"));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let failed = PeerMessage::Failed { reason: "the disk is full".to_owned() };
+    let said = failed.clone();
+    let (begun, wait_begun) = std::sync::mpsc::channel::<()>();
+    let target = std::thread::spawn(move || {
+        let mut link = Link::new(TlsStream::accept(&b, listener.accept().unwrap().0).unwrap());
+        // What the source sent lies unread when the last word is said.
+        wait_begun.recv().unwrap();
+        link.send(&said).unwrap();
+        let began = Instant::now();
+        link.close(SOON);
+        assert!(began.elapsed() < SOON, "the end of the connection was not seen");
+    });
+    let mut link = connect(&a, &address);
+    let filler = PeerMessage::Abort { reason: "x".repeat(10_000) };
+    for _ in 0..4 {
+        link.send(&filler).unwrap();
+    }
+    begun.send(()).unwrap();
+    // Goes on sending until it has been closed for writing at the other end and well after.
+    let until = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < until {
+        if link.send(&filler).is_err() {
+            break;
+        }
+    }
+    assert_eq!(link.recv(SOON, &mut || false).unwrap(), failed);
+    drop(link);
+    target.join().unwrap();
+}

@@ -37,6 +37,9 @@ const BULK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a round that was announced may take to be in its place.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(55);
 
+/// How long the source may take to hear why the session failed and to close.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// A session that was accepted and has not begun.
 pub(crate) struct Session {
     agent: Arc<Agent>,
@@ -156,9 +159,11 @@ impl Session {
                 if failure.is_violation() {
                     tracing::warn!(error = failure.text(), peer = self.begin.peer, "closing a session");
                 }
-                let _ = link.send(&PeerMessage::Failed { reason: failure.text() });
-                drop(link);
+                let told = link.send(&PeerMessage::Failed { reason: failure.text() });
                 self.discard(&failure);
+                if told.is_ok() {
+                    link.close(LAST_WORD);
+                }
             }
         }
     }

@@ -107,6 +107,13 @@ impl Link {
         Ok(())
     }
 
+    /// Ends the connection so that the peer can read what was sent last. Whoever closes a socket with unread data
+    /// resets the connection (RFC 2525, 2.17), and a reset throws away what the peer has not read yet: so what it
+    /// still sends is read and thrown away, until it closes or `limit` has passed.
+    pub fn close(mut self, limit: Duration) {
+        self.reader.get_mut().close(limit);
+    }
+
     /// Waits for a message. `interrupt` is asked every 20 ms.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! A blocking TLS connection with the socket options that a migration needs.
 
 use std::io::{self, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -148,6 +148,29 @@ impl TlsStream {
     /// When the descriptor cannot be duplicated.
     pub fn socket(&self) -> io::Result<TcpStream> {
         self.tcp.get_ref().try_clone()
+    }
+
+    /// Says that nothing more will be sent, then reads and throws away what comes until the peer closes, something
+    /// fails or `limit` has passed.
+    pub fn close(&mut self, limit: Duration) {
+        self.tls.send_close_notify();
+        if self.send().and_then(|()| self.tcp.get_ref().shutdown(Shutdown::Write)).is_err() {
+            return;
+        }
+        let deadline = Instant::now() + limit;
+        let mut waste = [0; 16 * 1024];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.set_read_timeout(Some(left)).is_err() {
+                return;
+            }
+            // Ciphertext: what it says does not matter any more.
+            match self.tcp.get_mut().read(&mut waste) {
+                Ok(0) => return,
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
+                _ => {}
+            }
+        }
     }
 
     /// Waits until something can be read (data, the end, or an error) or `timeout` has passed. False on

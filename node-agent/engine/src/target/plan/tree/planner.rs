@@ -1,0 +1,282 @@
+//! The search for a way: who makes whom, in which order, with which helpers.
+
+use std::collections::BTreeSet;
+
+use image::{Pid, Refusal};
+
+use super::state::State;
+use super::{HIGHEST_HELPER, Node, SIGCHLD, TreeStep, Wanted, refusal};
+
+/// Finds the steps, each tried against the rules before it is taken.
+pub(super) struct Planner<'a> {
+    wanted: &'a Wanted,
+    keep: &'a BTreeSet<Pid>,
+    state: State,
+    steps: Vec<TreeStep>,
+    helpers: Vec<Pid>,
+    next_helper: Pid,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(existing: &[Node], wanted: &'a Wanted, keep: &'a BTreeSet<Pid>) -> Self {
+        Self {
+            wanted,
+            keep,
+            state: State::new(existing),
+            steps: Vec::new(),
+            helpers: Vec::new(),
+            next_helper: HIGHEST_HELPER,
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<Vec<TreeStep>, Refusal> {
+        let gone: Vec<Pid> = self.state.nodes.keys().copied().filter(|p| !self.keep.contains(p)).collect();
+        for pid in gone {
+            self.end(pid)?;
+        }
+        let wanted = self.wanted;
+        // So must the number of a group whose leader is to be made again.
+        let in_the_way: Vec<Pid> = (self.state.nodes.values())
+            .filter(|n| wanted.by_pid.contains_key(&n.pgid) && !self.state.nodes.contains_key(&n.pgid))
+            .map(|n| n.pid)
+            .collect();
+        for pid in in_the_way {
+            self.push(TreeStep::SetPgid { pid, pgid: pid })?;
+        }
+        for want in &wanted.order {
+            if self.sid(want.pid) == Some(want.pid) {
+                self.take_tty(want)?;
+            }
+        }
+        for want in &wanted.order {
+            self.make(want)?;
+        }
+        for want in &wanted.order {
+            self.group(want)?;
+        }
+        for want in wanted.order.iter().filter(|want| want.tty.is_none() && want.sid != want.pid) {
+            if let Some(tty) = self.state.nodes.get(&want.pid).and_then(|n| n.tty) {
+                self.push(TreeStep::DropTty { pid: want.pid, tty })?;
+            }
+        }
+        for helper in std::mem::take(&mut self.helpers).into_iter().rev() {
+            self.end(helper)?;
+        }
+        for want in &wanted.order {
+            let have = self.state.nodes.get(&want.pid);
+            if have != Some(want) {
+                return Err(refusal(want.pid, "its parent, session and group cannot be had together"));
+            }
+        }
+        Ok(self.steps)
+    }
+
+    fn push(&mut self, step: TreeStep) -> Result<(), Refusal> {
+        if !self.state.apply(step) {
+            let (TreeStep::Clone { pid, .. }
+            | TreeStep::SetSid(pid)
+            | TreeStep::SetPgid { pid, .. }
+            | TreeStep::TakeTty { pid, .. }
+            | TreeStep::DropTty { pid, .. }
+            | TreeStep::End { pid, .. }) = step;
+            return Err(refusal(pid, "its number, session or group is in another's way"));
+        }
+        self.steps.push(step);
+        Ok(())
+    }
+
+    fn end(&mut self, pid: Pid) -> Result<(), Refusal> {
+        let parent = self.state.nodes.get(&pid).map_or(self.wanted.root, |n| n.ppid);
+        self.push(TreeStep::End { pid, parent })
+    }
+
+    fn sid(&self, pid: Pid) -> Option<Pid> {
+        self.state.nodes.get(&pid).map(|n| n.sid)
+    }
+
+    /// Makes one process, in its session. Its children that must be born before its setsid(2) come along.
+    fn make(&mut self, want: &Node) -> Result<(), Refusal> {
+        let leader = want.sid == want.pid;
+        if !self.state.nodes.contains_key(&want.pid) {
+            if leader {
+                self.birth_of_leader(want)?;
+            } else {
+                self.birth(want, want.sid)?;
+            }
+        }
+        if leader && self.sid(want.pid) != Some(want.pid) {
+            let wanted = self.wanted;
+            for child in wanted.early_children(want.pid) {
+                // Children of another session than ours find their maker elsewhere, later.
+                if self.sid(want.pid) == Some(child.sid) {
+                    self.make(child)?;
+                }
+            }
+            self.push(TreeStep::SetSid(want.pid))?;
+            // Before it has children that are to have it too.
+            self.take_tty(want)?;
+        }
+        Ok(())
+    }
+
+    /// A leader's controlling terminal, when it has none yet.
+    fn take_tty(&mut self, want: &Node) -> Result<(), Refusal> {
+        match (want.tty, self.state.nodes.get(&want.pid)) {
+            (Some(tty), Some(have)) if have.tty.is_none() => {
+                self.push(TreeStep::TakeTty { pid: want.pid, tty })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A future session leader is born into the session that its early children need, if any has one.
+    fn birth_of_leader(&mut self, want: &Node) -> Result<(), Refusal> {
+        let wanted = self.wanted;
+        for child in wanted.early_children(want.pid) {
+            if self.can_be_born(want.ppid, child.sid) {
+                return self.birth(want, child.sid);
+            }
+        }
+        self.push(TreeStep::Clone {
+            maker: want.ppid,
+            pid: want.pid,
+            sibling: false,
+            exit_signal: want.exit_signal,
+        })?;
+        Ok(())
+    }
+
+    /// Whether a child of `parent` could be born into `session` as things stand.
+    fn can_be_born(&self, parent: Pid, session: Pid) -> bool {
+        let brother = |n: &Node| n.ppid == parent && n.sid == session && n.pid != self.wanted.root;
+        self.sid(parent) == Some(session) || self.state.nodes.values().any(brother)
+    }
+
+    /// Makes `want` a child of its parent, born into `session`.
+    fn birth(&mut self, want: &Node, session: Pid) -> Result<(), Refusal> {
+        let (pid, parent, exit_signal) = (want.pid, want.ppid, want.exit_signal);
+        if self.sid(parent) == Some(session) {
+            self.push(TreeStep::Clone { maker: parent, pid, sibling: false, exit_signal })?;
+            return Ok(());
+        }
+        // A brother in that session makes it (the init of a pid namespace may not use CLONE_PARENT).
+        let brother = self
+            .state
+            .nodes
+            .values()
+            .find(|n| {
+                n.ppid == parent
+                    && n.sid == session
+                    && n.pid != self.wanted.root
+                    && n.exit_signal == exit_signal
+            })
+            .map(|n| n.pid);
+        if let Some(maker) = brother {
+            self.push(TreeStep::Clone { maker, pid, sibling: true, exit_signal })?;
+            return Ok(());
+        }
+        let member = self.state.nodes.values().find(|n| n.sid == session).map(|n| n.pid);
+        let leader_comes = self.wanted.by_pid.contains_key(&session);
+        match member {
+            // A grandchild of a member falls to the root process when its own parent ends.
+            Some(member) if parent == self.wanted.root && exit_signal == SIGCHLD => {
+                let helper = self.free_pid();
+                self.push(TreeStep::Clone {
+                    maker: member,
+                    pid: helper,
+                    sibling: false,
+                    exit_signal: SIGCHLD,
+                })?;
+                self.push(TreeStep::Clone { maker: helper, pid, sibling: false, exit_signal })?;
+                self.end(helper)?;
+                Ok(())
+            }
+            None if !leader_comes && exit_signal == SIGCHLD && session != 0 => {
+                self.push(TreeStep::Clone {
+                    maker: parent,
+                    pid: session,
+                    sibling: false,
+                    exit_signal: SIGCHLD,
+                })?;
+                self.push(TreeStep::SetSid(session))?;
+                self.helpers.push(session);
+                self.push(TreeStep::Clone { maker: session, pid, sibling: true, exit_signal })?;
+                Ok(())
+            }
+            // The leader of that session comes later in the order: have it made first.
+            None if leader_comes && self.is_reachable(session, want.pid) => {
+                let leader = self.wanted.by_pid[&session];
+                self.make(&leader)?;
+                if self.sid(session) == Some(session) {
+                    self.birth(want, session)
+                } else {
+                    Err(no_session(pid))
+                }
+            }
+            _ => Err(no_session(pid)),
+        }
+    }
+
+    /// Whether `leader` can be made now: its parent exists, and it is not on the way to `child` itself.
+    fn is_reachable(&self, leader: Pid, child: Pid) -> bool {
+        let Some(node) = self.wanted.by_pid.get(&leader) else { return false };
+        let mut up = node.ppid;
+        while let Some(n) = self.wanted.by_pid.get(&up) {
+            if up == child {
+                return false;
+            }
+            up = n.ppid;
+        }
+        self.state.nodes.contains_key(&node.ppid)
+    }
+
+    fn free_pid(&mut self) -> Pid {
+        loop {
+            let pid = self.next_helper;
+            self.next_helper -= 1;
+            let taken = self.state.nodes.contains_key(&pid)
+                || self.wanted.order.iter().any(|n| n.pid == pid || n.sid == pid || n.pgid == pid);
+            if !taken {
+                return pid;
+            }
+        }
+    }
+
+    /// Puts one process into its group.
+    fn group(&mut self, want: &Node) -> Result<(), Refusal> {
+        let Some(have) = self.state.nodes.get(&want.pid).copied() else {
+            return Err(no_session(want.pid));
+        };
+        if have.pgid == want.pgid {
+            return Ok(());
+        }
+        let pgid = want.pgid;
+        if pgid == 0 {
+            return Err(refusal(want.pid, "its process group lies outside the container"));
+        }
+        if pgid != want.pid && !self.state.nodes.values().any(|n| n.pgid == pgid && n.sid == want.sid) {
+            match self.wanted.by_pid.get(&pgid).copied() {
+                Some(leader) if leader.pgid == pgid => self.group(&leader)?,
+                // The number is the pid of a process that has left the group: it founds it now and leaves
+                // it when its own turn comes.
+                Some(founder) => self.push(TreeStep::SetPgid { pid: founder.pid, pgid })?,
+                None => {
+                    self.push(TreeStep::Clone {
+                        maker: want.pid,
+                        pid: pgid,
+                        sibling: false,
+                        exit_signal: SIGCHLD,
+                    })?;
+                    self.helpers.push(pgid);
+                    self.push(TreeStep::SetPgid { pid: pgid, pgid })?;
+                }
+            }
+        }
+        self.push(TreeStep::SetPgid { pid: want.pid, pgid })?;
+        Ok(())
+    }
+}
+
+fn no_session(pid: Pid) -> Refusal {
+    refusal(pid, "it is in a session that neither its parent nor a brother can put it into")
+}

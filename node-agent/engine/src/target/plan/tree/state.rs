@@ -1,0 +1,81 @@
+//! What the kernel makes of each step: the rules for pids, sessions, groups and terminals.
+
+use std::collections::BTreeMap;
+
+use image::Pid;
+
+use super::{Node, SIGCHLD, TreeStep};
+
+/// Who exists at one moment of the plan.
+pub(super) struct State {
+    pub(super) root: Pid,
+    pub(super) nodes: BTreeMap<Pid, Node>,
+}
+
+impl State {
+    pub(super) fn new(existing: &[Node]) -> Self {
+        Self {
+            root: existing.first().map_or(0, |n| n.pid),
+            nodes: existing.iter().map(|n| (n.pid, *n)).collect(),
+        }
+    }
+
+    /// True when the number is a process's, or still a session's or a group's: clone3(2) answers EEXIST.
+    pub(super) fn in_use(&self, pid: Pid) -> bool {
+        self.nodes.values().any(|n| n.pid == pid || n.sid == pid || n.pgid == pid)
+    }
+
+    /// Carries one step out under the kernel's rules; false when the kernel would refuse it.
+    pub(super) fn apply(&mut self, step: TreeStep) -> bool {
+        match step {
+            TreeStep::Clone { maker, pid, sibling, exit_signal } => {
+                let Some(m) = self.nodes.get(&maker).copied() else { return false };
+                if self.in_use(pid) || (sibling && maker == self.root) {
+                    return false;
+                }
+                let node =
+                    if sibling { Node { pid, ..m } } else { Node { pid, ppid: maker, exit_signal, ..m } };
+                self.nodes.insert(pid, node);
+                true
+            }
+            TreeStep::SetSid(pid) => {
+                if self.nodes.values().any(|n| n.pgid == pid) {
+                    return false;
+                }
+                self.nodes.get_mut(&pid).map(|n| (n.sid, n.pgid, n.tty) = (pid, pid, None)).is_some()
+            }
+            TreeStep::SetPgid { pid, pgid } => {
+                let Some(n) = self.nodes.get(&pid).copied() else { return false };
+                let joins = pgid != pid && !self.nodes.values().any(|o| o.pgid == pgid && o.sid == n.sid);
+                if pgid == 0 || n.sid == pid || joins {
+                    return false;
+                }
+                self.nodes.get_mut(&pid).map(|n| n.pgid = pgid).is_some()
+            }
+            TreeStep::TakeTty { pid, tty } => {
+                if self.nodes.values().any(|n| n.tty == Some(tty)) {
+                    return false;
+                }
+                let leader = self.nodes.get_mut(&pid).filter(|n| n.sid == pid && n.tty.is_none());
+                leader.map(|n| n.tty = Some(tty)).is_some()
+            }
+            TreeStep::DropTty { pid, tty } => {
+                let member = self.nodes.get_mut(&pid).filter(|n| n.sid != pid && n.tty == Some(tty));
+                member.map(|n| n.tty = None).is_some()
+            }
+            TreeStep::End { pid, parent } => {
+                if self.nodes.get(&pid).is_none_or(|n| n.ppid != parent) {
+                    return false;
+                }
+                self.nodes.remove(&pid);
+                // With its leader a session loses its terminal.
+                self.nodes.values_mut().filter(|n| n.sid == pid).for_each(|n| n.tty = None);
+                for child in self.nodes.values_mut().filter(|c| c.ppid == pid) {
+                    child.ppid = self.root;
+                    child.exit_signal = SIGCHLD;
+                }
+                true
+            }
+        }
+    }
+}
