@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 
+use crate::bare;
 use crate::dev;
 use crate::workload;
 
@@ -49,6 +50,12 @@ fn run_own(name: &str, args: &[OsString]) -> Result<ExitCode> {
         "client" => {
             let nothing_lost = workload::client::run(&parse(args)?)?;
             Ok(if nothing_lost { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        "bare" => bare::run(&parse(args)?).map(done),
+        "bare-source" | "bare-target" => {
+            let mut rest = args.to_vec();
+            let dir = (rest.len() > 1).then(|| rest.remove(1)).context("an argument is missing")?;
+            bare::end(name.trim_start_matches("bare-"), &parse(&rest)?, Path::new(&dir)).map(done)
         }
         "host" => dev::host::run(text(1)?, Path::new(text(2)?), Path::new(text(3)?)).map(done),
         "supervise" => dev::supervise::run().map(done),

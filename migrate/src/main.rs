@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod bare;
 mod bundle;
 mod cli;
 mod demo;

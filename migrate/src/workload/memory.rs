@@ -79,6 +79,12 @@ impl Memory {
         memory
     }
 
+    /// Where the pages lie.
+    pub(crate) fn range(&self) -> std::ops::Range<u64> {
+        let range = self.pages.as_ptr_range();
+        range.start.addr() as u64..range.end.addr() as u64
+    }
+
     /// How many pages there are.
     pub(crate) fn len(&self) -> usize {
         self.pages.len()

@@ -36,16 +36,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let count = usize::try_from(options.memory_mib.saturating_mul(1 << 20) / PAGE_BYTES as u64)
         .context("--memory-mib is too large")?;
     let memory = Arc::new(Memory::new(count.max(1)));
-    let writers = usize::try_from(options.threads.max(1)).unwrap_or(1).min(memory.len());
-    let pages_per_second =
-        options.dirty_mb_per_s.saturating_mul(1_000_000) / PAGE_BYTES as u64 / writers as u64;
-    for writer in 0..writers {
-        let memory = Arc::clone(&memory);
-        thread::Builder::new()
-            .name(format!("writer-{writer}"))
-            .spawn(move || write_forever(&memory, writer, writers, pages_per_second))
-            .context("start a writer thread")?;
-    }
+    start_writers(&memory, options.threads, options.dirty_mb_per_s)?;
     let listener =
         TcpListener::bind(options.listen).with_context(|| format!("listen on {}", options.listen))?;
     println!("ready {}", listener.local_addr()?);
@@ -58,6 +49,20 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             eprintln!("connection refused: {error}");
         }
     }
+}
+
+/// Starts `threads` threads that write together at this rate (10^6 bytes per second), each its own pages.
+pub(crate) fn start_writers(memory: &Arc<Memory>, threads: u32, dirty_mb_per_s: u64) -> anyhow::Result<()> {
+    let writers = usize::try_from(threads.max(1)).unwrap_or(1).min(memory.len());
+    let pages_per_second = dirty_mb_per_s.saturating_mul(1_000_000) / PAGE_BYTES as u64 / writers as u64;
+    for writer in 0..writers {
+        let memory = Arc::clone(memory);
+        thread::Builder::new()
+            .name(format!("writer-{writer}"))
+            .spawn(move || write_forever(&memory, writer, writers, pages_per_second))
+            .context("start a writer thread")?;
+    }
+    Ok(())
 }
 
 /// Writes pages `first`, `first + step`, ... in an order that looks random, at a steady rate.
