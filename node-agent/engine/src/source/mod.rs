@@ -85,6 +85,8 @@ pub struct RoundStats {
     pub dropped_pages: u64,
     /// Bytes of page contents (`pages` x 4096).
     pub bytes: u64,
+    /// Bytes of pages that wait for the last round because every round finds them written.
+    pub held_back: u64,
     /// Time spent in finding pages.
     pub scan: Duration,
     /// Time spent in reading pages and in the sink.

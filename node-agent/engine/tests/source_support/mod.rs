@@ -1,6 +1,8 @@
 //! Workloads and sinks for the tests of the source side.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod compare;
+
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;

@@ -197,6 +197,11 @@ impl Batcher {
         Ok(())
     }
 
+    /// Adds pages that wait for the last round.
+    pub(crate) fn held_back(&mut self, bytes: u64) {
+        self.stats.held_back += bytes;
+    }
+
     /// Adds time spent in looking for pages.
     pub(crate) fn scanned(&mut self, time: Duration) {
         self.stats.scan += time;

@@ -17,8 +17,9 @@ use image::pages::Owner;
 use twox_hash::XxHash3_64;
 
 use super::batch::{Batcher, Contents, Outcome};
+use super::hot::Hot;
 use super::process::ObjectRanges;
-use super::sent::{PageSet, join};
+use super::sent::{PageSet, join, subtract};
 use crate::PageSink;
 use crate::source::SourceError;
 use crate::source::registry::{Object, Registry};
@@ -33,6 +34,9 @@ pub(crate) struct ObjectMemory {
 #[derive(Debug, Default)]
 struct Known {
     sent: PageSet,
+    hot: Hot,
+    /// It was sent once.
+    begun: bool,
     hashes: BTreeMap<u64, u64>,
     /// Held open as long as the object is there.
     file: Option<File>,
@@ -99,13 +103,26 @@ impl ObjectMemory {
         let end = metadata.len().next_multiple_of(PAGE_SIZE);
         if suspect {
             self.chunk.resize(CHUNK, 0);
-            known.changed(&file, end, &mut self.chunk, &mut dirty).map_err(fail)?;
+            let mut changed = Vec::new();
+            known.changed(&file, end, &mut self.chunk, &mut changed).map_err(fail)?;
+            // What waits for the last round is not what was sent, whether it was written again or not.
+            let held = known.hot.held(&(0..end));
+            dirty.extend(changed.iter().flat_map(|range| subtract(range, &held)));
         }
         clip(&mut dirty, end);
+        let mut all = dirty.clone();
+        all.extend(known.hot.held(&(0..end)));
+        join(&mut all);
+        if !batcher.strict {
+            all = known.hot.sift(all, &dirty);
+        }
+        let held = known.hot.end_round(!known.begun);
+        known.begun = true;
+        batcher.held_back(held);
         batcher.scanned(scan.elapsed());
         let owner = Owner::Object(object.object.id);
         let mut contents = ObjectPages { file: &file };
-        for range in &dirty {
+        for range in &all {
             batcher.push(owner, range, &mut contents, known, sink)?;
         }
         batcher.flush(owner, &mut contents, known, sink)?;

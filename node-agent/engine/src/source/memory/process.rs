@@ -11,6 +11,7 @@ use sys::mem::{ProcessMemory, Run};
 use sys::pagemap::{Categories, Entry, Pagemap, Region, ScanError};
 
 use super::batch::{Batcher, Contents, Outcome};
+use super::hot::Hot;
 use super::sent::{PageSet, join, subtract};
 use super::tracker::Tracker;
 use crate::PageSink;
@@ -31,6 +32,8 @@ pub(crate) struct TrackedMemory {
     pub(crate) tracker: Box<dyn Tracker>,
     /// Pages of which the target holds contents.
     sent: PageSet,
+    /// Pages that wait for the last round.
+    hot: Hot,
     /// Ranges whose contents the target may have lost: they count as written in the next round.
     refresh: Vec<Range<u64>>,
     /// Pages that MADV_GUARD_INSTALL made fault on purpose, as far as seen.
@@ -64,6 +67,7 @@ impl TrackedMemory {
             pagemap: Pagemap::open(pid).map_err(|error| SourceError::kernel("open pagemap", pid, error))?,
             tracker,
             sent,
+            hot: Hot::default(),
             refresh: Vec::new(),
             guards: Vec::new(),
             first: true,
@@ -132,7 +136,14 @@ impl TrackedMemory {
                 batcher.scanned(scan.elapsed());
                 continue;
             }
-            let (data, drops) = self.classify(mapping, &dirty.ranges)?;
+            let written = dirty.ranges;
+            let mut all = written.clone();
+            all.extend(self.hot.held(&range));
+            join(&mut all);
+            let (mut data, drops) = self.classify(mapping, &all)?;
+            if again {
+                data = self.hot.sift(data, &written);
+            }
             batcher.scanned(scan.elapsed());
             for range in &drops {
                 self.sent.set(range, false);
@@ -140,6 +151,8 @@ impl TrackedMemory {
             batcher.drop_pages(owner, &drops, sink)?;
             self.send(owner, mapping, &data, batcher, sink)?;
         }
+        let held = self.hot.end_round(self.first);
+        batcher.held_back(held);
         self.first = false;
         self.refresh.clear();
         Ok(())

@@ -35,6 +35,11 @@ impl PageSet {
         self.extents.get(&extent).is_some_and(|bits| bits[word] & mask != 0)
     }
 
+    /// How many pages are in it.
+    pub(crate) fn pages(&self) -> u64 {
+        self.extents.values().flatten().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// The runs of pages of a range that are in the set, ascending.
     pub(crate) fn runs(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
