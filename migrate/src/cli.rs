@@ -199,6 +199,7 @@ mod tests {
             "migrate check web --to node-b",
             "migrate move web --to node-b --max-downtime 50ms --timeout 5m --dry-run",
             "migrate move web --to node-b --detach --request-id 1 -o json",
+            "migrate move web --to node-b --bandwidth 50MB --throttle 80 --compression lz4",
             "migrate cancel web-1",
             "migrate cordon node-a",
             "migrate uncordon node-a",
@@ -218,6 +219,8 @@ mod tests {
         assert!(parse("migrate get pods").unwrap_err().use_stderr());
         assert!(parse("migrate resolve web-1 --owner target").unwrap_err().use_stderr());
         assert!(parse("migrate move web --to b --max-downtime soon").unwrap_err().use_stderr());
+        assert!(parse("migrate move web --to b --throttle 100").unwrap_err().use_stderr());
+        assert!(parse("migrate move web --to b --bandwidth fast").unwrap_err().use_stderr());
         assert!(!parse("migrate --help").unwrap_err().use_stderr());
         let help = Cli::command().render_long_help().to_string();
         assert!(!help.contains("__"), "hidden programs are not in the help");

@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use engine::PageSink;
 use image::frame::FrameReader;
+use image::packed::Codec;
 use image::pages::{Batch, Owner, Run, RunKind};
-use node_agent::transfer::bulk::{Apply, BulkEvent, BulkSender, Gate, receive};
+use node_agent::transfer::bulk::{Apply, BulkEvent, BulkSender, Gate, Terms, receive};
+use node_agent::transfer::pace::Budget;
+use node_agent::transfer::squeeze::Compression;
 use node_agent::transfer::stream::TlsStream;
 use proto::identity::{Identity, Role};
 use proto::tls::{Tls, TlsFiles};
@@ -56,12 +59,18 @@ fn main() -> Result<()> {
     let receiver = std::thread::spawn(move || -> Result<()> {
         let (tcp, _) = listener.accept()?;
         let stream = TlsStream::accept(&target, tcp)?;
-        receive(FrameReader::new(stream), &gate, None, &events);
+        receive(FrameReader::new(stream), &gate, None, &Budget::new(0), &events);
         Ok(())
     });
 
     let stream = TlsStream::connect(&source, &Identity::new(Role::Node, "node-b")?, &address)?;
-    let mut sender = BulkSender::new(stream, 0, 0, || false);
+    let terms = Terms {
+        bandwidth: 0,
+        budget: Arc::new(Budget::new(0)),
+        compression: Compression::Auto,
+        codecs: Codec::ALL.to_vec(),
+    };
+    let mut sender = BulkSender::new(stream, 0, terms, || false);
     let data: Vec<u8> = (0..1 << 20).map(|n: u32| n.to_le_bytes()[1]).collect();
     let rounds = 4;
     for round in 0..rounds {

@@ -32,6 +32,8 @@ pub struct Config {
     pub bridge: Option<String>,
     /// The agent's own parent control group; `gantry-NAME` when left out.
     pub cgroup_parent: Option<String>,
+    /// Bytes a second that all migrations may send and receive together while their containers run; no limit when left out.
+    pub bandwidth: Option<std::num::NonZeroU64>,
     /// Labels of the node.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

@@ -56,6 +56,11 @@ fn main() -> ExitCode {
         },
         Case { name: "a_cut_link_leaves_one_copy", programs: PYTHON, run: || on_stage(cut_links) },
         Case {
+            name: "a_slow_link_and_one_that_loses_packets_harm_nothing",
+            programs: &["python3", "ip", "tc", "nft"],
+            run: || on_stage(bad_links),
+        },
+        Case {
             name: "a_full_disk_at_the_target_is_the_reason",
             programs: PYTHON,
             run: || on_stage(full_disk),
@@ -284,6 +289,52 @@ fn cut_links(stage: &mut Stage) -> Result<()> {
         }
     }
     bail!("the link was always down before the commit record was written")
+}
+
+/// A link of 1 MB/s, one that becomes that slow while the container stands still, and one that loses every twentieth
+/// packet: the container is moved, or it is given back with a reason.
+fn bad_links(stage: &mut Stage) -> Result<()> {
+    const SLOW: &[&str] = &[
+        "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "8mbit", "burst", "64kb", "latency",
+        "400ms",
+    ];
+    const FAST: &[&str] = &["tc", "qdisc", "del", "dev", "eth0", "root"];
+    const LOSSY: &[&str] = &[
+        "nft",
+        "add table inet lossy; add chain inet lossy out { type filter hook output priority 0; }; \
+        add rule inet lossy out meta l4proto tcp numgen random mod 100 < 5 drop",
+    ];
+    const SOUND: &[&str] = &["nft", "delete table inet lossy"];
+    for (what, worse, better, point) in [
+        ("slow", SLOW, FAST, ""),
+        ("slow in the pause", SLOW, FAST, "session-source-switchover-frozen=sleep(500)"),
+        ("lossy", LOSSY, SOUND, ""),
+    ] {
+        let (node, before, began) = (stage.source(), last(stage), Instant::now());
+        stage.cluster.failpoints(node, point)?;
+        let moving = if point.is_empty() {
+            stage.cluster.exec_ok(node, worse)?;
+            stage.start_move()?
+        } else {
+            let moving = stage.start_move()?;
+            stage.cluster.wait_phase(NAME, &before, &["Switchover"])?;
+            stage.cluster.exec_ok(node, worse)?;
+            moving
+        };
+        let finished = moving.finish();
+        stage.cluster.exec_ok(node, better)?;
+        let finished = finished?;
+        ensure!(matches!(finished.code, 0 | 4 | 5), "{what}: {finished:?}");
+        stage.ended(&finished, finished.code).with_context(|| what.to_owned())?;
+        println!(
+            "{what}: exit code {} after {:.1} s, gap {:.0} ms {}",
+            finished.code,
+            began.elapsed().as_secs_f64(),
+            stage.gap_ms,
+            finished.stderr.lines().next_back().unwrap_or_default()
+        );
+    }
+    Ok(())
 }
 
 fn full_disk(stage: &mut Stage) -> Result<()> {

@@ -6,8 +6,8 @@ use prost::Message as _;
 use proto::error::{ApiError, invalid_field, not_found};
 use proto::identity::{Identity, check_name};
 use proto::v1::{
-    ContainerState, CreateMigrationRequest, Decision, Migration, MigrationSpec, OnTimeout, Owner, Phase,
-    ResolveMigrationRequest,
+    Compression, ContainerState, CreateMigrationRequest, Decision, Migration, MigrationSpec, OnTimeout,
+    Owner, Phase, ResolveMigrationRequest,
 };
 use tonic::{Code, Status};
 
@@ -16,6 +16,9 @@ use super::containers::{check_request_id, running, same_request};
 use crate::core::{End, set_condition};
 use crate::drive::abort;
 use crate::store::{CreateError, Record, Resolution};
+
+/// The most of its CPU time that a container may lose, per cent.
+const MAX_THROTTLE: u32 = 95;
 
 fn check_spec(spec: &MigrationSpec) -> Result<(), Status> {
     check_name(&spec.container).map_err(|e| invalid_field("spec.container", e.to_string()))?;
@@ -28,6 +31,12 @@ fn check_spec(spec: &MigrationSpec) -> Result<(), Status> {
             return Err(invalid_field(&format!("spec.policy.{field}"), "is negative or no duration").status());
         }
     }
+    if policy.throttle_max_percent > MAX_THROTTLE {
+        let why = format!("is more than {MAX_THROTTLE}: the container could not run");
+        return Err(invalid_field("spec.policy.throttle_max_percent", why).status());
+    }
+    Compression::try_from(policy.compression)
+        .map_err(|_| invalid_field("spec.policy.compression", "is no known value").status())?;
     OnTimeout::try_from(policy.on_timeout)
         .map_err(|_| invalid_field("spec.policy.on_timeout", "is no known value"))?;
     Ok(())

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 
 use proto::v1::{
-    CheckMoveResponse, Container, ContainerState, Downtime, Migration, Node, NodeState, OnTimeout, Phase,
-    Policy, Refusal, Round,
+    CheckMoveResponse, Compression, Container, ContainerState, Downtime, Migration, Node, NodeState,
+    OnTimeout, Phase, Policy, Refusal, Round,
 };
 use serde_json::{Map, Value, json};
 
@@ -130,6 +130,13 @@ fn policy(policy: &Policy) -> Map<String, Value> {
         OnTimeout::Abort => Some("Abort"),
         OnTimeout::Force => Some("Force"),
     };
+    let compression = match policy.compression() {
+        Compression::Unspecified => None,
+        Compression::Auto => Some("auto"),
+        Compression::Off => Some("off"),
+        Compression::Lz4 => Some("lz4"),
+        Compression::Zstd => Some("zstd"),
+    };
     let positive = |n: u64| (n > 0).then_some(n);
     let fields = [
         ("maxDowntime", json!(policy.max_downtime.as_ref().and_then(units::duration))),
@@ -137,6 +144,11 @@ fn policy(policy: &Policy) -> Map<String, Value> {
         ("onTimeout", json!(on_timeout)),
         ("bandwidthBytesPerSecond", json!(positive(policy.bandwidth_bytes_per_second))),
         ("maxRounds", json!(positive(policy.max_rounds.into()))),
+        ("compression", json!(compression)),
+        (
+            "throttle",
+            json!(positive(policy.throttle_max_percent.into()).map(|percent| json!({"maxPercent": percent}))),
+        ),
     ];
     fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

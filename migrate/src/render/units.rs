@@ -76,8 +76,43 @@ pub(crate) fn to_proto(duration: Duration) -> prost_types::Duration {
         .unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 999_999_999 })
 }
 
+/// Bytes as people write them: `800000`, `50MB`, `1.5GB` (powers of ten), `64MiB` (powers of two).
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is between 1 and 10^18")]
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 8] = [
+        ("KiB", 1024.0),
+        ("MiB", 1_048_576.0),
+        ("GiB", 1_073_741_824.0),
+        ("kB", 1e3),
+        ("KB", 1e3),
+        ("MB", 1e6),
+        ("GB", 1e9),
+        ("B", 1.0),
+    ];
+    let known = UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size)));
+    let (number, unit) = known.unwrap_or((text, 1.0));
+    let number: f64 = number.trim().parse().map_err(|_| format!("{text:?} is no number of bytes"))?;
+    let bytes = (number * unit).round();
+    if !(1.0..=1e18).contains(&bytes) {
+        return Err(format!("{text:?} is not between 1 and 10^18 bytes"));
+    }
+    Ok(bytes as u64)
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn bytes_are_read_with_and_without_units() {
+        use super::parse_bytes;
+        assert_eq!(parse_bytes("800000"), Ok(800_000));
+        assert_eq!(parse_bytes("50MB"), Ok(50_000_000));
+        assert_eq!(parse_bytes("1.5 GB"), Ok(1_500_000_000));
+        assert_eq!(parse_bytes("64MiB"), Ok(64 << 20));
+        for wrong in ["", "MB", "-1", "0", "1 TB/s", "NaN", "1e30"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+
     use super::*;
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use proto::v1::{CreateMigrationRequest, Migration, MigrationSpec, Policy, WatchMigrationsRequest};
+use proto::v1::{
+    Compression, CreateMigrationRequest, Migration, MigrationSpec, Policy, WatchMigrationsRequest,
+};
 use tonic::Code;
 
 use super::container::new_request_id;
@@ -41,6 +43,15 @@ pub(crate) struct Options {
     /// Give up when it has not converged by then [default: 5m].
     #[arg(long, value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
+    /// Most that pre-copy may send in a second, bytes: 800000, 50MB, 1GB (10^6, 10^9) [default: no limit].
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes)]
+    bandwidth: Option<u64>,
+    /// Take up to this many per cent of its CPU time from a container that does not converge, until it has moved.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=95))]
+    throttle: Option<u32>,
+    /// Compress what is sent [default: auto, when the link takes less than compression gives].
+    #[arg(long, value_enum)]
+    compression: Option<Compress>,
     /// Run the checks and change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -52,11 +63,34 @@ pub(crate) struct Options {
     request_id: Option<String>,
 }
 
+/// Values of `--compression`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Compress {
+    Auto,
+    Off,
+    Lz4,
+    Zstd,
+}
+
+impl From<Compress> for Compression {
+    fn from(value: Compress) -> Self {
+        match value {
+            Compress::Auto => Self::Auto,
+            Compress::Off => Self::Off,
+            Compress::Lz4 => Self::Lz4,
+            Compress::Zstd => Self::Zstd,
+        }
+    }
+}
+
 impl Options {
     fn request(self) -> CreateMigrationRequest {
         let policy = Policy {
             max_downtime: self.max_downtime.map(units::to_proto),
             timeout: self.timeout.map(units::to_proto),
+            bandwidth_bytes_per_second: self.bandwidth.unwrap_or(0),
+            throttle_max_percent: self.throttle.unwrap_or(0),
+            compression: self.compression.map_or(Compression::Unspecified, Into::into).into(),
             ..Policy::default()
         };
         CreateMigrationRequest {

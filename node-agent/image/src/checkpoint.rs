@@ -14,7 +14,7 @@
 use std::io::{Read, Write};
 
 use crate::codec::{self, CodecError};
-use crate::frame::{FrameError, FrameKind, FrameReader, FrameWriter};
+use crate::frame::{FrameError, FrameKind, FrameReader, FrameWriter, MAX_BULK_BODY};
 use crate::pages::{self, Batch, BatchError, Run};
 use crate::shape::Shape;
 use crate::state::Image;
@@ -72,7 +72,7 @@ impl<W: Write> CheckpointWriter<W> {
     /// When a run is invalid or the stream breaks.
     pub fn pages(&mut self, batch: &Batch<'_>) -> Result<(), CheckpointError> {
         let Self { frames, head, .. } = self;
-        pages::split(batch, &mut |part| {
+        pages::split(batch, MAX_BULK_BODY, &mut |part| {
             pages::encode_head(part, head)?;
             frames.write(FrameKind::Pages, &[head, part.data])?;
             Ok(())

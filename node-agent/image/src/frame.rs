@@ -23,7 +23,7 @@ pub const HEADER_LEN: usize = 28;
 pub const MAGIC: [u8; 4] = *b"GNTR";
 /// Version of the format. A reader refuses every other one.
 pub const FORMAT_VERSION: u16 = 1;
-/// Largest body of a [`FrameKind::Pages`] or [`FrameKind::Files`] frame.
+/// Largest body of a [`FrameKind::Pages`], [`FrameKind::Files`] or [`FrameKind::Packed`] frame.
 pub const MAX_BULK_BODY: usize = 4 * 1024 * 1024;
 /// Largest body of a [`FrameKind::State`] frame, unless [`Limits`] says otherwise.
 pub const MAX_STATE_BODY: usize = 64 * 1024 * 1024;
@@ -46,6 +46,8 @@ pub enum FrameKind {
     Message = 4,
     /// A mark between rounds on a bulk stream, and the end of a page file.
     Mark = 5,
+    /// A [`FrameKind::Pages`] or [`FrameKind::Files`] frame, compressed; see [`crate::packed`].
+    Packed = 6,
 }
 
 impl FrameKind {
@@ -56,6 +58,7 @@ impl FrameKind {
             3 => Self::State,
             4 => Self::Message,
             5 => Self::Mark,
+            6 => Self::Packed,
             _ => return None,
         })
     }
@@ -79,7 +82,7 @@ impl Limits {
     #[must_use]
     pub fn of(&self, kind: FrameKind) -> usize {
         match kind {
-            FrameKind::Pages | FrameKind::Files => MAX_BULK_BODY,
+            FrameKind::Pages | FrameKind::Files | FrameKind::Packed => MAX_BULK_BODY,
             FrameKind::State => self.state,
             FrameKind::Message | FrameKind::Mark => MAX_MESSAGE_BODY,
         }

@@ -10,7 +10,7 @@
 //! * [`groups`] are the control groups.
 //! * [`refusal`] names what cannot be carried over.
 //! * [`checkpoint`] is a whole container as one stream.
-//! * [`frame`], [`pages`] and [`codec`] are the byte form, with limits checked before any allocation.
+//! * [`frame`], [`pages`], [`packed`] and [`codec`] are the byte form, with limits checked before any allocation.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ pub mod codec;
 pub mod files;
 pub mod frame;
 pub mod groups;
+pub mod packed;
 pub mod pages;
 pub mod refusal;
 pub mod shape;

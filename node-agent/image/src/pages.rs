@@ -168,12 +168,18 @@ pub fn decode<'a>(body: &'a [u8], runs: &'a mut Vec<Run>) -> Result<Batch<'a>, B
     Ok(batch)
 }
 
-/// Hands `batch` to `take` in pieces that fit into a frame each: unchanged when it fits already.
+/// Hands `batch` to `take` in pieces whose encoded form has `most` bytes at most: unchanged when it fits already. `most` is
+/// taken as [`MAX_BULK_BODY`] when it is larger, and as room for one page when it is smaller.
 ///
 /// # Errors
 /// The first error of `take`.
-pub fn split<E>(batch: &Batch<'_>, take: &mut dyn FnMut(&Batch<'_>) -> Result<(), E>) -> Result<(), E> {
-    if BATCH_HEADER + RUN_LEN * batch.runs.len() + batch.data.len() <= MAX_BULK_BODY {
+pub fn split<E>(
+    batch: &Batch<'_>,
+    most: usize,
+    take: &mut dyn FnMut(&Batch<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let most = most.clamp(2 * usize::try_from(PAGE_SIZE).unwrap_or(MAX_BULK_BODY), MAX_BULK_BODY);
+    if BATCH_HEADER + RUN_LEN * batch.runs.len() + batch.data.len() <= most {
         return take(batch);
     }
     let mut runs = Vec::new();
@@ -189,7 +195,7 @@ pub fn split<E>(batch: &Batch<'_>, take: &mut dyn FnMut(&Batch<'_>) -> Result<()
     for run in batch.runs {
         let mut rest = *run;
         while rest.pages > 0 {
-            let room = MAX_BULK_BODY.saturating_sub(BATCH_HEADER + RUN_LEN * (runs.len() + 1) + held);
+            let room = most.saturating_sub(BATCH_HEADER + RUN_LEN * (runs.len() + 1) + held);
             let pages = match rest.kind {
                 RunKind::Data => rest.pages.min(u32::try_from(room as u64 / PAGE_SIZE).unwrap_or(u32::MAX)),
                 RunKind::Zero | RunKind::Drop => rest.pages,

@@ -115,9 +115,16 @@ fn a_batch_larger_than_a_frame_is_split_and_nothing_is_lost() {
     let data = data(&runs);
     let batch = Batch { owner: Owner::Process(7), runs: &runs, data: &data };
     assert!(matches!(encode(&batch), Err(BatchError::TooLarge(_))));
+    for most in [0, 100_000, MAX_BULK_BODY, usize::MAX] {
+        split_and_compare(&batch, most);
+    }
+}
+
+fn split_and_compare(batch: &Batch<'_>, most: usize) {
     let (mut parts, mut pages) = (0, Vec::new());
-    split(&batch, &mut |part: &Batch<'_>| {
-        assert!(encode(part).unwrap().len() <= MAX_BULK_BODY);
+    let (runs, data) = (batch.runs, batch.data);
+    split(batch, most, &mut |part: &Batch<'_>| {
+        assert!(encode(part).unwrap().len() <= most.clamp(8192, MAX_BULK_BODY));
         parts += 1;
         let mut contents = part.data.chunks_exact(4096);
         for run in part.runs {
@@ -145,7 +152,7 @@ fn a_small_batch_is_handed_on_as_it_is_and_errors_stop_it() {
     let batch = Batch { owner: Owner::Process(7), runs: &[run], data: &[] };
     let mut parts = 0;
     assert_eq!(
-        split(&batch, &mut |part| {
+        split(&batch, MAX_BULK_BODY, &mut |part| {
             parts += 1;
             assert_eq!(part, &batch);
             Err("stop")

@@ -133,6 +133,7 @@ impl Node {
                 tls: tls.clone(),
                 peer_address: config.peer_address(),
                 incarnation,
+                bandwidth: config.bandwidth.map_or(0, std::num::NonZeroU64::get),
             },
             Arc::new(MovingNode::new(Arc::clone(&runtime))),
             Arc::new(Decisions::new(coordinator, handle.clone())),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::commit::{Epoch, Owner};
+use crate::session::ports::Throttled;
 use crate::session::status::Role;
 
 /// What an agent is about to touch, written before it does, so that a restart knows what to undo.
@@ -108,6 +109,15 @@ pub enum Record {
         /// Who owns it.
         owner: Owner,
     },
+    /// Source: the container is about to be slowed down. Not synced: the groups do not outlive a host crash.
+    Throttled {
+        /// The container's name.
+        container: String,
+        /// The session's epoch.
+        epoch: Epoch,
+        /// What is to be set back.
+        throttled: Throttled,
+    },
 }
 
 /// A session that has begun and not ended.
@@ -121,6 +131,8 @@ pub struct Open {
     pub ready: Option<String>,
     /// Target: COMMIT_SEEN is written.
     pub seen: bool,
+    /// Source: what is to be set back when the container is given back.
+    pub throttled: Throttled,
 }
 
 /// What the journal knows of one container.
@@ -153,8 +165,13 @@ impl State {
             Record::Epoch { container, epoch } => self.raise(container, *epoch),
             Record::Begin(begin) => {
                 self.raise(&begin.container, begin.epoch);
-                self.entry(&begin.container).open =
-                    Some(Open { begin: begin.clone(), committed: false, ready: None, seen: false });
+                self.entry(&begin.container).open = Some(Open {
+                    begin: begin.clone(),
+                    committed: false,
+                    ready: None,
+                    seen: false,
+                    throttled: Throttled::default(),
+                });
             }
             Record::Ready { container, epoch, boot } => {
                 if let Some(open) = self.open(container, *epoch) {
@@ -169,6 +186,11 @@ impl State {
             Record::CommitSeen { container, epoch } => {
                 if let Some(open) = self.open(container, *epoch) {
                     open.seen = true;
+                }
+            }
+            Record::Throttled { container, epoch, throttled } => {
+                if let Some(open) = self.open(container, *epoch) {
+                    open.throttled = throttled.clone();
                 }
             }
             Record::Owned { container, epoch } => {
@@ -216,6 +238,10 @@ impl State {
                 }
                 if open.seen {
                     records.push(Record::CommitSeen { container: container(), epoch });
+                }
+                if !open.throttled.0.is_empty() {
+                    let throttled = open.throttled.clone();
+                    records.push(Record::Throttled { container: container(), epoch, throttled });
                 }
             }
             records.push(Record::Epoch { container: container(), epoch: entry.highest });

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::commit::Owner;
+use crate::session::ports::{Throttled, ThrottledSetting};
 use crate::session::status::Role;
 
 fn begin(container: &str, epoch: u64, role: Role) -> Record {
@@ -18,9 +19,18 @@ fn begin(container: &str, epoch: u64, role: Role) -> Record {
     })
 }
 
+fn throttled(value: &str) -> Throttled {
+    let written = vec![value.to_owned()];
+    Throttled(vec![ThrottledSetting {
+        path: "/cg/cpu.max".into(),
+        original: "max 100000".to_owned(),
+        written,
+    }])
+}
+
 fn record() -> impl Strategy<Value = Record> {
     let name = prop_oneof![Just("web".to_owned()), Just("db".to_owned())];
-    (0u8..8, name, 1u64..6, any::<bool>()).prop_map(|(kind, container, epoch, flag)| match kind {
+    (0u8..9, name, 1u64..6, any::<bool>()).prop_map(|(kind, container, epoch, flag)| match kind {
         0 => Record::Epoch { container, epoch },
         1 => begin(&container, epoch, if flag { Role::Source } else { Role::Target }),
         2 => Record::Ready { container, epoch, boot: "boot".to_owned() },
@@ -28,6 +38,7 @@ fn record() -> impl Strategy<Value = Record> {
         4 => Record::CommitSeen { container, epoch },
         5 => Record::Owned { container, epoch },
         6 => Record::Ended { container, epoch, end: if flag { End::Killed } else { End::Undone } },
+        7 => Record::Throttled { container, epoch, throttled: throttled(if flag { "1" } else { "2" }) },
         _ => Record::Resolved { container, epoch, owner: if flag { Owner::Source } else { Owner::Target } },
     })
 }

@@ -10,9 +10,11 @@ use tonic::{Code, Status};
 use crate::commit;
 use crate::runtime::{ContainerName, ContainerStatus, RunRequest, RuntimeError, State};
 use crate::session::orders::{self, OrderError};
+use crate::session::policy::MAX_THROTTLE;
 use crate::session::ports::PortError;
 use crate::session::status;
 use crate::telemetry::chain;
+use crate::transfer::squeeze::Compression;
 
 /// A container as the API shows it.
 pub(crate) fn container(status: ContainerStatus, node: &str) -> v1::Container {
@@ -175,6 +177,13 @@ pub(super) fn limits(policy: Option<v1::Policy>) -> orders::Limits {
             Ok(v1::OnTimeout::Force) => orders::OnTimeout::Force,
             _ => orders::OnTimeout::Abort,
         },
+        compression: match v1::Compression::try_from(policy.compression) {
+            Ok(v1::Compression::Off) => Compression::Off,
+            Ok(v1::Compression::Lz4) => Compression::Lz4,
+            Ok(v1::Compression::Zstd) => Compression::Zstd,
+            _ => Compression::Auto,
+        },
+        throttle: policy.throttle_max_percent.min(MAX_THROTTLE),
     }
 }
 

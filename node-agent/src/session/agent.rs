@@ -18,6 +18,7 @@ use super::status::{Phase, Role, Status};
 use crate::commit::{Committed, Copy, Epoch, Owner, SourceView, TargetView};
 use crate::journal::Journal;
 use crate::transfer::message::PeerMessage;
+use crate::transfer::pace::Budget;
 use crate::transfer::stream::TlsStream;
 
 /// How many ended migrations are remembered.
@@ -39,6 +40,8 @@ pub(crate) struct Agent {
     pub(crate) journal: Journal,
     pub(crate) node: Arc<dyn Node>,
     pub(crate) decisions: Arc<dyn DecisionSource>,
+    /// Bandwidth that all migrations share, in and out.
+    pub(crate) budget: Arc<Budget>,
     table: Mutex<Table>,
     changes: watch::Sender<u64>,
 }
@@ -182,6 +185,7 @@ impl Agent {
             journal,
             node,
             decisions,
+            budget: Arc::new(Budget::new(options.bandwidth)),
             table: Mutex::default(),
             changes: watch::Sender::new(0),
         }

@@ -37,6 +37,8 @@ pub struct Options {
     pub peer_address: String,
     /// A random number of this run of the agent, not 0.
     pub incarnation: u64,
+    /// Bytes a second that all migrations of this node may send and receive together while containers run; 0 = no limit.
+    pub bandwidth: u64,
 }
 
 /// Why the service cannot start.

@@ -11,6 +11,7 @@ pub mod migrations;
 pub mod orders;
 pub mod policy;
 pub mod ports;
+pub mod simulate;
 pub mod status;
 
 pub(crate) mod agent;
@@ -22,6 +23,7 @@ mod round;
 mod source;
 mod switchover;
 pub(crate) mod target;
+mod throttle;
 mod waiting;
 
 pub use migrations::{Migrations, OpenError, Options};

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::commit::{Answer, Owner};
+use crate::transfer::squeeze::Compression;
 
 /// Target side: expect a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,10 @@ pub struct Limits {
     pub max_rounds: u32,
     /// What then.
     pub on_timeout: OnTimeout,
+    /// Most of its CPU time that the container may lose when it does not converge, per cent; 0 = none.
+    pub throttle: u32,
+    /// Whether pages and files are compressed.
+    pub compression: Compression,
 }
 
 impl Default for Limits {
@@ -80,6 +85,20 @@ impl Default for Limits {
             bandwidth: 0,
             max_rounds: 30,
             on_timeout: OnTimeout::Abort,
+            throttle: 0,
+            compression: Compression::Auto,
+        }
+    }
+}
+
+impl Limits {
+    /// How long the last pages may take after the freeze before the container is given back: far more than was predicted,
+    /// so that only a link which has become slow meanwhile meets it. `None` when the pause may have any length.
+    #[must_use]
+    pub fn pause_limit(&self) -> Option<Duration> {
+        match self.on_timeout {
+            OnTimeout::Abort => Some(self.max_downtime.saturating_mul(10).max(Duration::from_secs(2))),
+            OnTimeout::Force => None,
         }
     }
 }

@@ -11,12 +11,18 @@ use super::orders::{Limits, OnTimeout};
 /// What one round did, as measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Measured {
-    /// Bytes of dirty pages that it found and sent (pages with contents).
+    /// Bytes of dirty pages that it found and sent (pages with contents), and of changed files.
     pub dirty: u64,
+    /// Bytes of dirty pages that it found and held back: every round finds them dirty, so they wait for the last one.
+    pub held: u64,
     /// From its begin until the target had everything in place.
     pub took: Duration,
     /// The part of `took` that does not grow with `dirty`: the scan of clean memory, the round trip.
     pub fixed: Duration,
+    /// How long was waited after it before the next one.
+    pub rest: Duration,
+    /// Per cent of its CPU time that the container lacked while the round ran.
+    pub throttle: u32,
 }
 
 /// What to do after a round.
@@ -24,6 +30,8 @@ pub struct Measured {
 pub enum Next {
     /// Another round.
     Round,
+    /// Leave the container this many per cent less of the CPU time that it used, then another round.
+    Throttle(u32),
     /// Freeze now.
     Cut,
     /// Abort: it does not converge within the limits.
@@ -36,6 +44,7 @@ impl Next {
     pub fn name(self) -> &'static str {
         match self {
             Self::Round => "NextRound",
+            Self::Throttle(_) => "Throttle",
             Self::Cut => "Cut",
             Self::GiveUp => "GiveUp",
         }
@@ -64,6 +73,17 @@ pub struct Decision {
 pub const METADATA: Duration = Duration::from_millis(5);
 /// The pause must fall by this factor for another round to be worth it.
 const WORTH: f64 = 0.8;
+/// Time from one round to the next when they hold back nearly everything.
+const REST: Duration = Duration::from_millis(50);
+/// The same when it is throttled, at most.
+const LONG_REST: Duration = Duration::from_secs(1);
+/// A container that dirties more than this part of what the link takes converges slowly or never: it is throttled, if
+/// that is allowed.
+const TOO_MUCH: f64 = 0.7;
+/// Per cent of its CPU time that a throttled container loses in each step.
+const STEP: u32 = 20;
+/// The most that any policy may take, per cent.
+pub const MAX_THROTTLE: u32 = 95;
 /// Rounds that send no less than this say how fast the link is.
 const TELLING: u64 = 4 << 20;
 
@@ -84,7 +104,7 @@ pub fn decide(limits: &Limits, rounds: &[Measured], elapsed: Duration) -> Decisi
         };
     };
     let before = forecasts.iter().rev().nth(1).filter(|forecast| forecast.known);
-    let fits = now.known && now.pause <= limits.max_downtime;
+    let fits = now.known && now.longest <= limits.max_downtime;
     let falls = before.is_none_or(|before| now.pause.as_secs_f64() < WORTH * before.pause.as_secs_f64());
     let ms = |pause: Duration| pause.as_secs_f64() * 1e3;
     let limit = ms(limits.max_downtime);
@@ -111,19 +131,21 @@ pub fn decide(limits: &Limits, rounds: &[Measured], elapsed: Duration) -> Decisi
             (false, OnTimeout::Force) => {
                 (Next::Cut, format!("{out_of}; forced, predicted pause {:.1} ms", ms(now.pause)))
             }
-            (false, OnTimeout::Abort) => (
-                Next::GiveUp,
-                format!("{out_of} and the predicted pause is {:.1} ms, above {limit:.1} ms", ms(now.pause)),
-            ),
+            (false, OnTimeout::Abort) => (Next::GiveUp, format!("{out_of} and the {}", above(now, limit))),
         }
     } else if fits {
         (Next::Round, format!("predicted pause {:.1} ms would fit and still falls", ms(now.pause)))
     } else if !now.known {
         (Next::Round, "the dirty rate is not known yet".to_owned())
+    } else if let Some(percent) = throttle(limits, rounds, now, falls) {
+        (
+            Next::Throttle(percent),
+            format!("{} and does not fall; throttled by {percent} %", above(now, limit)),
+        )
     } else if !falls && limits.on_timeout == OnTimeout::Force && rounds.len() >= 4 {
         (Next::Cut, format!("predicted pause {:.1} ms no longer falls; forced", ms(now.pause)))
     } else {
-        (Next::Round, format!("predicted pause {:.1} ms is above {limit:.1} ms", ms(now.pause)))
+        (Next::Round, above(now, limit))
     };
     Decision {
         next,
@@ -135,6 +157,41 @@ pub fn decide(limits: &Limits, rounds: &[Measured], elapsed: Duration) -> Decisi
     }
 }
 
+/// Why it does not fit.
+fn above(now: Forecast, limit: f64) -> String {
+    let (pause, longest) = (now.pause.as_secs_f64() * 1e3, now.longest.as_secs_f64() * 1e3);
+    if pause > limit {
+        format!("predicted pause {pause:.1} ms is above {limit:.1} ms")
+    } else {
+        format!("predicted pause {pause:.1} ms may become {longest:.1} ms, which is above {limit:.1} ms")
+    }
+}
+
+/// How long to wait before the next round. A round that holds back nearly everything is over at once; more of them in no time
+/// would find the same, and stop the program at each of its pages again and again.
+#[must_use]
+pub fn rest(rounds: &[Measured], decision: &Decision) -> Duration {
+    let [.., before, last] = rounds else { return Duration::ZERO };
+    let idle = last.held > 0 && last.held >= before.held && last.held > last.dirty;
+    let on = matches!(decision.next, Next::Round | Next::Throttle(_));
+    if !(idle && on) {
+        return Duration::ZERO;
+    }
+    // A container that is being throttled is given as long as before: what it does not write in that time is worth sending.
+    let slowed = last.throttle > 0 || decision.next != Next::Round;
+    let time = if slowed { (before.took + before.rest).clamp(REST, LONG_REST) } else { REST };
+    time.saturating_sub(last.took)
+}
+
+/// The next step of throttling, if it is time for one. What a round finds was dirtied while the one before it ran: the effect
+/// of a step is known after two rounds.
+fn throttle(limits: &Limits, rounds: &[Measured], now: Forecast, falls: bool) -> Option<u32> {
+    let [.., before, last] = rounds else { return None };
+    let most = limits.throttle.min(MAX_THROTTLE);
+    let due = !falls && before.throttle == last.throttle && now.dirty_rate > TOO_MUCH * now.transfer_rate;
+    (due && last.throttle < most).then(|| (last.throttle + STEP).min(most))
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Forecast {
     /// Two rounds are needed to know a dirty rate.
@@ -143,6 +200,9 @@ struct Forecast {
     transfer_rate: f64,
     remaining: u64,
     pause: Duration,
+    /// The pause if what the last round found is written again before the freeze. A program that writes to the same pages
+    /// again and again dirties no fewer of them in a shorter time.
+    longest: Duration,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
@@ -161,16 +221,27 @@ fn forecast(rounds: &[Measured]) -> Forecast {
             transfer_rate,
             remaining: last.dirty,
             pause: Duration::MAX,
+            longest: Duration::MAX,
         };
     };
-    // What this round found was dirtied while the one before it ran.
-    let dirty_rate = last.dirty as f64 / before.took.as_secs_f64().max(1e-6);
-    // Never more than the last round found in a longer time: a rate of a short round is noise.
-    let remaining = (dirty_rate * last.took.as_secs_f64()) as u64;
-    let send =
-        Duration::try_from_secs_f64(remaining as f64 / transfer_rate.max(1.0)).unwrap_or(Duration::MAX);
-    let pause = METADATA.saturating_add(last.fixed).saturating_add(send);
-    Forecast { known: true, dirty_rate, transfer_rate, remaining, pause }
+    // What this round found was dirtied while the one before it ran, and until this one began.
+    let interval = (before.took + before.rest).as_secs_f64().max(1e-6);
+    let dirty_rate = last.dirty as f64 / interval;
+    // What waits for the last round does not grow with time, and need not be counted again when it is written again.
+    let fresh = (dirty_rate * last.took.as_secs_f64()) as u64;
+    let pause = |bytes: u64| {
+        let send = Duration::try_from_secs_f64(bytes as f64 / transfer_rate.max(1.0));
+        METADATA.saturating_add(last.fixed).saturating_add(send.unwrap_or(Duration::MAX))
+    };
+    let remaining = last.held.saturating_add(fresh);
+    Forecast {
+        known: true,
+        dirty_rate: (last.dirty + last.held) as f64 / interval,
+        transfer_rate,
+        remaining,
+        pause: pause(remaining),
+        longest: pause(last.held.saturating_add(fresh.max(last.dirty))),
+    }
 }
 
 /// Bytes a second that the link takes. Small rounds are all latency and say nothing, so the best of the

@@ -236,6 +236,13 @@ pub trait ContainerSource: Send {
     /// When changes cannot be tracked.
     fn files(&self) -> Result<Box<dyn FileSource>, PortError>;
 
+    /// Gives the container back what [`GroupSource::throttle`] took, also an earlier agent's. A setting that somebody else
+    /// has changed meanwhile stays. May be called again.
+    ///
+    /// # Errors
+    /// When a setting is left.
+    fn unthrottle(&self, throttled: &Throttled) -> Result<(), PortError>;
+
     /// Publishes (and records) how it stands.
     fn settle(&self, how: Settled, epoch: u64);
 
@@ -265,6 +272,40 @@ pub trait GroupSource: Send {
 
     /// Counters of its groups that begin anew at the target, by their files.
     fn counters(&self) -> Vec<String>;
+
+    /// CPU time that the container has used since it began.
+    ///
+    /// # Errors
+    /// When its group does not tell.
+    fn cpu_used(&self) -> Result<Duration, PortError>;
+
+    /// What [`GroupSource::throttle`] would set to leave the container `cpus` CPUs (1.0 = one whole CPU), never more than
+    /// it may have anyway. Changes nothing: it must be journalled first. `before`: what is in force.
+    ///
+    /// # Errors
+    /// When nothing of this host can slow it down.
+    fn plan_throttle(&self, cpus: f64, before: &Throttled) -> Result<Throttled, PortError>;
+
+    /// Slows the container down. [`GroupSource::look`] tells the original settings from now on.
+    ///
+    /// # Errors
+    /// What the kernel refused; call [`ContainerSource::unthrottle`].
+    fn throttle(&mut self, throttled: &Throttled) -> Result<(), PortError>;
+}
+
+/// Settings of a container's own groups that were changed to slow it down, in the order in which they are set back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Throttled(pub Vec<ThrottledSetting>);
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThrottledSetting {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it was before.
+    pub original: String,
+    /// What was set in this migration, oldest first. The kernel shows it as it was written.
+    pub written: Vec<String>,
 }
 
 /// A thread of a copy.

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::agent::{Agent, Cancel, Publisher, SourceHandle};
-use super::ports::{ContainerSource, Died, NetLock, PortError, Settled};
+use super::ports::{ContainerSource, Died, NetLock, PortError, Settled, Throttled};
 use super::source::held;
 use super::status::{Phase, Role};
 use super::waiting;
@@ -77,8 +77,14 @@ pub(super) fn sync_committed(agent: &Agent, publish: &Publisher, error: &Journal
     retry("sync the commit record", publish, || agent.journal.sync());
 }
 
-/// Undoes whatever a dead or failed session left in a container: lock off, sockets out of repair, thawed.
-pub(super) fn give_back(begin: &Begin, container: &dyn ContainerSource, publish: &Publisher) {
+/// Undoes whatever a dead or failed session left in a container: lock off, sockets out of repair, thawed, and no longer
+/// throttled.
+pub(super) fn give_back(
+    begin: &Begin,
+    container: &dyn ContainerSource,
+    throttled: &Throttled,
+    publish: &Publisher,
+) {
     let mut lock = container.lock();
     let locked = match lock.as_mut() {
         Ok(lock) => !lift(&mut **lock),
@@ -96,6 +102,15 @@ pub(super) fn give_back(begin: &Begin, container: &dyn ContainerSource, publish:
     if locked && let Ok(lock) = lock.as_mut() {
         retry("lift the network lock", publish, || lock.lift());
     }
+    if !throttled.0.is_empty() {
+        retry("lift the throttle", publish, || container.unthrottle(throttled));
+    }
+}
+
+/// What the session of this BEGIN has taken from the container, as the journal says.
+fn throttled(agent: &Agent, begin: &Begin) -> Throttled {
+    let open = agent.journal.entry(&begin.container).open;
+    open.filter(|open| open.begin.epoch == begin.epoch).map(|open| open.throttled).unwrap_or_default()
 }
 
 /// The copy here is dead: removes the rest, ends the record. Late frames may be relayed until the flag is set.
@@ -205,12 +220,13 @@ fn resolved(agent: &Agent, begin: &Begin, publish: &Publisher, mut copy: Unackno
             publish.end(Phase::Succeeded, "Resolved", "an operator said that the target owns it");
         }
         Owner::Source => {
+            let throttled = throttled(agent, begin);
             // The record first: a restart must not tell Commit again.
             retry("journal the end", publish, || agent.journal.append_sync(std::slice::from_ref(&ended)));
             if let Some(mut lock) = copy.lock.take() {
                 lift(&mut *lock);
             }
-            give_back(begin, &*copy.container, publish);
+            give_back(begin, &*copy.container, &throttled, publish);
             copy.container.settle(Settled::Running, begin.epoch);
             agent.table().sources.remove(&begin.container);
             publish.end(Phase::Failed, "Resolved", "an operator said that the source owns it; it runs here");
@@ -285,7 +301,7 @@ fn recover_source(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
         }
         (SourceRestart::Undo(_), Some(container)) => {
             publish.event("the agent was restarted; giving the container back");
-            give_back(begin, &*container, publish);
+            give_back(begin, &*container, &throttled(agent, begin), publish);
             container.settle(Settled::Running, begin.epoch);
             retry("journal the end", publish, || agent.journal.append(&[end(End::Undone)]));
             agent.table().sources.remove(&begin.container);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use engine::source::{Source, TreeSpec};
 use image::groups::Groups;
+use image::packed::Codec;
 use image::shape::Shape;
 use image::{Refusal, Subject};
 
@@ -16,14 +17,16 @@ use super::clocks::{Distance, HostClocks};
 use super::failure::{AbortOnPanic, Failure, failpoint};
 use super::orders::{Limits, Start};
 use super::policy::{self, Measured, Next};
-use super::ports::{ContainerSource, EthernetFrame, FileSource, GroupSource, NetLock, Settled};
+use super::ports::{ContainerSource, EthernetFrame, FileSource, GroupSource, NetLock, Settled, Throttled};
 use super::round::{Sent, When};
 use super::status::{Phase, Round};
+use super::throttle::Throttle;
 use crate::journal::{Begin, End, Record};
 use crate::peer;
-use crate::transfer::bulk::BulkSender;
+use crate::transfer::bulk::{BulkSender, Terms};
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::{PeerMessage, Purpose};
+use crate::transfer::pace::rest;
 
 /// How long the target may take to build the sandbox.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -62,6 +65,7 @@ pub(super) struct Session {
     /// The next round of the bulk stream.
     pub(super) round: u32,
     measured: Vec<Measured>,
+    pub(super) throttle: Throttle,
     prepared_at: Instant,
 }
 
@@ -97,6 +101,7 @@ impl Session {
             generation: 0,
             round: 0,
             measured: Vec::new(),
+            throttle: Throttle::default(),
             prepared_at: Instant::now(),
         }
     }
@@ -190,17 +195,24 @@ impl Session {
         let clocks = self.ask_clocks()?;
         let spec = self.container.spec()?;
         self.send(&PeerMessage::Spec { spec, clocks })?;
-        match self.answer(PREPARE_TIMEOUT)? {
-            PeerMessage::Prepared => {}
+        let codecs = match self.answer(PREPARE_TIMEOUT)? {
+            PeerMessage::Prepared { codecs: known } => {
+                known.into_iter().filter_map(Codec::from_byte).collect()
+            }
             other => return Err(unexpected(&other)),
-        }
+        };
         self.step(Phase::Preparing, "bulk")?;
         let (reader, sequence) = self.dial(Purpose::Bulk(0))?.into_parts();
         let stream = reader.into_inner();
         stream.set_bulk().map_err(Failure::Bulk)?;
         let cancel = Arc::clone(&self.cancel);
-        self.bulk =
-            Some(BulkSender::new(stream, sequence, self.limits.bandwidth, move || cancel.is_cancelled()));
+        let terms = Terms {
+            bandwidth: self.limits.bandwidth,
+            budget: Arc::clone(&self.agent.budget),
+            compression: self.limits.compression,
+            codecs,
+        };
+        self.bulk = Some(BulkSender::new(stream, sequence, terms, move || cancel.is_cancelled()));
 
         self.step(Phase::Preparing, "files")?;
         self.files = Some(self.container.files()?);
@@ -230,6 +242,7 @@ impl Session {
     fn pre_copy(&mut self) -> Result<(), Failure> {
         loop {
             self.step(Phase::PreCopy, "round")?;
+            self.watch_cpus();
             let began = Instant::now();
             let sent_before = self.bulk.as_ref().map_or(0, BulkSender::sent);
             self.mounts()?;
@@ -246,8 +259,11 @@ impl Session {
             }
             self.measured.push(Measured {
                 dirty: stats.bytes + files.bytes,
+                held: stats.held_back,
                 took,
                 fixed: stats.scan + sent.elapsed().min(took / 2),
+                rest: Duration::ZERO,
+                throttle: self.throttle.percent(),
             });
             let decision = policy::decide(&self.limits, &self.measured, self.prepared_at.elapsed());
             let bytes = self.bulk.as_ref().map_or(0, BulkSender::sent);
@@ -281,8 +297,14 @@ impl Session {
             });
             match decision.next {
                 Next::Round => {}
+                Next::Throttle(percent) => self.slow_down(percent)?,
                 Next::Cut => return Ok(()),
-                Next::GiveUp => return Err(Failure::NotConverged(decision.reason)),
+                Next::GiveUp => return Err(Failure::NotConverged(decision.reason.clone())),
+            }
+            let began = Instant::now();
+            rest(policy::rest(&self.measured, &decision), &|| self.cancel.is_cancelled());
+            if let Some(last) = self.measured.last_mut() {
+                last.rest = began.elapsed();
             }
         }
     }
@@ -357,6 +379,7 @@ impl Session {
     fn undo(mut self, failure: &Failure) {
         self.publish.event(format!("giving the container back: {}", failure.text()));
         self.bulk = None;
+        let slow = self.throttle.lift(&*self.container).is_err();
         if let Some(mut engine) = self.engine.take() {
             // Undo order: repair off, lock off, held frames delivered while it still stands, then the thaw.
             if let Err(error) = engine.leave_repair() {
@@ -365,11 +388,21 @@ impl Session {
             let locked = self.lock.as_mut().is_some_and(|lock| !super::recover::lift(&mut **lock));
             if let Err(error) = engine.abort() {
                 tracing::error!(error = %crate::transfer::bulk::chain(&error), "engine: undo incomplete");
-                super::recover::give_back(&self.begin, &*self.container, &self.publish);
+                super::recover::give_back(
+                    &self.begin,
+                    &*self.container,
+                    &Throttled::default(),
+                    &self.publish,
+                );
             }
             if locked && let Some(lock) = self.lock.as_mut() {
                 super::recover::retry("lift the network lock", &self.publish, || lock.lift());
             }
+        }
+        if slow {
+            super::recover::retry("lift the throttle", &self.publish, || {
+                self.throttle.lift(&*self.container)
+            });
         }
         self.container.settle(Settled::Running, self.begin.epoch);
         if let Err(error) = self.agent.journal.append(&[Record::Ended {

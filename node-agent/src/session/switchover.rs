@@ -54,7 +54,7 @@ impl Session {
 
         let began = Instant::now();
         if let Some(bulk) = self.bulk.as_mut() {
-            bulk.unlimited();
+            bulk.hurry(self.limits.pause_limit()).map_err(Failure::Bulk)?;
         }
         self.mounts()?;
         let Sent { pages, files } = self.copy_round(When::Frozen)?;

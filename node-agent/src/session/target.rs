@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use engine::target::{PageWriter, Target};
 use image::frame::FrameReader;
+use image::packed::Codec;
 use image::state::Image;
 
 use super::agent::{Agent, Cancel, Mail, Publisher, Serving};
@@ -193,7 +194,9 @@ impl Session {
                 PeerMessage::Spec { spec, clocks } => {
                     self.enter(Phase::Preparing)?;
                     self.prepare(spec, clocks)?;
-                    link.send(&PeerMessage::Prepared)?;
+                    link.send(&PeerMessage::Prepared {
+                        codecs: Codec::ALL.map(|codec| codec as u8).to_vec(),
+                    })?;
                     self.take_stream(link)?;
                     self.enter(Phase::PreCopy)?;
                 }
@@ -326,10 +329,11 @@ impl Session {
         // Silence is watched on the control connection.
         reader.get_mut().set_read_timeout(None).map_err(Failure::Bulk)?;
         let (gate, events) = (Arc::clone(&self.gate), self.events.0.clone());
+        let budget = Arc::clone(&self.agent.budget);
         let socket = reader.get_mut().socket().map_err(Failure::Bulk)?;
         let thread = thread::Builder::new()
             .name(format!("bulk-{}", self.begin.container))
-            .spawn(move || bulk::receive(reader, &gate, Some(files), &events))
+            .spawn(move || bulk::receive(reader, &gate, Some(files), &budget, &events))
             .map_err(Failure::Thread)?;
         self.bulk = Some(BulkThread { socket, thread });
         Ok(())

@@ -13,10 +13,13 @@ use std::time::{Duration, Instant};
 
 use engine::PageSink;
 use image::codec;
-use image::frame::{FrameError, FrameKind, FrameReader, FrameWriter};
+use image::frame::{FrameError, FrameKind, FrameReader, FrameWriter, MAX_BULK_BODY};
+use image::packed::{Codec, Packer, Unpacker};
 use image::pages::{self, Batch};
 use serde::{Deserialize, Serialize};
 
+use super::pace::{Budget, Pace, rest};
+use super::squeeze::{Compression, Squeeze};
 use super::stream::TlsStream;
 use crate::session::ports::{FileSink, FileTarget};
 
@@ -40,18 +43,21 @@ pub enum Mark {
         /// Number of the round.
         round: u32,
     },
+    /// The container stands still: whatever comes now waits for no budget.
+    Urgent,
 }
 
-/// How much longer a sender must wait to stay under `rate` bytes a second after `sent` bytes in `elapsed`.
-/// Pure; a rate of 0 is no limit.
-#[must_use]
-pub fn pace(rate: u64, sent: u64, elapsed: Duration) -> Duration {
-    if rate == 0 {
-        return Duration::ZERO;
-    }
-    #[expect(clippy::cast_precision_loss, reason = "a limit needs no more than 52 bits of precision")]
-    let due = Duration::try_from_secs_f64(sent as f64 / rate as f64).unwrap_or(Duration::MAX);
-    due.saturating_sub(elapsed)
+/// What a bulk stream obeys.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Bytes a second that rounds may send; 0 = no limit.
+    pub bandwidth: u64,
+    /// What all migrations of this node share.
+    pub budget: Arc<Budget>,
+    /// Whether to compress.
+    pub compression: Compression,
+    /// The codecs that the other side reads.
+    pub codecs: Vec<Codec>,
 }
 
 /// The sending end of one bulk stream.
@@ -59,37 +65,48 @@ pub struct BulkSender {
     writer: FrameWriter<TlsStream>,
     head: Vec<u8>,
     sent: u64,
-    rate: u64,
-    round_began: Instant,
-    round_sent: u64,
+    pace: Pace,
+    budget: Arc<Budget>,
+    squeeze: Squeeze,
+    packer: Packer,
+    /// The container stands still: nothing waits any more, and nothing goes out after that moment.
+    urgent: Option<Urgent>,
     stop: Box<dyn Fn() -> bool + Send>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Urgent {
+    until: Option<Instant>,
 }
 
 impl std::fmt::Debug for BulkSender {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BulkSender")
             .field("sent", &self.sent)
-            .field("rate", &self.rate)
+            .field("pace", &self.pace)
+            .field("squeeze", &self.squeeze)
             .finish_non_exhaustive()
     }
 }
 
 impl BulkSender {
     /// A stream over a connection whose Hello was answered; `sequence` is its next frame's number. Batches fail
-    /// with [`io::ErrorKind::ConnectionAborted`] once `stop` says true. `rate` limits rounds, bytes a second, 0 = no limit.
+    /// with [`io::ErrorKind::ConnectionAborted`] once `stop` says true.
     pub fn new(
         stream: TlsStream,
         sequence: u64,
-        rate: u64,
+        terms: Terms,
         stop: impl Fn() -> bool + Send + 'static,
     ) -> Self {
         Self {
             writer: FrameWriter::new(stream).at(sequence),
             head: Vec::new(),
             sent: 0,
-            rate,
-            round_began: Instant::now(),
-            round_sent: 0,
+            pace: Pace::new(terms.bandwidth),
+            budget: terms.budget,
+            squeeze: Squeeze::new(terms.compression, terms.codecs, terms.bandwidth),
+            packer: Packer::default(),
+            urgent: None,
             stop: Box::new(stop),
         }
     }
@@ -105,8 +122,6 @@ impl BulkSender {
     /// # Errors
     /// When the connection is broken.
     pub fn begin(&mut self, round: u32, generation: u32) -> io::Result<()> {
-        self.round_began = Instant::now();
-        self.round_sent = 0;
         self.mark(Mark::Begin { round, generation })
     }
 
@@ -119,9 +134,16 @@ impl BulkSender {
         self.writer.flush().map_err(to_io)
     }
 
-    /// Lifts the limit: the container stands still and waits.
-    pub fn unlimited(&mut self) {
-        self.rate = 0;
+    /// The container stands still and waits: no limit holds any more, at either side. Batches fail with
+    /// [`io::ErrorKind::TimedOut`] when they are not sent within `limit`.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn hurry(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        self.pace = Pace::new(0);
+        self.squeeze.unlimited();
+        self.urgent = Some(Urgent { until: limit.and_then(|limit| Instant::now().checked_add(limit)) });
+        self.mark(Mark::Urgent)
     }
 
     fn mark(&mut self, mark: Mark) -> io::Result<()> {
@@ -134,21 +156,54 @@ impl BulkSender {
         if (self.stop)() {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the migration was cancelled"));
         }
-        let written = self.writer.write(kind, parts).map_err(to_io)?;
+        if self.urgent.and_then(|urgent| urgent.until).is_some_and(|until| Instant::now() > until) {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the link has become too slow for the pause",
+            ));
+        }
+        let mut packed = None;
+        let before = parts.iter().map(|part| part.len()).sum();
+        let chosen = if before < WORTH_PACKING { None } else { self.squeeze.choose() };
+        if let Some(codec) = chosen {
+            let began = Instant::now();
+            packed = self.packer.pack(codec, kind, parts)?;
+            let after = packed.map_or(before, <[u8]>::len);
+            self.squeeze.packed(codec, before, after, began.elapsed());
+        }
+        let began = Instant::now();
+        let written = match packed {
+            Some(body) => self.writer.write(FrameKind::Packed, &[body]),
+            None => self.writer.write(kind, parts),
+        }
+        .map_err(to_io)?;
+        let took = began.elapsed();
         self.sent += written;
-        self.round_sent += written;
-        let mut wait = pace(self.rate, self.round_sent, self.round_began.elapsed());
-        while !wait.is_zero() && !(self.stop)() {
-            std::thread::sleep(wait.min(Duration::from_millis(50)));
-            wait = pace(self.rate, self.round_sent, self.round_began.elapsed());
+        self.squeeze.sent(written, took, packed.is_some());
+        let wait = self.pace.spend(written, Instant::now()).max(self.budget.spend(written));
+        if self.urgent.is_none() {
+            rest(wait, &self.stop);
         }
         Ok(())
     }
+
+    /// Largest piece of a batch: a limited stream sends small ones, so that its rate is even.
+    fn piece(&self) -> usize {
+        match self.pace.rate() {
+            0 => MAX_BULK_BODY,
+            rate => usize::try_from(rate / 20).unwrap_or(MAX_BULK_BODY).clamp(SMALL_PIECE, MAX_BULK_BODY),
+        }
+    }
 }
+
+/// Smaller frames go as they are: they save nothing, and say nothing about what a codec gives.
+const WORTH_PACKING: usize = 16 << 10;
+/// Least size of the pieces of a limited stream.
+const SMALL_PIECE: usize = 64 << 10;
 
 impl PageSink for BulkSender {
     fn batch(&mut self, batch: &Batch<'_>) -> io::Result<()> {
-        pages::split(batch, &mut |part| {
+        pages::split(batch, self.piece(), &mut |part| {
             let mut head = std::mem::take(&mut self.head);
             let sent = pages::encode_head(part, &mut head)
                 .map_err(io::Error::other)
@@ -226,6 +281,10 @@ impl<A: Clone> Gate<A> {
         self.changed.notify_all();
     }
 
+    fn is_closed(&self) -> bool {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).closed
+    }
+
     /// Frames that have come through so far; it changes while a round is under way.
     pub fn progress(&self) -> u64 {
         self.frames.load(Ordering::Relaxed)
@@ -281,53 +340,84 @@ pub fn receive<A: Apply>(
     mut reader: FrameReader<TlsStream>,
     gate: &Gate<A>,
     mut files: Option<Box<dyn FileTarget>>,
+    budget: &Budget,
     events: &Sender<BulkEvent>,
 ) {
-    let result = rounds(&mut reader, gate, &mut files, events);
+    let result = rounds(&mut reader, gate, &mut files, budget, events);
     let _ = events.send(BulkEvent::Ended(result.err()));
+}
+
+/// One round at the receiving end.
+struct Receiving<'a, A> {
+    files: &'a mut Option<Box<dyn FileTarget>>,
+    runs: Vec<pages::Run>,
+    writer: Option<A>,
+    current: Option<u32>,
+    failure: Option<String>,
 }
 
 fn rounds<A: Apply>(
     reader: &mut FrameReader<TlsStream>,
     gate: &Gate<A>,
     files: &mut Option<Box<dyn FileTarget>>,
+    budget: &Budget,
     events: &Sender<BulkEvent>,
 ) -> Result<(), BulkError> {
-    let mut runs = Vec::new();
-    let mut writer: Option<A> = None;
-    let mut current: Option<u32> = None;
-    let mut failure: Option<String> = None;
+    let mut state = Receiving { files, runs: Vec::new(), writer: None, current: None, failure: None };
+    let mut unpacker = Unpacker::default();
+    let mut urgent = false;
     let mut bytes = 0u64;
     while let Some(frame) = reader.read().map_err(BulkError::Frame)? {
-        bytes += frame.body.len() as u64;
+        let length = frame.body.len() as u64;
+        bytes += length;
         gate.frames.fetch_add(1, Ordering::Relaxed);
-        match (frame.kind, current) {
+        match (frame.kind, state.current) {
             (FrameKind::Mark, _) => {
                 let mark = codec::decode(frame.body).map_err(|_| BulkError::Protocol("an invalid mark"))?;
-                match (mark, current) {
+                match (mark, state.current) {
                     (Mark::Begin { round, generation }, None) => {
-                        current = Some(round);
+                        state.current = Some(round);
                         if generation > 0 {
-                            writer = gate.wait(generation);
+                            state.writer = gate.wait(generation);
                         }
                     }
                     (Mark::End { round }, Some(begun)) if begun == round => {
-                        current = None;
-                        writer = None;
-                        let report = BulkEvent::Round { round, bytes, error: failure.take() };
+                        (state.current, state.writer) = (None, None);
+                        let report = BulkEvent::Round { round, bytes, error: state.failure.take() };
                         bytes = 0;
                         if events.send(report).is_err() {
                             return Ok(());
                         }
                     }
+                    (Mark::Urgent, None) => urgent = true,
                     _ => return Err(BulkError::Protocol("a mark out of order")),
                 }
             }
-            (FrameKind::Pages, Some(_)) => {
-                let batch = pages::decode(frame.body, &mut runs)
+            (FrameKind::Packed, Some(_)) => {
+                let unpacked = unpacker.unpack(frame.body);
+                let (kind, body) = unpacked.map_err(|_| BulkError::Protocol("an invalid packed frame"))?;
+                state.take(kind, body)?;
+            }
+            (kind, Some(_)) => state.take(kind, frame.body)?,
+            _ => return Err(BulkError::Protocol("a frame outside of a round")),
+        }
+        let wait = budget.spend(length);
+        if !urgent {
+            // Whoever sends is held up by what is not read.
+            rest(wait, &|| gate.is_closed());
+        }
+    }
+    Ok(())
+}
+
+impl<A: Apply> Receiving<'_, A> {
+    fn take(&mut self, kind: FrameKind, body: &[u8]) -> Result<(), BulkError> {
+        match kind {
+            FrameKind::Pages => {
+                let batch = pages::decode(body, &mut self.runs)
                     .map_err(|_| BulkError::Protocol("an invalid page batch"))?;
-                if failure.is_none() {
-                    failure = match &writer {
+                if self.failure.is_none() {
+                    self.failure = match &self.writer {
                         Some(writer) => {
                             writer.apply(&batch).err().map(|error| format!("apply pages: {error}"))
                         }
@@ -335,21 +425,20 @@ fn rounds<A: Apply>(
                     };
                 }
             }
-            (FrameKind::Files, Some(_)) => {
-                if failure.is_none() {
-                    failure = match files {
-                        Some(files) => files
-                            .apply(frame.body)
-                            .err()
-                            .map(|error| format!("apply files: {}", chain(&error))),
+            FrameKind::Files => {
+                if self.failure.is_none() {
+                    self.failure = match self.files {
+                        Some(files) => {
+                            files.apply(body).err().map(|error| format!("apply files: {}", chain(&error)))
+                        }
                         None => Some("file changes on a stream that carries none".to_owned()),
                     };
                 }
             }
-            _ => return Err(BulkError::Protocol("a frame outside of a round")),
+            _ => return Err(BulkError::Protocol("a frame that does not belong on a bulk stream")),
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// An error with its causes, for a message that travels to the other agent.

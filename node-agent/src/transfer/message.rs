@@ -90,7 +90,10 @@ pub enum PeerMessage {
         clocks: Distance,
     },
     /// Target: the sandbox stands; bulk streams may be opened.
-    Prepared,
+    Prepared {
+        /// How frames may be packed, as numbers of [`image::packed::Codec`]; others are not known.
+        codecs: Vec<u8>,
+    },
     /// Source: the container's mounts as they are now, opaque here. In answer to it: [`PeerMessage::MountsMade`].
     Mounts(Vec<u8>),
     /// Target: the sandbox has them now, if empty; else what the target lacks.
@@ -188,7 +191,7 @@ impl PeerMessage {
             Self::AskClocks => "AskClocks",
             Self::Clocks(_) => "Clocks",
             Self::Spec { .. } => "Spec",
-            Self::Prepared => "Prepared",
+            Self::Prepared { .. } => "Prepared",
             Self::Mounts(_) => "Mounts",
             Self::MountsMade(_) => "MountsMade",
             Self::Shape { .. } => "Shape",

@@ -11,6 +11,8 @@
 pub mod bulk;
 pub mod link;
 pub mod message;
+pub mod pace;
+pub mod squeeze;
 pub mod step;
 pub mod stream;
 

@@ -113,6 +113,10 @@ impl Agent {
         self.process = Some(child);
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
+    }
+
     pub(crate) fn signal(&mut self, signal: Signal) -> std::process::ExitStatus {
         let mut child = self.process.take().unwrap();
         kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();

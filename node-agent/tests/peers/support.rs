@@ -17,7 +17,7 @@ use node_agent::commit::Answer;
 use node_agent::session::orders::DecisionSource;
 use node_agent::session::ports::{
     ContainerSource, ContainerTarget, CopyTask, Died, EthernetFrame, FileRound, FileSink, FileSource,
-    FileTarget, GroupSource, HostState, Incoming, NetLock, Node, PortError, Settled,
+    FileTarget, GroupSource, HostState, Incoming, NetLock, Node, PortError, Settled, Throttled,
 };
 use node_agent::session::status::Status;
 use node_agent::session::{Migrations, Options};
@@ -177,6 +177,11 @@ impl ContainerSource for FakeContainer {
         Ok(Box::new(FakeFiles { log: self.log.clone(), rounds: 0 }))
     }
 
+    fn unthrottle(&self, throttled: &Throttled) -> Result<(), PortError> {
+        self.log.add(format!("unthrottle {}", throttled.0.len()));
+        Ok(())
+    }
+
     fn settle(&self, how: Settled, epoch: u64) {
         self.log.add(format!("settle {how:?} {epoch}"));
     }
@@ -201,6 +206,18 @@ impl GroupSource for FakeGroups {
 
     fn counters(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    fn cpu_used(&self) -> Result<Duration, PortError> {
+        Ok(Duration::ZERO)
+    }
+
+    fn plan_throttle(&self, _: f64, before: &Throttled) -> Result<Throttled, PortError> {
+        Ok(before.clone())
+    }
+
+    fn throttle(&mut self, _: &Throttled) -> Result<(), PortError> {
+        Ok(())
     }
 }
 
@@ -394,6 +411,7 @@ impl TestAgent {
             tls,
             peer_address: address.clone(),
             incarnation: 1 + u64::from(listener.local_addr().unwrap().port()),
+            bandwidth: 0,
         };
         let migrations =
             Migrations::open(options, Arc::clone(&node) as Arc<dyn Node>, Arc::new(Silent)).unwrap();

@@ -6,6 +6,7 @@
 pub mod carry;
 mod hierarchy;
 mod limits;
+pub(crate) mod throttle;
 
 use std::fs;
 use std::io;

@@ -1,5 +1,7 @@
 //! The control groups of containers on their way.
 
+use std::time::Duration;
+
 use image::groups::Groups;
 use image::{Pid, Refusal};
 use oci_spec::runtime::Spec;
@@ -11,8 +13,8 @@ use crate::runtime::cgroup::carry::host::Host;
 use crate::runtime::cgroup::carry::members::Proc;
 use crate::runtime::cgroup::carry::plan::{Plan, plan};
 use crate::runtime::cgroup::carry::read::{ReadError, Reader};
-use crate::runtime::cgroup::{Cgroup, CgroupError};
-use crate::session::ports::{CopyTask, GroupSource, PortError};
+use crate::runtime::cgroup::{Cgroup, CgroupError, throttle};
+use crate::session::ports::{CopyTask, GroupSource, PortError, Throttled};
 
 /// Whether the bundle allows a copy fewer CPUs and memory nodes.
 pub(super) fn may_widen(spec: &Spec) -> bool {
@@ -24,12 +26,13 @@ pub(super) fn may_widen(spec: &Spec) -> bool {
 #[derive(Debug)]
 pub(super) struct Leaving {
     name: String,
+    cgroup: Cgroup,
     reader: Reader,
 }
 
 impl Leaving {
     pub(super) fn new(name: String, cgroup: &Cgroup, widen: bool) -> Self {
-        Self { name, reader: Reader::new(cgroup, widen) }
+        Self { name, cgroup: cgroup.clone(), reader: Reader::new(cgroup, widen) }
     }
 }
 
@@ -43,6 +46,22 @@ impl GroupSource for Leaving {
 
     fn counters(&self) -> Vec<String> {
         self.reader.counters()
+    }
+
+    fn cpu_used(&self) -> Result<Duration, PortError> {
+        let used = throttle::used(&self.cgroup);
+        used.map_err(|error| PortError::failed(format!("read the CPU time of {}", self.name), error))
+    }
+
+    fn plan_throttle(&self, cpus: f64, before: &Throttled) -> Result<Throttled, PortError> {
+        let plan = throttle::plan(&self.cgroup, cpus, before);
+        plan.map_err(|error| PortError::failed(format!("throttle {}", self.name), error))
+    }
+
+    fn throttle(&mut self, throttled: &Throttled) -> Result<(), PortError> {
+        self.reader.set_throttled(throttled);
+        let applied = throttle::apply(throttled);
+        applied.map_err(|error| PortError::failed(format!("throttle {}", self.name), error))
     }
 }
 

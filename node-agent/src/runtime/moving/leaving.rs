@@ -21,10 +21,11 @@ use super::lock::ContainerLock;
 use super::mounts::{Explored, explore};
 use super::network::Outgoing;
 use crate::files::Source;
+use crate::runtime::cgroup::throttle;
 use crate::runtime::record::{Process, Record, Stage};
 use crate::runtime::{Runtime, RuntimeError, terminals};
 use crate::session::ports::{
-    ContainerSource, FileSource, GroupSource, HostState, NetLock, PortError, Settled,
+    ContainerSource, FileSource, GroupSource, HostState, NetLock, PortError, Settled, Throttled,
 };
 
 /// The key of the log among what the runtime gives to a container.
@@ -188,6 +189,11 @@ impl ContainerSource for Leaving {
             cgroup: self.record.cgroup.clone(),
             terminal_log: (!terminals::places(&spec).is_empty()).then(|| self.log()),
         }))
+    }
+
+    fn unthrottle(&self, throttled: &Throttled) -> Result<(), PortError> {
+        let lifted = throttle::lift(throttled);
+        lifted.map_err(|error| PortError::failed(format!("lift the throttle of {}", self.record.name), error))
     }
 
     fn settle(&self, how: Settled, epoch: u64) {

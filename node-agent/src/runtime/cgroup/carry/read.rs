@@ -14,6 +14,7 @@ use super::members::{self, Crowd, Memo, Tasks};
 use super::usage;
 use super::watch::Watch;
 use crate::runtime::cgroup::{Cgroup, CgroupError, gone};
+use crate::session::ports::Throttled;
 
 /// How often a tree is read anew when groups or processes come and go meanwhile.
 const TRIES: u32 = 5;
@@ -37,6 +38,7 @@ pub enum ReadError {
 pub struct Reader {
     trees: Vec<Source>,
     widen: bool,
+    throttled: Throttled,
 }
 
 /// A container's tree in one hierarchy.
@@ -77,7 +79,12 @@ impl Reader {
                 refusals: Vec::new(),
             })
             .collect();
-        Self { trees, widen }
+        Self { trees, widen, throttled: Throttled::default() }
+    }
+
+    /// From now on these settings are told as they were before the agent changed them.
+    pub fn set_throttled(&mut self, throttled: &Throttled) {
+        self.throttled = throttled.clone();
     }
 
     /// All groups as they are now. Exact while the container stands still and nobody writes to its groups. `known`:
@@ -91,7 +98,7 @@ impl Reader {
         let mut groups = Groups { widen: self.widen, ..Groups::default() };
         let mut crowds = Vec::new();
         for source in &mut self.trees {
-            let (tree, pids) = source.look(asked)?;
+            let (tree, pids) = source.look(asked, &self.throttled)?;
             refusals.extend(source.refusals.iter().cloned());
             refusals.extend(frozen(&tree));
             let (name, root) = (name(&tree), source.root.clone());
@@ -152,9 +159,9 @@ fn name(tree: &Tree) -> String {
 
 impl Source {
     /// Its tree and every process in it, as this process numbers them.
-    fn look(&mut self, tasks: &dyn Tasks) -> Result<(Tree, BTreeSet<Pid>), ReadError> {
+    fn look(&mut self, tasks: &dyn Tasks, throttled: &Throttled) -> Result<(Tree, BTreeSet<Pid>), ReadError> {
         for _ in 0..TRIES {
-            match self.try_look(tasks) {
+            match self.try_look(tasks, throttled) {
                 Err(ReadError::Cgroup(CgroupError::File { source, .. })) if gone(&source) => {
                     self.settings = None;
                 }
@@ -164,13 +171,17 @@ impl Source {
         Err(ReadError::Restless(self.root.clone()))
     }
 
-    fn try_look(&mut self, tasks: &dyn Tasks) -> Result<(Tree, BTreeSet<Pid>), ReadError> {
+    fn try_look(
+        &mut self,
+        tasks: &dyn Tasks,
+        throttled: &Throttled,
+    ) -> Result<(Tree, BTreeSet<Pid>), ReadError> {
         if self.watch.changed() || self.settings.is_none() {
             // Changes from here on are seen by the next look.
             self.watch = Watch::new();
             let mut groups = Vec::new();
             self.refusals.clear();
-            self.walk(&self.root.clone(), "", &mut groups)?;
+            self.walk(&self.root.clone(), "", throttled, &mut groups)?;
             self.settings = Some(groups);
         }
         let mut groups = self.settings.clone().unwrap_or_default();
@@ -182,7 +193,13 @@ impl Source {
         Ok((Tree { unified: self.unified, controllers, groups }, members))
     }
 
-    fn walk(&mut self, dir: &Path, path: &str, groups: &mut Vec<Group>) -> Result<(), ReadError> {
+    fn walk(
+        &mut self,
+        dir: &Path,
+        path: &str,
+        throttled: &Throttled,
+        groups: &mut Vec<Group>,
+    ) -> Result<(), ReadError> {
         self.watch.add(dir);
         let failed = |error| CgroupError::file("read", dir)(error);
         let (mut files, mut below) = (Vec::new(), Vec::new());
@@ -200,16 +217,22 @@ impl Source {
         }
         files.sort();
         below.sort();
-        let group = self.group(dir, path, &files)?;
+        let group = self.group(dir, path, throttled, &files)?;
         groups.push(group);
         for name in below {
             let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-            self.walk(&dir.join(name), &path, groups)?;
+            self.walk(&dir.join(name), &path, throttled, groups)?;
         }
         Ok(())
     }
 
-    fn group(&mut self, dir: &Path, path: &str, files: &[String]) -> Result<Group, ReadError> {
+    fn group(
+        &mut self,
+        dir: &Path,
+        path: &str,
+        throttled: &Throttled,
+        files: &[String],
+    ) -> Result<Group, ReadError> {
         let mut group = Group { path: path.to_owned(), ..Group::default() };
         let read = |file: &str| -> Result<String, CgroupError> {
             let path = dir.join(file);
@@ -251,6 +274,7 @@ impl Source {
                 }
                 Err(error) => return Err(error.into()),
             };
+            let text = before_throttling(throttled, &place, text);
             let lines = known::lines(file, &text);
             let default = known::is_default(file, &lines).unwrap_or_else(|| {
                 // Nobody configures the agent's own group.
@@ -270,6 +294,13 @@ impl Source {
         self.refusals.extend(usage::beyond(dir, path, self.unified, &group.values));
         Ok(group)
     }
+}
+
+/// A setting as it was before the agent changed it; as it is when somebody else changed it since.
+fn before_throttling(throttled: &Throttled, place: &Path, text: String) -> String {
+    let known = throttled.0.iter().find(|setting| setting.path == place);
+    let known = known.filter(|known| known.written.iter().any(|written| written == text.trim()));
+    known.map_or(text, |known| known.original.clone())
 }
 
 /// Notes owner and mode when they are not the kernel's own. `expected`: the mode of a directory; a file's mode is
