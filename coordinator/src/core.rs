@@ -133,7 +133,7 @@ pub(crate) fn set_condition(m: &mut Migration, kind: &str, status: &str, reason:
 }
 
 fn summarize(m: &Migration) {
-    let downtime = m.downtime.unwrap_or_default();
+    let downtime = m.downtime.clone().unwrap_or_default();
     tracing::info!(
         migration = m.name,
         epoch = m.epoch,

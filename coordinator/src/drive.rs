@@ -137,7 +137,7 @@ pub(crate) fn merge(record: &mut Record, status: MigrationStatus) {
     if status.rounds.len() >= m.rounds.len() {
         m.rounds = status.rounds;
     }
-    m.downtime = status.downtime.or(m.downtime);
+    m.downtime = status.downtime.or_else(|| m.downtime.take());
     m.bytes_sent = m.bytes_sent.max(status.bytes_sent);
     m.total_seconds = m.total_seconds.max(status.total_seconds);
     m.remaining_bytes = status.remaining_bytes;

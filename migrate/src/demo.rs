@@ -287,7 +287,7 @@ fn object(moves: &[Move], report: &Report) -> Value {
     let moves: Vec<_> = moves
         .iter()
         .map(|m| {
-            let downtime = m.migration.downtime.unwrap_or_default();
+            let downtime = m.migration.downtime.clone().unwrap_or_default();
             let mut parts = serde_json::Map::new();
             for (name, ms) in resource::downtime_parts(&downtime) {
                 parts.insert(format!("{}_ms", name.replace('-', "_")), json!(ms));
@@ -337,7 +337,7 @@ fn text(moves: &[Move], report: &Report) -> String {
         "LONGEST CLIENT GAP",
     ]);
     for m in moves {
-        let downtime = m.migration.downtime.unwrap_or_default();
+        let downtime = m.migration.downtime.clone().unwrap_or_default();
         let mut row = vec![
             CONTAINER.into(),
             m.migration.source_node.clone(),

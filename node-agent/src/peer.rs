@@ -281,7 +281,9 @@ fn commit_again(
         OnCommit::Take | OnCommit::UnderWay => {
             mail(agent, peer, hello, message)?.unwrap_or(PeerMessage::Later)
         }
-        OnCommit::Ack => PeerMessage::Ack { resumed: Duration::ZERO, took: Duration::ZERO },
+        OnCommit::Ack => {
+            PeerMessage::Ack { resumed: Duration::ZERO, took: Duration::ZERO, steps: Vec::new() }
+        }
         OnCommit::Stale(epoch, owner) => PeerMessage::Stale { epoch, owner },
         OnCommit::Lost => PeerMessage::Lost,
         OnCommit::Refuse => return Err("Commit for a copy that is not Ready".to_owned()),

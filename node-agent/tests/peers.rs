@@ -18,6 +18,7 @@ use node_agent::journal::{Begin, Journal, Record};
 use node_agent::session::clocks::Distance;
 use node_agent::session::orders::{Limits, OrderError, Prepare, Resolve, Start};
 use node_agent::session::status::{Phase, Role};
+use node_agent::transfer::PROTOCOL_VERSIONS;
 use node_agent::transfer::link::{Link, LinkError};
 use node_agent::transfer::message::{Hello, PeerMessage, Purpose};
 use node_agent::transfer::stream::TlsStream;
@@ -39,7 +40,7 @@ fn prepare(epoch: u64, container: &str, source: &str) -> Prepare {
 
 fn hello(epoch: u64, container: &str, incarnation: u64, purpose: Purpose) -> Hello {
     Hello {
-        versions: vec![1],
+        versions: PROTOCOL_VERSIONS.to_vec(),
         migration: format!("{container}-{epoch}"),
         epoch,
         container: container.to_owned(),

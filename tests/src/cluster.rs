@@ -249,7 +249,15 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn client_program(&self, args: &[&str]) -> Result<Background> {
-        let mut all = vec!["dev", "exec", "--dir", self.dir_str(), "client", "--"];
+        self.program_on("client", args)
+    }
+
+    /// The same on any host: `lan` is the one with the bridge between them.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn program_on(&self, host: &str, args: &[&str]) -> Result<Background> {
+        let mut all = vec!["dev", "exec", "--dir", self.dir_str(), host, "--"];
         all.extend(args);
         self.start(all)
     }

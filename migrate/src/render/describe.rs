@@ -38,6 +38,18 @@ pub(crate) fn downtime(d: &Downtime) -> String {
     format!("{} ({})", units::ms(d.total_ms), parts.join(", "))
 }
 
+/// The steps of the pause as a table.
+fn pause(downtime: &Downtime) -> String {
+    if downtime.steps.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["STEP", "TIME"]);
+    for step in &downtime.steps {
+        table.row(vec![step.name.clone(), format!("{:.3} ms", step.ms)]);
+    }
+    table.render(false)
+}
+
 /// The rounds as a table.
 pub(crate) fn rounds(migration: &Migration) -> String {
     if migration.rounds.is_empty() {
@@ -101,6 +113,7 @@ pub(crate) fn migration(m: &Migration) -> String {
         ],
     );
     section(&mut out, "Rounds", &rounds(m));
+    section(&mut out, "Pause", &m.downtime.as_ref().map(pause).unwrap_or_default());
     let mut conditions = Table::new(&["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"]);
     for c in &m.conditions {
         let since = c.last_transition_time.as_ref().and_then(units::rfc3339).unwrap_or_default();
@@ -179,7 +192,7 @@ pub(crate) fn container(c: &Container) -> String {
 
 #[cfg(test)]
 mod tests {
-    use proto::v1::{Refusal, Round};
+    use proto::v1::{DowntimeStep, Refusal, Round};
 
     use super::*;
 
@@ -193,7 +206,12 @@ mod tests {
                 reason: "pause below limit".into(),
                 ..Round::default()
             }],
-            downtime: Some(Downtime { total_ms: 4.0, restore_ms: 2.5, ..Downtime::default() }),
+            downtime: Some(Downtime {
+                total_ms: 4.0,
+                restore_ms: 2.5,
+                steps: vec![DowntimeStep { name: "freeze.stop".into(), ms: 0.25 }],
+                ..Downtime::default()
+            }),
             events: vec!["cut after round 1".into()],
             refusals: vec![Refusal {
                 pid: 7,
@@ -210,6 +228,7 @@ mod tests {
             ),
             "{text}"
         );
+        assert!(text.contains("Pause:\n  STEP         TIME\n  freeze.stop  0.250 ms"), "{text}");
         assert!(text.contains("Cut (pause below limit)"), "{text}");
         assert!(text.contains("Events:\n  cut after round 1"), "{text}");
         assert!(text.contains("Refusals:\n  pid 7 fd 3: io_uring; close it"), "{text}");

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod checkpoint;
 pub mod proc;
 pub mod source;

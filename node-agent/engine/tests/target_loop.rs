@@ -59,6 +59,13 @@ fn migrate_as(spec: &TreeSpec, cgroup: Option<&Path>) -> (Carrier, Image, Restor
     for _ in 0..2 {
         let shape = source.shape().unwrap();
         target.reconcile(&shape).unwrap();
+        // Not what the image will say: one thread too many, and one too few.
+        let mut ahead = source.ahead().unwrap();
+        for process in &mut ahead {
+            process.threads.pop();
+            process.threads.push(1 + (process.pid + 7777) % 30_000);
+        }
+        target.prepare(&ahead).unwrap();
         source.round(&mut sink).unwrap();
     }
     source.freeze().unwrap();

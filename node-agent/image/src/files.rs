@@ -176,6 +176,7 @@ pub struct Terminal {
     /// The runtime holds its master and supplies one at the target.
     pub given: bool,
     /// The kernel's `struct termios2` (TCGETS2).
+    #[serde(with = "serde_bytes")]
     pub termios: Vec<u8>,
     /// Rows, columns, and pixels of both (TIOCGWINSZ).
     pub window: [u16; 4],
@@ -194,6 +195,7 @@ pub struct Terminal {
     /// The leader of the session that it controls, and the session's foreground group.
     pub session: Option<(Pid, Pid)>,
     /// What was typed of a line that is not ended yet.
+    #[serde(with = "serde_bytes")]
     pub line: Vec<u8>,
 }
 
@@ -263,6 +265,7 @@ pub struct Ghost {
     /// Group, in the host's numbering.
     pub gid: u32,
     /// Content.
+    #[serde(with = "serde_bytes")]
     pub content: Vec<u8>,
 }
 
@@ -272,6 +275,7 @@ pub struct Pipe {
     /// F_GETPIPE_SZ, bytes.
     pub capacity: u32,
     /// Unread bytes.
+    #[serde(with = "serde_bytes")]
     pub content: Vec<u8>,
     /// The path of a fifo; `None` for pipe(2).
     pub fifo: Option<String>,

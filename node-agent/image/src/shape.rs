@@ -46,6 +46,7 @@ pub struct Mm {
     /// The fields that prctl(2) PR_SET_MM_MAP sets.
     pub fields: MmFields,
     /// The auxiliary vector, raw (/proc/PID/auxv).
+    #[serde(with = "serde_bytes")]
     pub auxv: Vec<u8>,
     /// The executable, as a path in the process's mount namespace (/proc/PID/exe).
     pub exe: FileIdentity,
@@ -200,4 +201,15 @@ pub enum ObjectKind {
         /// F_GET_SEALS.
         seals: u32,
     },
+}
+
+/// What of a process can be prepared before its state is known, because it rarely changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ahead {
+    /// The process.
+    pub pid: Pid,
+    /// Its threads beside its first one. They may come and go at any time.
+    pub threads: Vec<Pid>,
+    /// Its highest descriptor; -1 without any.
+    pub highest_fd: i32,
 }

@@ -13,6 +13,7 @@ pub struct SockOpt {
     /// Option name.
     pub name: i32,
     /// Value, as the kernel gave it: SO_SNDBUF and SO_RCVBUF are twice what setsockopt(2) takes.
+    #[serde(with = "serde_bytes")]
     pub value: Vec<u8>,
 }
 
@@ -58,10 +59,12 @@ pub struct TcpConnection {
     /// Sequence number after the last byte of the receive queue.
     pub recv_seq: u32,
     /// Unread bytes.
+    #[serde(with = "serde_bytes")]
     pub recv_queue: Vec<u8>,
     /// Sequence number after the last byte of the send queue (write_seq).
     pub send_seq: u32,
     /// Bytes written by the program and not yet acknowledged, sent ones first.
+    #[serde(with = "serde_bytes")]
     pub send_queue: Vec<u8>,
     /// How many bytes at the end of `send_queue` were never sent (SIOCOUTQNSD).
     pub unsent: u32,
@@ -117,6 +120,7 @@ pub struct Datagram {
     /// Type of service; for IPv6 traffic class and flow label.
     pub class: u32,
     /// Content.
+    #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
 }
 
@@ -143,6 +147,7 @@ pub struct Unix {
     /// Options to set again, in order.
     pub options: Vec<SockOpt>,
     /// Raw name: a path, or an abstract name that begins with a NUL byte; empty = unnamed.
+    #[serde(with = "serde_bytes")]
     pub name: Vec<u8>,
     /// The bound path still leads to this socket (it was not unlinked or replaced).
     pub name_exists: bool,
@@ -180,9 +185,11 @@ pub enum UnixState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnixMessage {
     /// Payload.
+    #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
     /// Descriptors in flight (SCM_RIGHTS): ids of open file descriptions.
     pub files: Vec<u32>,
     /// Sender's name for datagram sockets.
+    #[serde(with = "serde_bytes")]
     pub from: Vec<u8>,
 }

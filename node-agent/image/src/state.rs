@@ -113,6 +113,7 @@ pub struct Thread {
     /// General registers, with the interrupted system call not yet applied.
     pub regs: Regs,
     /// The raw xsave area (PTRACE_GETREGSET NT_X86_XSTATE).
+    #[serde(with = "serde_bytes")]
     pub xstate: Vec<u8>,
     /// What was interrupted and how it must go on.
     pub resume: Resume,
@@ -137,10 +138,12 @@ pub struct Thread {
     /// sched_getattr(2).
     pub sched: Sched,
     /// sched_getaffinity(2), little-endian bit mask, 8 CPUs a byte.
+    #[serde(with = "serde_bytes")]
     pub affinity: Vec<u8>,
     /// ioprio_get(2).
     pub ioprio: u32,
     /// PR_GET_NAME, up to 15 bytes.
+    #[serde(with = "serde_bytes")]
     pub comm: Vec<u8>,
     /// PR_GET_TIMERSLACK, nanoseconds.
     pub timer_slack_ns: u64,
@@ -224,7 +227,7 @@ pub enum Resume {
 
 /// One queued signal: the raw 128-byte `siginfo_t` of PTRACE_PEEKSIGINFO.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SigInfo(pub Vec<u8>);
+pub struct SigInfo(#[serde(with = "serde_bytes")] pub Vec<u8>);
 
 /// `struct kernel_sigaction`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -332,6 +335,7 @@ pub struct Creds {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeccompFilter {
     /// `struct sock_filter` array, raw (PTRACE_SECCOMP_GET_FILTER).
+    #[serde(with = "serde_bytes")]
     pub program: Vec<u8>,
     /// SECCOMP_FILTER_FLAG_* (PTRACE_SECCOMP_GET_METADATA).
     pub flags: u64,

@@ -10,7 +10,7 @@
 //! the copy here is dead, and what its kernel says (FIN, RST) must reach nobody.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -131,6 +131,12 @@ impl Lock {
         }
         self.held.extend(frames.iter().cloned());
         Ok(frames)
+    }
+
+    /// Becomes readable when a frame has arrived for [`Lock::held`].
+    #[must_use]
+    pub fn arrivals(&self) -> BorrowedFd<'_> {
+        self.towards.as_fd()
     }
 
     /// What arrived for the container. Frames with its own source address are echoes of what it (or its copy on

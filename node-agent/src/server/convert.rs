@@ -195,7 +195,7 @@ pub(crate) fn migration(status: &status::Status) -> v1::MigrationStatus {
         container: status.container.clone(),
         phase: phase(status.phase).into(),
         rounds: status.rounds.iter().map(round).collect(),
-        downtime: status.downtime.map(|downtime| v1::Downtime {
+        downtime: status.downtime.as_ref().map(|downtime| v1::Downtime {
             total_ms: millis(downtime.total),
             freeze_ms: millis(downtime.freeze),
             last_pages_ms: millis(downtime.last_pages),
@@ -204,6 +204,11 @@ pub(crate) fn migration(status: &status::Status) -> v1::MigrationStatus {
             commit_ms: millis(downtime.commit),
             network_ms: millis(downtime.network),
             wire_ms: millis(downtime.wire),
+            steps: downtime
+                .steps
+                .iter()
+                .map(|(name, took)| v1::DowntimeStep { name: name.clone(), ms: millis(*took) })
+                .collect(),
         }),
         bytes_sent: status.bytes,
         total_seconds: status.total.as_secs_f64(),

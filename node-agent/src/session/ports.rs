@@ -11,10 +11,11 @@
 //!
 //! Order of calls, target: [`Node::lacks`], [`Node::incoming`] -> `files`, `mounts` -> `options` -> rounds of `mounts` and
 //! `groups` -> `final_state` -> `settle_mounts` -> restore -> `limits` -> `ready` ->
-//! (Commit) -> `attach` -> `announce` -> `deliver` -> thaw -> `adopt`; or `discard` at any time before Commit.
+//! (Commit) -> `attach` -> `deliver` -> `announce` -> thaw -> `adopt`; or `discard` at any time before Commit.
 
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -203,8 +204,14 @@ pub trait ContainerSource: Send {
     /// When it cannot be looked at.
     fn host_refusals(&self) -> Result<Vec<Refusal>, PortError>;
 
-    /// What has changed of the host's state since [`ContainerSource::spec`]; the container stands still and its network is
-    /// locked.
+    /// The container stands still and its network is locked: [`ContainerSource::final_state`] follows, and what takes time
+    /// for it may go on from now on beside the caller's work.
+    ///
+    /// # Errors
+    /// As [`ContainerSource::final_state`].
+    fn begin_final_state(&mut self) -> Result<(), PortError>;
+
+    /// What has changed of the host's state since [`ContainerSource::spec`].
     ///
     /// # Errors
     /// [`PortError::Refused`] when something has come up that cannot move; the container is as before.
@@ -332,6 +339,9 @@ pub trait NetLock: Send {
     /// # Errors
     /// When they cannot be read.
     fn held(&mut self, wait: Duration) -> Result<Vec<EthernetFrame>, PortError>;
+
+    /// Becomes readable when a frame has arrived for [`NetLock::held`]; `None` when none ever does.
+    fn arrivals(&self) -> Option<BorrowedFd<'_>>;
 
     /// Abort: opens the lock and delivers every kept frame to the container. Removes filters that an earlier
     /// agent left, too. Ok when there is nothing to lift. The container is still frozen.

@@ -5,8 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use engine::PageSink;
 use engine::source::{RoundStats, Source, SourceError};
+use engine::{PageSink, account};
 use image::pages::Batch;
 use image::shape::{Backing, Shape};
 
@@ -49,8 +49,13 @@ impl Session {
                 false
             }
         };
+        account::lap("last-pages.shape");
         self.send_shape(shape)?;
-        self.send_groups()?;
+        account::lap("last-pages.send-shape");
+        if when == When::Running {
+            self.send_ahead()?;
+            self.send_groups()?;
+        }
         let (index, generation) = (self.round, self.generation());
         let (Some(bulk), Some(engine), Some(source)) =
             (self.bulk.as_mut(), self.engine.as_mut(), self.files.as_mut())
@@ -118,6 +123,16 @@ impl Session {
         Ok(())
     }
 
+    /// Tells what can be prepared ahead, if it is something else than before.
+    fn send_ahead(&mut self) -> Result<(), Failure> {
+        let ahead = self.engine.as_ref().ok_or_else(no_engine)?.ahead()?;
+        if self.told_ahead != ahead {
+            self.send(&PeerMessage::Ahead(ahead.clone()))?;
+            self.told_ahead = ahead;
+        }
+        Ok(())
+    }
+
     /// Sends the shape if it is not the one that the target has.
     fn send_shape(&mut self, shape: Shape) -> Result<(), Failure> {
         if self.shape.as_ref() == Some(&shape) {
@@ -179,7 +194,9 @@ fn side_by_side(
         let spawned = std::thread::Builder::new()
             .name("files".to_owned())
             .spawn_scoped(scope, || changes(source, &mut Half(&shared), when));
+        account::lap("last-pages.begin");
         let pages = send_pages(engine, &mut Half(&shared), when);
+        account::lap("last-pages.pages");
         if pages.is_err() {
             // Nothing more is to be sent of the files either.
             *shared.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -189,6 +206,7 @@ fn side_by_side(
             Ok(Err(_)) => Err(PortError::failed("send files", "the thread that did it panicked")),
             Err(error) => Err(PortError::failed("start a thread for files", error)),
         };
+        account::lap("last-pages.files");
         (pages, files)
     })
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use engine::source::{Source, TreeSpec};
 use image::groups::Groups;
 use image::packed::Codec;
+use image::shape::Ahead;
 use image::shape::Shape;
 use image::{Refusal, Subject};
 
@@ -53,12 +54,15 @@ pub(super) struct Session {
     tree: TreeSpec,
     pub(super) engine: Option<Source>,
     pub(super) files: Option<Box<dyn FileSource>>,
-    pub(super) groups: Box<dyn GroupSource>,
+    /// `None` while another thread looks at them.
+    pub(super) groups: Option<Box<dyn GroupSource>>,
     pub(super) lock: Option<Box<dyn NetLock>>,
     pub(super) link: Option<Link>,
     pub(super) bulk: Option<BulkSender>,
     /// The shape that the target has.
     pub(super) shape: Option<Shape>,
+    /// What the target was told to prepare.
+    pub(super) told_ahead: Vec<Ahead>,
     /// The groups that the target has.
     pub(super) told_groups: Option<Groups>,
     pub(super) generation: u32,
@@ -89,7 +93,7 @@ impl Session {
             cancel,
             publish,
             tree,
-            groups: container.groups(),
+            groups: Some(container.groups()),
             container,
             engine: None,
             files: None,
@@ -97,6 +101,7 @@ impl Session {
             link: None,
             bulk: None,
             shape: None,
+            told_ahead: Vec::new(),
             told_groups: None,
             generation: 0,
             round: 0,
@@ -112,7 +117,7 @@ impl Session {
         let _entered = span.enter();
         match self.until_ready() {
             Ok(frozen) => match self.commit_point() {
-                Ok(()) => self.complete(&frozen),
+                Ok(()) => self.complete(frozen),
                 Err(failure) => self.undo(&failure),
             },
             Err(failure) => self.undo(&failure),

@@ -92,7 +92,7 @@ pub struct Round {
 
 /// How long the container stood still, by part. Sums of each side's own durations and the wire; two
 /// hosts' clocks are never subtracted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Downtime {
     /// From the first task stopped to the target's thaw returning.
     pub total: Duration,
@@ -110,6 +110,8 @@ pub struct Downtime {
     pub network: Duration,
     /// Between the agents.
     pub wire: Duration,
+    /// The same finer: name (`part.step`) and time, in the order in which the steps began.
+    pub steps: Vec<(String, Duration)>,
 }
 
 /// One side's state of one migration.

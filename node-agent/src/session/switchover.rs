@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use engine::account;
+
 use super::failure::{AbortOnPanic, Failure};
 use super::ports::Settled;
 use super::recover::{self, Unacknowledged};
@@ -23,7 +25,7 @@ const RELAY: Duration = Duration::from_secs(3);
 const RELAY_QUIET: Duration = Duration::from_secs(1);
 
 /// What is known about the pause when the target has said Ready.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Frozen {
     /// When the freeze began.
     since: Instant,
@@ -37,18 +39,29 @@ pub(super) struct Frozen {
     pages: u64,
     /// Frames that were held until the image was sent.
     frames: usize,
+    /// The account until Ready.
+    steps: Steps,
+}
+
+/// An account as it travels.
+type Steps = Vec<(String, Duration)>;
+
+/// Makes it one.
+pub(super) fn named(steps: Vec<account::Step>) -> Steps {
+    steps.into_iter().map(|(name, took)| (name.to_owned(), took)).collect()
 }
 
 impl Session {
     /// Freezes, sends the rest, waits for Ready.
     pub(super) fn switchover(&mut self) -> Result<Frozen, Failure> {
         let phase = Phase::Switchover;
-        let since = Instant::now();
-        self.engine.as_mut().ok_or_else(no_engine)?.freeze()?;
+        // The engine begins the account, when it asks the first thread to stop.
+        let since = self.engine.as_mut().ok_or_else(no_engine)?.freeze()?.began;
         self.step(phase, "frozen")?;
         // Not before it stands still: a frame that it sent and the lock dropped would cost its peer a retransmission
         // timeout. And before any socket is read.
         self.lock.as_mut().ok_or_else(no_link)?.engage()?;
+        account::lap("freeze.lock");
         let freeze = since.elapsed();
         self.step(phase, "locked")?;
 
@@ -56,32 +69,57 @@ impl Session {
         if let Some(bulk) = self.bulk.as_mut() {
             bulk.hurry(self.limits.pause_limit()).map_err(Failure::Bulk)?;
         }
+        // Both go on beside the pages and the capture.
+        let groups = self.begin_last_groups()?;
+        self.container.begin_final_state()?;
+        account::lap("last-pages.begin-host");
         self.mounts()?;
+        account::lap("last-pages.mounts");
         let Sent { pages, files } = self.copy_round(When::Frozen)?;
         let index = self.round - 1;
+        account::lap("last-pages.end");
         let last_pages = began.elapsed();
         tracing::debug!(entries = files.entries, bytes = files.bytes, "last files");
         self.step(phase, "last-pages")?;
 
         let began = Instant::now();
-        let host = self.container.final_state()?;
         let image = self.engine.as_mut().ok_or_else(no_engine)?.capture()?;
+        self.send_last_groups(groups)?;
+        account::lap("capture.groups");
+        let host = self.container.final_state()?;
+        account::lap("capture.network");
         let capture = began.elapsed();
         self.step(phase, "captured")?;
         let frames = held(&mut self.lock, Duration::ZERO);
         let count = frames.len();
         let sent = Instant::now();
         self.send(&PeerMessage::Switchover { index, image: Box::new(image), host, held: frames })?;
-        let restore = loop {
+        account::lap("wire.send");
+        let (restore, there) = loop {
             match self.answer(READY_TIMEOUT)? {
-                PeerMessage::Ready { took } => break took,
+                PeerMessage::Ready { took, steps } => break (took, steps),
                 PeerMessage::RoundDone { index: done } if done <= index => {}
                 other => return Err(unexpected(&other)),
             }
         };
         let wire = sent.elapsed().saturating_sub(restore);
+        let mut steps = named(account::take());
+        let sending = steps.last().map_or(Duration::ZERO, |(_, took)| *took);
+        steps.push(("wire.both-ways".to_owned(), wire.saturating_sub(sending)));
+        steps.extend(there);
+        account::begin(Instant::now());
         self.step(phase, "ready")?;
-        Ok(Frozen { since, freeze, last_pages, capture, restore, wire, pages: pages.pages, frames: count })
+        Ok(Frozen {
+            since,
+            freeze,
+            last_pages,
+            capture,
+            restore,
+            wire,
+            pages: pages.pages,
+            frames: count,
+            steps,
+        })
     }
 
     /// The commit point. On Err nothing was written and the migration may be undone; after Ok it may not, and
@@ -101,6 +139,7 @@ impl Session {
             self.container.settle(Settled::Frozen, self.begin.epoch);
             recover::sync_committed(&self.agent, &self.publish, &error);
         }
+        account::lap("commit.journal");
         if let Some(handle) = self.agent.table().sources.get_mut(&self.begin.container) {
             handle.synced = true;
         }
@@ -108,7 +147,7 @@ impl Session {
     }
 
     /// Tells the target, waits for its Ack, cleans up.
-    pub(super) fn complete(mut self, frozen: &Frozen) {
+    pub(super) fn complete(mut self, frozen: Frozen) {
         let commit = frozen.since.elapsed();
         let commit = commit.saturating_sub(
             frozen.freeze + frozen.last_pages + frozen.capture + frozen.restore + frozen.wire,
@@ -122,6 +161,7 @@ impl Session {
             Some(link) => link.send(&PeerMessage::Commit { held: frames }),
             None => Err(LinkError::Interrupted),
         };
+        account::lap("commit.tell");
         let until_told = told.duration_since(frozen.since);
         self.publish.update(|status| status.phase = Phase::Completing);
         self.publish.event(format!(
@@ -132,8 +172,13 @@ impl Session {
         let acked = sent.and_then(|()| self.await_ack());
         self.ignore_failpoint("answered");
         match acked {
-            Ok((resumed, took)) => {
+            Ok((resumed, took, there)) => {
                 let back = told.elapsed().saturating_sub(took) / 2;
+                let mut steps = frozen.steps;
+                steps.extend(named(account::take()));
+                steps.push(("wire.commit".to_owned(), back));
+                steps.extend(there);
+                account::end();
                 let downtime = Downtime {
                     total: until_told + back + resumed,
                     freeze: frozen.freeze,
@@ -143,8 +188,9 @@ impl Session {
                     commit,
                     network: resumed,
                     wire: frozen.wire + back,
+                    steps,
                 };
-                self.publish.update(|status| status.downtime = Some(downtime));
+                self.publish.update(|status| status.downtime = Some(downtime.clone()));
                 drop(entered);
                 self.clean_up(&downtime);
             }
@@ -164,17 +210,18 @@ impl Session {
         }
     }
 
-    /// Waits for Ack and relays what arrives meanwhile. Gives (until resumed, until answered).
-    fn await_ack(&mut self) -> Result<(Duration, Duration), LinkError> {
+    /// Waits for Ack and relays what arrives meanwhile. Gives (until resumed, until answered, steps of the first).
+    fn await_ack(&mut self) -> Result<(Duration, Duration, Steps), LinkError> {
         let deadline = Instant::now() + ACK_TIMEOUT;
         let Some(link) = self.link.as_mut() else { return Err(LinkError::Interrupted) };
         while Instant::now() < deadline {
-            if link.wait(Duration::from_millis(1))? {
+            let arrivals = self.lock.as_ref().and_then(|lock| lock.arrivals());
+            if link.wait_beside(Duration::from_millis(100), arrivals)? {
                 match link.read()? {
-                    PeerMessage::Ack { resumed, took } => {
+                    PeerMessage::Ack { resumed, took, steps } => {
                         let view = self.agent.source_view(&self.begin.container);
                         if commit::source_on_ack(&view, self.begin.epoch) == OnAck::Kill {
-                            return Ok((resumed, took));
+                            return Ok((resumed, took, steps));
                         }
                     }
                     PeerMessage::RoundDone { .. } => {}

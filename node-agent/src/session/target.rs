@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use engine::account;
 use engine::target::{PageWriter, Target};
 use image::frame::FrameReader;
 use image::packed::Codec;
@@ -22,6 +23,7 @@ use super::failure::{Failure, failpoint};
 use super::groups;
 use super::ports::{ContainerTarget, EthernetFrame, HostState, Incoming, PortError};
 use super::status::{Phase, Role};
+use super::switchover;
 use super::waiting::{Waiting, end_discarded};
 use crate::commit;
 use crate::journal::{Begin, End, Record};
@@ -211,16 +213,22 @@ impl Session {
                     self.reconcile(generation, &shape)?;
                 }
                 PeerMessage::Groups(groups) => self.take_groups(&groups)?,
+                PeerMessage::Ahead(ahead) => {
+                    self.engine.as_mut().ok_or_else(nothing_built)?.prepare(&ahead)?
+                }
                 PeerMessage::RoundEnd { index } => {
                     self.await_round(index)?;
                     failpoint("session-target-precopy-round")?;
                     link.send(&PeerMessage::RoundDone { index })?;
                 }
                 PeerMessage::Switchover { index, image, host, held } => {
+                    account::begin(arrived);
                     self.enter(Phase::Switchover)?;
                     let ready = self.restore(index, &image, &host)?;
                     failpoint("session-target-switchover-ready")?;
-                    let told = link.send(&PeerMessage::Ready { took: arrived.elapsed() });
+                    let steps = switchover::named(account::take());
+                    account::end();
+                    let told = link.send(&PeerMessage::Ready { took: arrived.elapsed(), steps });
                     if let Err(error) = told {
                         // Journaled and complete: from now on its source decides, however it is reached.
                         tracing::warn!(%error, "cannot tell Ready");
@@ -407,11 +415,14 @@ impl Session {
         host: &[HostState],
     ) -> Result<engine::target::Ready, Failure> {
         self.await_round(index)?;
+        account::lap("restore.pages");
         failpoint("session-target-switchover-pages")?;
         let container = self.container.as_mut().ok_or_else(nothing_built)?;
         // Sockets rely on addresses, and packets on rules.
         container.final_state(host)?;
+        account::lap("restore.network");
         container.settle_mounts()?;
+        account::lap("restore.mounts");
         let mut engine = self.engine.take().ok_or_else(nothing_built)?;
         let times = match engine.restore(image, container.externals()) {
             Ok(times) => times,
@@ -433,6 +444,7 @@ impl Session {
             return Err(failure);
         }
         tracing::debug!(took = ?began.elapsed(), "limits applied");
+        account::lap("restore.limits");
         let ready = engine.ready()?;
         let recorded = failpoint("session-target-switchover-frozen")
             .and_then(|()| Ok(container.ready(ready.root_pid())?))
@@ -445,6 +457,7 @@ impl Session {
                     boot,
                 }])?)
             });
+        account::lap("restore.record");
         match recorded {
             Ok(()) => Ok(ready),
             Err(failure) => {

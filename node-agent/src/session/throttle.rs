@@ -53,7 +53,8 @@ impl Session {
         if self.limits.throttle == 0 || self.throttle.percent > 0 {
             return;
         }
-        match self.throttle.use_of_cpus(&*self.groups) {
+        let Some(groups) = self.groups.as_deref() else { return };
+        match self.throttle.use_of_cpus(groups) {
             Ok(cpus) => self.throttle.cpus = cpus.or(self.throttle.cpus),
             Err(error) => self.cannot_throttle(&error),
         }
@@ -64,7 +65,8 @@ impl Session {
     pub(super) fn slow_down(&mut self, percent: u32) -> Result<(), Failure> {
         let Some(before) = self.throttle.cpus else { return Ok(()) };
         let cpus = before * (1.0 - f64::from(percent.min(100)) / 100.0);
-        let throttled = match self.groups.plan_throttle(cpus, &self.throttle.taken) {
+        let Some(groups) = self.groups.as_mut() else { return Ok(()) };
+        let throttled = match groups.plan_throttle(cpus, &self.throttle.taken) {
             Ok(throttled) => throttled,
             Err(error) => {
                 self.cannot_throttle(&error);
@@ -78,7 +80,7 @@ impl Session {
             .map_err(Failure::Journal)?;
         self.throttle.taken = throttled;
         super::failure::failpoint("session-source-precopy-throttle")?;
-        if let Err(error) = self.groups.throttle(&self.throttle.taken) {
+        if let Err(error) = groups.throttle(&self.throttle.taken) {
             self.container.unthrottle(&self.throttle.taken)?;
             self.cannot_throttle(&error);
             return Ok(());

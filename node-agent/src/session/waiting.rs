@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use engine::account;
 use engine::target::Ready;
 
 use super::agent::{Agent, Cancel, Mail, Publisher, Serving, TargetHandle, set_frozen};
@@ -13,6 +14,7 @@ use super::failure::AbortOnPanic;
 use super::ports::{ContainerTarget, EthernetFrame};
 use super::recover::{Backoff, retry, target_demand};
 use super::status::Phase;
+use super::switchover::named;
 use crate::commit::{self, Answer, OnAnswer, OnCommit, OnDiscard, Owner, TargetRestart};
 use crate::journal::{Begin, End, Record};
 use crate::peer;
@@ -20,6 +22,8 @@ use crate::transfer::bulk::chain;
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::PeerMessage;
 
+/// How long is waited for frames that were on their way to the source when the container was announced.
+const STRAGGLERS: Duration = Duration::from_millis(2);
 /// How long late frames are taken after the takeover.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -174,6 +178,7 @@ impl Waiting {
     /// Takes ownership. Goes on until it is done: after COMMIT_SEEN there is no way back.
     pub(super) fn take(mut self, late: Vec<EthernetFrame>, told: Instant, mail: Option<Mail>) {
         let _guard = AbortOnPanic;
+        account::begin(told);
         let (container, epoch) = (self.begin.container.clone(), self.begin.epoch);
         let seen = Record::CommitSeen { container: container.clone(), epoch };
         retry("journal the takeover", &self.publish, || {
@@ -181,13 +186,18 @@ impl Waiting {
         });
         pass("session-target-completing-seen");
         self.publish.update(|status| status.phase = Phase::Completing);
+        account::lap("network.journal");
         retry("attach the container's network", &self.publish, || self.container.attach());
         pass("session-target-completing-attached");
+        account::lap("network.attach");
+        // Before anybody can know that it is here: what was held comes before what arrives directly.
+        self.held.extend(late);
+        deliver(&mut *self.container, &self.held);
+        account::lap("network.deliver");
         if let Err(error) = self.container.announce() {
             tracing::warn!(error = %chain(&error), "cannot announce the container's addresses");
         }
-        self.held.extend(late);
-        deliver(&mut *self.container, &self.held);
+        account::lap("network.announce");
         let resumed_by_engine = self.ready.take().is_some_and(|ready| match ready.resume() {
             Ok(()) => true,
             Err(error) => {
@@ -199,8 +209,11 @@ impl Waiting {
             let cgroup = self.container.cgroup();
             retry("thaw the container", &self.publish, || set_frozen(&cgroup, false));
         }
-        let resumed = told.elapsed();
+        account::lap("network.thaw");
+        let (resumed, steps) = (told.elapsed(), named(account::take()));
+        account::end();
         pass("session-target-completing-thawed");
+        self.stragglers();
         retry("record the container", &self.publish, || self.container.adopt(epoch));
         let owned = Record::Owned { container, epoch };
         retry("journal the ownership", &self.publish, || {
@@ -209,7 +222,7 @@ impl Waiting {
         pass("session-target-completing-owned");
         // From here on OWNED answers; the container may be moved on as soon as the source has heard.
         self.agent.table().targets.remove(&self.begin.container);
-        let ack = PeerMessage::Ack { resumed, took: told.elapsed() };
+        let ack = PeerMessage::Ack { resumed, took: told.elapsed(), steps };
         if let Some(link) = self.link.as_mut()
             && let Err(error) = link.send(&ack)
         {
@@ -223,6 +236,21 @@ impl Waiting {
         ));
         self.publish.end(Phase::Succeeded, "Committed", "it runs here");
         self.late_frames();
+    }
+
+    /// Delivers what still went to the source when the container was announced here, before the disk is waited for:
+    /// the longer it takes, the more of what arrives directly would overtake it.
+    fn stragglers(&mut self) {
+        let until = Instant::now() + STRAGGLERS;
+        let Some(link) = self.link.as_mut() else { return };
+        while link.wait(until.saturating_duration_since(Instant::now())).is_ok_and(|readable| readable) {
+            match link.read() {
+                Ok(PeerMessage::Late(frames)) => deliver(&mut *self.container, &frames),
+                Ok(other) => tracing::warn!(message = other.name(), "out of order after Commit"),
+                // The Ack will find out.
+                Err(_) => return,
+            }
+        }
     }
 
     fn late_frames(&mut self) {

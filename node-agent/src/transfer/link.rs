@@ -1,6 +1,7 @@
 //! Messages over a TLS connection.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use image::codec::{self, CodecError};
@@ -144,6 +145,15 @@ impl Link {
     /// When the wait itself fails.
     pub fn wait(&mut self, limit: Duration) -> Result<bool, LinkError> {
         let waited = self.reader.get_mut().wait(limit);
+        waited.map_err(|error| LinkError::Frame(self.peer.clone(), error.into()))
+    }
+
+    /// As [`Link::wait`]; false also when `other` can be read.
+    ///
+    /// # Errors
+    /// When the wait itself fails.
+    pub fn wait_beside(&mut self, limit: Duration, other: Option<BorrowedFd<'_>>) -> Result<bool, LinkError> {
+        let waited = self.reader.get_mut().wait_beside(limit, other);
         waited.map_err(|error| LinkError::Frame(self.peer.clone(), error.into()))
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use image::Refusal;
 use image::groups::Groups;
-use image::shape::Shape;
+use image::shape::{Ahead, Shape};
 use image::state::{HostFacts, Image, Needs};
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,8 @@ pub enum PeerMessage {
     /// Source: the control groups, when they changed; the processes in them are of the last shape. The target says
     /// nothing.
     Groups(Box<Groups>),
+    /// Source: what can be prepared for the processes of the last shape, when it changed. The target says nothing.
+    Ahead(Vec<Ahead>),
     /// Source: a round has been sent on the bulk streams.
     RoundEnd {
         /// From 0; round 0 is that of the files that are mapped.
@@ -133,6 +135,8 @@ pub enum PeerMessage {
     Ready {
         /// From the arrival of Switchover to the sending of this.
         took: Duration,
+        /// The same by step.
+        steps: Vec<(String, Duration)>,
     },
     /// Source: COMMITTED is on disk; the container is yours.
     Commit {
@@ -145,6 +149,8 @@ pub enum PeerMessage {
         resumed: Duration,
         /// From the arrival of Commit to the sending of this.
         took: Duration,
+        /// [`PeerMessage::Ack::resumed`] by step.
+        steps: Vec<(String, Duration)>,
     },
     /// Source, after Commit: frames that came late.
     Late(Vec<EthernetFrame>),
@@ -196,6 +202,7 @@ impl PeerMessage {
             Self::MountsMade(_) => "MountsMade",
             Self::Shape { .. } => "Shape",
             Self::Groups(_) => "Groups",
+            Self::Ahead(_) => "Ahead",
             Self::RoundEnd { .. } => "RoundEnd",
             Self::RoundDone { .. } => "RoundDone",
             Self::Switchover { .. } => "Switchover",

@@ -17,4 +17,4 @@ pub mod step;
 pub mod stream;
 
 /// Versions of the agents' protocol that this agent speaks, best first.
-pub const PROTOCOL_VERSIONS: [u32; 1] = [1];
+pub const PROTOCOL_VERSIONS: [u32; 1] = [2];

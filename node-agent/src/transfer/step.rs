@@ -51,7 +51,7 @@ pub fn step(state: SessionState, message: &PeerMessage) -> Result<SessionState, 
         {
             Filling { generation: *next, round }
         }
-        (Filling { generation: 1.., .. }, PeerMessage::Groups(_)) => state,
+        (Filling { generation: 1.., .. }, PeerMessage::Groups(_) | PeerMessage::Ahead(_)) => state,
         (Filling { generation, round }, PeerMessage::RoundEnd { index }) if *index == round => {
             Filling { generation, round: round.saturating_add(1) }
         }
@@ -131,7 +131,7 @@ mod tests {
             PeerMessage::Prepared { codecs: vec![] },
             PeerMessage::Clocks(HostClocks::default()),
             PeerMessage::MountsMade(vec![]),
-            PeerMessage::Ready { took: std::time::Duration::ZERO },
+            PeerMessage::Ready { took: std::time::Duration::ZERO, steps: Vec::new() },
             PeerMessage::Lost,
             PeerMessage::Query,
             PeerMessage::Done,

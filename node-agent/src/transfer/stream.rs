@@ -2,7 +2,7 @@
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -179,13 +179,22 @@ impl TlsStream {
     /// # Errors
     /// When poll(2) fails.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
+        self.wait_beside(timeout, None)
+    }
+
+    /// As [`TlsStream::wait`]; false also when `other` can be read.
+    ///
+    /// # Errors
+    /// When poll(2) fails.
+    pub fn wait_beside(&mut self, timeout: Duration, other: Option<BorrowedFd<'_>>) -> io::Result<bool> {
         if self.ready > 0 || !self.tcp.buffer().is_empty() {
             return Ok(true);
         }
-        let mut fds = [PollFd::new(self.tcp.get_ref().as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.tcp.get_ref().as_fd(), PollFlags::POLLIN)];
+        fds.extend(other.map(|other| PollFd::new(other, PollFlags::POLLIN)));
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
         match nix::poll::poll(&mut fds, timeout) {
-            Ok(n) => Ok(n > 0),
+            Ok(_) => Ok(fds[0].revents().is_none_or(|found| !found.is_empty())),
             Err(nix::errno::Errno::EINTR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }

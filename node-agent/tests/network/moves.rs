@@ -142,9 +142,10 @@ fn leaving(lan: &Lan, node: &Node) -> (ContainerName, Vec<u8>) {
         nft add table ip t; nft add chain ip t c; nft add rule ip t c counter drop";
     let made = Command::new("nsenter").args(["-t", &pid.to_string(), "-n", "sh", "-ec", script]).status();
     assert!(made.unwrap().success());
-    let source = MovingNode::new(Arc::new(node.reopened())).source(name.as_str()).unwrap();
+    let mut source = MovingNode::new(Arc::new(node.reopened())).source(name.as_str()).unwrap();
     assert_eq!(source.host_refusals().unwrap(), vec![]);
     let spec = source.spec().unwrap();
+    source.begin_final_state().unwrap();
     assert_eq!(source.final_state().unwrap(), vec![], "nothing has changed meanwhile");
     (name, spec)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -157,6 +157,10 @@ impl ContainerSource for FakeContainer {
         Ok(Vec::new())
     }
 
+    fn begin_final_state(&mut self) -> Result<(), PortError> {
+        Ok(())
+    }
+
     fn final_state(&self) -> Result<Vec<HostState>, PortError> {
         Ok(vec![HostState { kind: "fake".to_owned(), data: b"state".to_vec() }])
     }
@@ -232,6 +236,10 @@ impl NetLock for FakeLock {
     fn held(&mut self, wait: Duration) -> Result<Vec<EthernetFrame>, PortError> {
         std::thread::sleep(wait);
         Ok(Vec::new())
+    }
+
+    fn arrivals(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     fn lift(&mut self) -> Result<(), PortError> {

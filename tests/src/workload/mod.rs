@@ -17,6 +17,9 @@ pub const FILES_PROGRAM: &str = include_str!("files.py");
 /// [`PYTHON_PROGRAM`], and `uncover` by unmounting what covers something.
 pub const MOUNTS_PROGRAM: &str = include_str!("mounts.py");
 
+/// A python3 program that answers on TCP and UDP port 7000, asks there, and captures what passes; see its text.
+pub const PACKETS_PROGRAM: &str = include_str!("packets.py");
+
 /// A python3 program that holds what cannot move; its argument is `lease`, `packet` or `uring`.
 pub const HOLDER_PROGRAM: &str = include_str!("holder.py");
 

@@ -22,6 +22,7 @@ use super::stopping::{Held, stop_tree};
 use super::traced::Tapes;
 use super::tree::Process;
 use super::{FreezeReport, failpoint};
+use crate::account;
 use crate::proc::timers;
 
 /// Longest time until a cgroup whose tasks are all stopped reports itself frozen.
@@ -38,6 +39,8 @@ impl Source {
             frozen.freezer = Some(freezer);
         }
         self.time_sleepers(&mut frozen.held)?;
+        // Nothing of the tree stands still before this.
+        account::begin(Instant::now());
         self.state = State::Frozen(frozen);
         failpoint!("source-freeze-begin");
         let report = self.stop_all()?;
@@ -61,25 +64,28 @@ impl Source {
     }
 
     fn stop_all(&mut self) -> Result<FreezeReport, SourceError> {
-        let start = Instant::now();
+        let began = Instant::now();
         let root = self.looker.spec.root;
         let State::Frozen(frozen) = &mut self.state else {
             return Err(self.wrong_state("a freeze"));
         };
         let tree = stop_tree(root, &mut frozen.held)?;
-        let stop = start.elapsed();
+        let stop = began.elapsed();
+        account::lap("freeze.stop");
         failpoint!("source-freeze-stopped");
         let threads = frozen.held.stopped.len();
         let start = Instant::now();
         self.park_all(&tree)?;
         let tapes = start.elapsed();
+        account::lap("freeze.tapes");
         failpoint!("source-freeze-parked");
         let start = Instant::now();
         self.freeze_cgroup()?;
         let cgroup = start.elapsed();
+        account::lap("freeze.cgroup");
         failpoint!("source-freeze-cgroup");
         self.look_frozen()?;
-        Ok(FreezeReport { processes: tree.len(), threads, stop, tapes, cgroup })
+        Ok(FreezeReport { processes: tree.len(), threads, began, stop, tapes, cgroup })
     }
 
     /// Sends every thread over its tape.
@@ -159,6 +165,7 @@ impl Source {
             }
         }
         refuse(findings)?;
+        account::lap("freeze.look");
         // The target follows this shape before it takes the last pages.
         self.retrack_frozen(&look)?;
         self.tell(look);
@@ -166,6 +173,7 @@ impl Source {
             frozen.look = self.told.take().unwrap_or_default();
             frozen.complete = true;
         }
+        account::lap("freeze.tell");
         Ok(())
     }
 

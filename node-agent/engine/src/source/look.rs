@@ -19,6 +19,7 @@ use super::terminals;
 use super::tree::{self, Process};
 use super::view::View;
 use super::watches;
+use crate::account;
 use crate::proc::maps::{self, Entry};
 use crate::proc::multicast::{self, Group};
 use crate::proc::tasks;
@@ -82,6 +83,40 @@ pub(crate) enum Depth {
     Everything,
 }
 
+/// A look at the objects of the IPC namespace, on a thread of its own.
+enum IpcLook {
+    Under(std::thread::JoinHandle<(Findings, Result<(), InspectError>)>),
+    Over(Findings, Result<(), InspectError>),
+}
+
+impl IpcLook {
+    fn begin(root: i32, pids: Vec<i32>) -> Self {
+        let pids = std::sync::Arc::new(pids);
+        let look = move |pids: &[i32]| {
+            let mut findings = Findings::default();
+            let result = ipc::check(root, pids, &mut findings);
+            (findings, result)
+        };
+        let own = std::sync::Arc::clone(&pids);
+        match std::thread::Builder::new().name("ipc".to_owned()).spawn(move || look(&own)) {
+            Ok(thread) => Self::Under(thread),
+            Err(_) => {
+                let (findings, result) = look(&pids);
+                Self::Over(findings, result)
+            }
+        }
+    }
+
+    fn end(self, findings: &mut Findings) -> Result<(), InspectError> {
+        let (found, result) = match self {
+            Self::Under(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Self::Over(found, result) => (found, result),
+        };
+        findings.list.extend(found.list);
+        result
+    }
+}
+
 const LEAVE: &str = "have the program leave the group, or close the socket, before the move";
 /// Below this much resident memory smaps is cheap (about 10 ms a GiB).
 const SMALL_PAGES: u64 = 16 * 1024;
@@ -114,6 +149,7 @@ impl Looker {
         findings: &mut Findings,
     ) -> Result<Look, InspectError> {
         let tree = tree::walk(self.spec.root)?;
+        account::lap("freeze.look-tree");
         self.look_at(tree, flags, depth, findings)
     }
 
@@ -127,10 +163,14 @@ impl Looker {
     ) -> Result<Look, InspectError> {
         if depth == Depth::Everything {
             rules::check(&self.spec, &tree, &self.view.ids, self.tracer, findings)?;
-            let pids: Vec<i32> = tree.iter().map(|process| process.pid).collect();
-            ipc::check(self.spec.root, &pids, findings)?;
             self.groups = multicast::read(self.spec.root)?;
         }
+        account::lap("freeze.look-rules");
+        // Beside all the rest: it takes a thread in the container's IPC namespace anyway.
+        let objects = (depth == Depth::Everything).then(|| {
+            let (root, pids) = (self.spec.root, tree.iter().map(|process| process.pid).collect());
+            IpcLook::begin(root, pids)
+        });
         // Containers mount and unmount, and numbers are used again.
         self.mounts.clear();
         self.registry.begin();
@@ -143,7 +183,9 @@ impl Looker {
                 Err(error) => return Err(error),
             }
         }
-        if depth == Depth::Everything {
+        account::lap("freeze.look-processes");
+        if let Some(objects) = objects {
+            objects.end(findings)?;
             super::multicast::check(self.spec.root, &self.groups, findings)?;
             let now = self.tracer != 0;
             terminals::check(&look.processes, &self.spec, &self.view, now, findings)?;

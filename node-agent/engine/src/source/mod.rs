@@ -43,7 +43,7 @@ macro_rules! failpoint {
 }
 pub(crate) use failpoint;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use error::{InspectError, SourceError};
 use image::Refusal;
@@ -94,12 +94,14 @@ pub struct RoundStats {
 }
 
 /// What [`Source::freeze`] did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FreezeReport {
     /// Processes, zombies included.
     pub processes: usize,
     /// Threads that were stopped.
     pub threads: usize,
+    /// When the first thread was asked to stop.
+    pub began: Instant,
     /// From the first thread's stop request until nothing of the tree ran.
     pub stop: Duration,
     /// Reading what only the threads themselves can read.

@@ -13,6 +13,9 @@ use crate::proc::idmap::IdMaps;
 use crate::proc::status::Status;
 use crate::proc::{ProcError, links, status};
 
+/// Those that a thread can leave alone.
+const THREAD_NAMESPACES: [&str; 4] = ["net", "mnt", "uts", "ipc"];
+
 const END: &str = "end it before the move";
 
 /// All rules about processes, threads and the tree. `own_tracer`: the thread of ours that traces; 0 = none.
@@ -30,9 +33,13 @@ pub(crate) fn check(
         return Err(InspectError::NoSuchProcess { pid: spec.root });
     }
     container_namespaces(spec, root, findings)?;
+    let mut own = Vec::with_capacity(links::NAMESPACES.len());
+    for name in links::NAMESPACES {
+        own.push((name, namespace(root.pid, name)?));
+    }
     for process in tree {
         // A process that ends while it is looked at is no reason to refuse.
-        match check_process(root, process, ids, own_tracer, findings) {
+        match check_process((root, &own), process, ids, own_tracer, findings) {
             Err(InspectError::Proc(error)) if error.is_gone() => {}
             other => other?,
         }
@@ -49,7 +56,7 @@ pub(crate) fn check(
 }
 
 fn check_process(
-    root: &Process,
+    (root, namespaces): (&Process, &[(&str, Option<u64>)]),
     process: &Process,
     ids: &IdMaps,
     own_tracer: i32,
@@ -90,9 +97,8 @@ fn check_process(
     if let Some(reason) = unmapped(&process.status, ids) {
         findings.process(pid, reason, END);
     }
-    for name in links::NAMESPACES {
-        let ours = namespace(root.pid, name)?;
-        if namespace(process.pid, name)? != ours {
+    for (name, ours) in namespaces.iter().filter(|_| process.pid != root.pid) {
+        if namespace(process.pid, name)? != *ours {
             findings.process(
                 pid,
                 format!("it lives in another {name} namespace than the container's root: nested namespaces are not carried yet"),
@@ -100,8 +106,13 @@ fn check_process(
             );
         }
     }
-    for tid in process.tids.iter().skip(1) {
-        check_thread(process, *tid, ids, own_tracer, findings)?;
+    if process.tids.len() > 1 {
+        let own = THREAD_NAMESPACES.map(|name| namespace(process.pid, name));
+        let [net, mnt, uts, ipc] = own;
+        let own = [net?, mnt?, uts?, ipc?];
+        for tid in process.tids.iter().skip(1) {
+            check_thread(process, *tid, own, (ids, own_tracer), findings)?;
+        }
     }
     Ok(())
 }
@@ -109,8 +120,8 @@ fn check_process(
 fn check_thread(
     process: &Process,
     tid: i32,
-    ids: &IdMaps,
-    own_tracer: i32,
+    namespaces: [Option<u64>; 4],
+    (ids, own_tracer): (&IdMaps, i32),
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
     let thread = match status::read_thread(process.pid, tid) {
@@ -145,8 +156,7 @@ fn check_thread(
             Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
         }
     }
-    for name in ["net", "mnt", "uts", "ipc"] {
-        let leader = namespace(process.pid, name)?;
+    for (name, leader) in THREAD_NAMESPACES.into_iter().zip(namespaces) {
         match links::read(process.pid, &format!("task/{tid}/ns/{name}")) {
             Ok(link) if links::parse_bracketed(&link) == leader => {}
             Ok(_) => findings.thread(

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use image::Pid;
-use image::shape::Shape;
+use image::shape::{Ahead, Shape};
 use image::state::Image;
 use sys::cgroup::Freezer;
 use sys::tape::Program;
@@ -34,6 +34,7 @@ use super::traced::{ParkedThread, Tapes};
 use super::tree::Process;
 use super::{FreezeReport, RoundStats};
 use crate::PageSink;
+use crate::proc::{status, tasks};
 
 /// How often a freeze is tried when what stands against it passes by itself; some 50 ms in all.
 const FREEZE_TRIES: u32 = 10;
@@ -186,6 +187,7 @@ impl Source {
         if !matches!(self.state, State::Tracking) {
             return Err(self.wrong_state("a freeze"));
         }
+        let began = Instant::now();
         // What passes by itself, such as a connection not yet accepted, is given time to.
         for turn in 1.. {
             match self.try_freeze() {
@@ -194,6 +196,8 @@ impl Source {
                     self.thaw()?;
                     std::thread::sleep(Duration::from_millis(turn.into()));
                 }
+                // It stood still before, too.
+                Ok(report) if turn > 1 => return Ok(FreezeReport { began, ..report }),
                 other => return other,
             }
         }
@@ -229,6 +233,31 @@ impl Source {
         let image = super::capture::image::capture(&mut self.looker, frozen)?;
         failpoint!("source-capture-end");
         Ok(image)
+    }
+
+    /// What a target can prepare for the processes of the last shape before the freeze.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn ahead(&self) -> Result<Vec<Ahead>, SourceError> {
+        let mut all = Vec::new();
+        for found in self.told.iter().flat_map(files::live) {
+            let mut threads = Vec::new();
+            for tid in found.process.tids.iter().skip(1) {
+                match status::read_thread(found.process.pid, *tid) {
+                    Ok(thread) => threads.push(thread.inner_pid()),
+                    Err(error) if error.is_gone() => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let fds = match tasks::descriptors(found.process.pid) {
+                Err(error) if error.is_gone() => continue,
+                other => other?,
+            };
+            let highest_fd = fds.into_iter().max().unwrap_or(-1);
+            all.push(Ahead { pid: found.process.inner, threads, highest_fd });
+        }
+        Ok(all)
     }
 
     /// The live processes, as this process and as the container numbers them. Empty while the tree is not frozen.

@@ -80,7 +80,9 @@ impl Tapes {
         };
         let stop = thread.stop();
         let tid = thread.tid();
-        let (context, resume) = match read_context(self.pid, &thread, nap) {
+        let (context, resume) = match super::stopping::memory(self.pid)
+            .and_then(|memory| read_context(self.pid, &memory, &thread, nap))
+        {
             Ok(known) => known,
             Err(error) => {
                 let_go(thread, nap)?;
@@ -159,7 +161,7 @@ impl Tapes {
             let parked = self.add(process, thread, nap)?;
             return Ok(Started::Parked(Box::new(self.again(parked, program)?)));
         };
-        let (context, resume) = match read_context(self.pid, &thread, nap) {
+        let (context, resume) = match read_context(self.pid, self.tapes[tape].memory(), &thread, nap) {
             Ok(known) => known,
             Err(error) => {
                 let_go(thread, nap)?;
@@ -176,12 +178,12 @@ impl Tapes {
 
     /// Whether the process still has them: an exec takes them away.
     pub(crate) fn is_current(&self) -> bool {
-        self.tapes.iter().all(|tape| has_tape(self.pid, &tape.range()))
+        self.tapes.iter().all(|tape| has_tape(self.pid, &tape.code_range()))
     }
 
     /// Parks a stopped thread on the first tape.
     pub(crate) fn park(&self, thread: Stopped, nap: &Nap) -> Result<ParkedThread, SourceError> {
-        let (context, resume) = match read_context(self.pid, &thread, nap) {
+        let (context, resume) = match read_context(self.pid, self.tapes[0].memory(), &thread, nap) {
             Ok(known) => known,
             Err(error) => {
                 let_go(thread, nap)?;
@@ -290,11 +292,11 @@ impl Tapes {
                 );
                 continue;
             };
-            let range = tape.range();
+            let code = tape.code_range();
             let removed = match tape.remove(thread.parked) {
                 Ok(running) => let_running_go(running),
                 // It ended, or runs another program since: nothing of ours is left in it.
-                Err(_) if !has_tape(self.pid, &range) => Ok(()),
+                Err(_) if !has_tape(self.pid, &code) => Ok(()),
                 Err(error) => Err(tape_error("take a tape out", self.pid, error)),
             };
             result = result.and(removed);
@@ -303,10 +305,11 @@ impl Tapes {
     }
 }
 
-/// Whether a tape is still in the process.
-fn has_tape(pid: i32, range: &std::ops::Range<u64>) -> bool {
-    crate::proc::maps::read_maps(pid)
-        .is_ok_and(|maps| maps.iter().any(|entry| entry.start == range.start && is_tape(&entry.name)))
+/// Whether a tape is still in the process; `code`: the mapping of its code.
+fn has_tape(pid: i32, code: &std::ops::Range<u64>) -> bool {
+    // One mapping, not all of them: a process may have tens of thousands.
+    let link = format!("map_files/{:x}-{:x}", code.start, code.end);
+    crate::proc::links::read(pid, &link).is_ok_and(|name| is_tape(&name))
 }
 
 /// Whether a name in maps is that of a tape.
@@ -352,13 +355,17 @@ fn as_landed(
 }
 
 /// What the thread must get back, and how its system call goes on elsewhere.
-fn read_context(pid: i32, thread: &Stopped, nap: &Nap) -> Result<(Context, restart::Resume), SourceError> {
-    let memory = super::stopping::memory(pid)?;
+fn read_context(
+    pid: i32,
+    memory: &ProcessMemory,
+    thread: &Stopped,
+    nap: &Nap,
+) -> Result<(Context, restart::Resume), SourceError> {
     let regs = thread.regs().map_err(|error| super::stopping::trace_error("read a thread", error))?;
     let nap = &if restart::is_timed(&regs) { nap.unbroken(pid, thread.tid()) } else { nap.clone() };
     let context =
-        Context::read(thread, &memory, nap.slept).map_err(|error| tape_error("read a thread", pid, error))?;
-    let resume = decide(&memory, thread.tid(), &context, nap);
+        Context::read(thread, memory, nap.slept).map_err(|error| tape_error("read a thread", pid, error))?;
+    let resume = decide(memory, thread.tid(), &context, nap);
     Ok((context, resume))
 }
 

@@ -32,6 +32,7 @@ mod rootfs;
 mod script;
 mod skeleton;
 mod terminals;
+mod threads;
 mod tree;
 mod writer;
 
@@ -42,10 +43,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use image::shape::Shape;
+use image::shape::{Ahead, Shape};
 use image::state::{HostFacts, Image};
 use image::{Pid, Refusal, Subject};
 
+use crate::account;
 use attributes::Capabilities;
 pub use error::TargetError;
 use files::{Descriptions, Workshop};
@@ -226,6 +228,16 @@ impl Target {
         skeletons.flat_map(of).collect()
     }
 
+    /// Prepares what can be ahead of the image: threads, and the size of descriptor tables. To be called again when
+    /// something else is known; the restore makes everything as the image says.
+    ///
+    /// # Errors
+    /// A [`TargetError`]; the target is to be discarded.
+    pub fn prepare(&mut self, ahead: &[Ahead]) -> Result<(), TargetError> {
+        fail::fail_point!("target-prepare");
+        self.tree.prepare(ahead, &self.tape, self.channel.number)
+    }
+
     /// A handle that fills memory, for this or any other thread. It follows later calls of
     /// [`Target::reconcile`]; it must not be used while one runs, nor after [`Target::restore`] began.
     #[must_use]
@@ -246,7 +258,7 @@ impl Target {
         let mut times = RestoreTimes::default();
         let mut watch = Stopwatch::start();
         self.reconcile(&image.shape)?;
-        times.reconcile = watch.lap();
+        times.reconcile = watch.lap("restore.reconcile");
 
         let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, netns, .. } = self;
         let root = tree.root;
@@ -269,7 +281,7 @@ impl Target {
             Workshop { tree, tape, channel, root: root_fs, objects, ghosts, terminals, externals, netns };
         let files = Descriptions::make(&image.files, &mut shop)?;
         drop(owner);
-        times.files = watch.lap();
+        times.files = watch.lap("restore.files");
         fail::fail_point!("target-files");
 
         let capabilities = capabilities(tree.get(root)?.host)?;
@@ -277,25 +289,25 @@ impl Target {
         restorer.descriptors(&files)?;
         restorer.foreground(terminals, root_fs)?;
         restorer.locks(&files)?;
-        times.descriptors = watch.lap();
+        times.descriptors = watch.lap("restore.descriptors");
         fail::fail_point!("target-descriptors");
         restorer.processes()?;
         objects.seal()?;
-        times.process = watch.lap();
+        times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");
         restorer.threads()?;
         files.set_owners(&image.files, &|kind, id| restorer.host_of(kind, id))?;
-        times.threads = watch.lap();
+        times.threads = watch.lap("restore.threads");
         fail::fail_point!("target-threads");
         restorer.attributes()?;
-        times.attributes = watch.lap();
+        times.attributes = watch.lap("restore.attributes");
         fail::fail_point!("target-attributes");
         let entered = restorer.enter_calls()?;
-        times.calls = watch.lap();
+        times.calls = watch.lap("restore.calls");
         fail::fail_point!("target-calls");
         restorer.registers(&entered)?;
         restorer.stop_stopped()?;
-        times.registers = watch.lap();
+        times.registers = watch.lap("restore.registers");
         fail::fail_point!("target-registers");
         self.files = files;
         Ok(times)
@@ -310,6 +322,7 @@ impl Target {
     pub fn ready(self) -> Result<Ready, TargetError> {
         let Self { tree, mut files, cgroup, .. } = self;
         let waiting = files.leave_repair()?;
+        account::lap("restore.leave-repair");
         fail::fail_point!("target-ready-repair");
         Ready::new(tree, std::mem::take(&mut files.aside), waiting, cgroup.as_deref())
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use sys::cgroup::Freezer;
 
+use crate::account;
+
 use super::error::TargetError;
 use super::files::Aside;
 use super::tree::Tree;
@@ -51,7 +53,9 @@ impl Ready {
                     Freezer::open(path).map_err(TargetError::errno(format!("open {}", path.display())))?;
                 freezer.request_freeze().map_err(TargetError::errno("freeze the cgroup"))?;
                 fail::fail_point!("target-ready-frozen");
+                account::lap("restore.freeze");
                 let let_go = tree.detach().and_then(|()| {
+                    account::lap("restore.detach");
                     freezer
                         .wait_frozen(FREEZE_LIMIT)
                         .map_err(TargetError::errno("wait for the frozen cgroup"))
@@ -60,6 +64,7 @@ impl Ready {
                     let _ = freezer.kill();
                     return Err(error);
                 }
+                account::lap("restore.frozen");
                 Held::Frozen(freezer)
             }
         };

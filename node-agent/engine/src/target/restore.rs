@@ -1,16 +1,18 @@
 //! From skeletons to stopped processes: everything of an image but its memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use image::files::{EpollTarget, FdEntry, FileKind, FileLock, Files, LockKind};
 use image::state::{Image, ProcessState, Resume, Thread};
 use image::{Pid, Refusal, Subject};
-use libc::{SYS_clone3, SYS_close, SYS_dup, SYS_dup3, SYS_epoll_ctl, SYS_epoll_wait, SYS_fcntl, SYS_wait4};
+use libc::{SYS_close, SYS_dup, SYS_dup3, SYS_epoll_ctl, SYS_epoll_wait, SYS_fcntl, SYS_wait4};
 use sys::ptrace::{Event, Exit, Stop, Stopped};
 use sys::regs::NO_SYSCALL;
 use sys::tape::target::TargetTape;
+
+use crate::account;
 
 use super::attributes::{self, Capabilities, Filters};
 use super::error::TargetError;
@@ -24,6 +26,7 @@ use super::rootfs::RootFs;
 use super::script::{Block, Call, call, load};
 use super::skeleton::{Skeleton, TAPE_SIZE, Task, lost, trace};
 use super::terminals::Terminals;
+use super::threads::run_all;
 use super::tree::Tree;
 
 /// How long an entered call may take to fall asleep.
@@ -31,13 +34,6 @@ const SLEEP_LIMIT: Duration = Duration::from_secs(5);
 /// How long a process may take to die.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
 const EPOLL_CTL_ADD: i32 = 1;
-/// CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM.
-const THREAD_FLAGS: i32 = libc::CLONE_VM
-    | libc::CLONE_FS
-    | libc::CLONE_FILES
-    | libc::CLONE_SIGHAND
-    | libc::CLONE_THREAD
-    | libc::CLONE_SYSVSEM;
 
 /// What the steps of a restore work on.
 pub(crate) struct Restorer<'a> {
@@ -172,18 +168,23 @@ impl Restorer<'_> {
         Ok(())
     }
 
-    /// Makes the threads with their tids.
+    /// Makes the threads with their tids, as far as they are not there yet. First those end that are not there any
+    /// more, in all processes: their numbers may be others' now.
     pub(crate) fn threads(&mut self) -> Result<(), TargetError> {
+        let all: BTreeSet<Pid> = live(self.image)
+            .flat_map(|process| process.threads.iter().skip(1))
+            .map(|thread| thread.tid)
+            .collect();
         for process in live(self.image) {
+            let own: BTreeSet<Pid> = process.threads.iter().map(|thread| thread.tid).collect();
             let skeleton = self.tree.get(process.pid)?;
-            let calls: Vec<Call> = process.threads.iter().skip(1).map(|t| clone_thread(t.tid)).collect();
-            let ran = skeleton.run(self.tape, &calls)?;
-            if ran.made.len() + 1 != process.threads.len().max(1) {
-                return Err(lost(process.pid, format!("{} threads were made", ran.made.len())));
-            }
-            for (thread, stopped) in process.threads.iter().skip(1).zip(ran.made) {
-                skeleton.add_thread(thread.tid, stopped)?;
-            }
+            let stay = |tid: &Pid| all.contains(tid) && own.contains(tid);
+            let stay: Vec<Pid> = skeleton.threads.iter().map(|task| task.tid).filter(stay).collect();
+            skeleton.set_threads(self.tape, &stay)?;
+        }
+        for process in live(self.image) {
+            let tids: Vec<Pid> = process.threads.iter().skip(1).map(|thread| thread.tid).collect();
+            self.tree.get(process.pid)?.set_threads(self.tape, &tids)?;
         }
         Ok(())
     }
@@ -225,7 +226,7 @@ impl Restorer<'_> {
             priority::apply(skeleton.host, first)?;
 
             let one_history = attributes::one_history(process);
-            for (task, thread) in skeleton.threads.iter_mut().zip(others) {
+            let program = |thread: &Thread| {
                 let own =
                     Filters { mode: thread.seccomp_mode, list: &thread.seccomp_filters, all_threads: false };
                 let filters = if one_history { Filters::NONE } else { own };
@@ -233,9 +234,9 @@ impl Restorer<'_> {
                 calls.extend(attributes::thread_signals(pid, thread).map_err(TargetError::Refused)?);
                 calls.extend(attributes::credentials(&thread.creds, &filters, &self.capabilities));
                 calls.extend(attributes::thread_after_credentials(thread));
-                task.run(self.tape, &calls)?;
-                priority::apply(task.host, thread)?;
-            }
+                Ok(calls)
+            };
+            run_all(&mut skeleton.threads, others, self.tape, program)?;
             let all_threads = one_history && !others.is_empty();
             let filters = Filters { mode: first.seccomp_mode, list: &first.seccomp_filters, all_threads };
             let mut last = attributes::credentials(&first.creds, &filters, &self.capabilities);
@@ -387,13 +388,6 @@ fn lend(
     skeleton.run(tape, &all).map(drop)
 }
 
-/// clone3(2) of a thread with a chosen tid.
-fn clone_thread(tid: Pid) -> Call {
-    let flags = u64::from(THREAD_FLAGS.cast_unsigned());
-    let args = Block::words(&[flags, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]).link(64, Block::new(tid.to_le_bytes()));
-    call!("clone3 of a thread", SYS_clone3, args, 88)
-}
-
 /// What /proc/PID takes from outside.
 fn set_through_proc(skeleton: &Skeleton, process: &ProcessState) -> Result<(), TargetError> {
     let set = |name: &str, have: String, want: String| {
@@ -429,6 +423,7 @@ impl Tree {
         let Some(mut skeleton) = self.skeletons.remove(&pid) else {
             return Err(lost(pid, "it does not exist"));
         };
+        skeleton.set_threads(tape, &[])?;
         let at = skeleton.syscall_instruction()?;
         if signal != 0 {
             let default = Block::words(&[0, 0, 0, 0]);
@@ -486,8 +481,9 @@ impl Stopwatch {
         Self(Instant::now())
     }
 
-    /// Time since the last call.
-    pub(crate) fn lap(&mut self) -> Duration {
+    /// Time since the last call; also a step of the pause's account.
+    pub(crate) fn lap(&mut self, step: &'static str) -> Duration {
+        account::lap(step);
         let now = Instant::now();
         let lap = now - self.0;
         self.0 = now;

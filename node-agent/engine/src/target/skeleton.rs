@@ -12,12 +12,12 @@ use libc::SYS_munmap;
 use sys::Errno;
 use sys::ptrace::{Event, Options, Running, Stop, Stopped};
 use sys::tape::Size;
-use sys::tape::target::{TargetDone, TargetTape, step_call};
+use sys::tape::target::{TargetDone, TargetRun, TargetTape, step_call};
 
 use super::error::TargetError;
 use super::plan::tree::Node;
 use super::plant::Channel;
-use super::script::{Call, call, load};
+use super::script::{Call, Loaded, call, load};
 use crate::proc::maps;
 
 /// End of what user space can map.
@@ -112,7 +112,8 @@ fn on_tape(pid: Pid) -> impl Fn(sys::tape::target::TargetError) -> TargetError {
 }
 
 impl Task {
-    fn new(tid: Pid, mut stopped: Stopped) -> Result<Self, TargetError> {
+    /// A thread that was just made or seized.
+    pub(crate) fn new(tid: Pid, mut stopped: Stopped) -> Result<Self, TargetError> {
         // Every signal waits until the restored mask is set: nothing interrupts the tape.
         stopped.set_sigmask(u64::MAX).map_err(trace(tid))?;
         Ok(Self { tid, host: stopped.tid(), stopped: Some(stopped) })
@@ -153,33 +154,81 @@ impl Task {
         let mut ran = Ran::default();
         while ran.answers.len() < calls.len() {
             let left = &calls[ran.answers.len()..];
-            let loaded = load(left, TAPE_SIZE);
-            if loaded.count == 0 {
-                return Err(TargetError::Image(format!(
-                    "pid {}: {} needs too much memory",
-                    self.tid, left[0].what
-                )));
-            }
-            let TargetDone { stopped, outcome, born } =
-                tape.run(self.take()?, loaded.program, RUN_LIMIT).map_err(on_tape(self.tid))?;
-            self.put(stopped);
-            ran.made.extend(born);
-            let refused = left.iter().zip(outcome.results()).find(|(call, value)| {
-                let errno = i32::try_from(-**value).unwrap_or(0);
-                (1..=4095).contains(&errno) && !call.accepted.contains(&errno)
-            });
-            if let Some((call, value)) = refused {
-                let errno = Errno::from_raw(i32::try_from(-value).unwrap_or(0));
-                return Err(failed(self.tid, describe(call))(errno));
-            }
-            for (index, value) in outcome.results().iter().enumerate() {
-                let blocks = loaded.answers.iter().filter(|(call, _)| *call == index);
-                let blocks = blocks.map(|(_, block)| outcome.bytes(*block).to_vec()).collect();
-                ran.answers.push(Answer { value: *value, blocks });
-            }
+            let (run, loaded) = self.start(tape, left)?;
+            self.finish(tape, run, &loaded, left, &mut ran)?;
         }
         Ok(ran)
     }
+
+    /// Sends the thread off to make calls; [`Task::land`] collects it.
+    ///
+    /// # Errors
+    /// As [`Task::run`].
+    pub(crate) fn send_off(&mut self, tape: &TargetTape, calls: Vec<Call>) -> Result<Flight, TargetError> {
+        let (run, loaded) = self.start(tape, &calls)?;
+        Ok(Flight { run, loaded, calls })
+    }
+
+    /// Waits until the thread stands still again, all its calls made.
+    ///
+    /// # Errors
+    /// As [`Task::run`].
+    pub(crate) fn land(&mut self, tape: &TargetTape, flight: Flight) -> Result<(), TargetError> {
+        let Flight { run, loaded, calls } = flight;
+        let mut ran = Ran::default();
+        self.finish(tape, run, &loaded, &calls, &mut ran)?;
+        // What did not fit.
+        self.run(tape, &calls[ran.answers.len()..]).map(drop)
+    }
+
+    /// Starts as many calls as fit.
+    fn start(&mut self, tape: &TargetTape, calls: &[Call]) -> Result<(TargetRun, Loaded), TargetError> {
+        let mut loaded = load(calls, TAPE_SIZE);
+        if loaded.count == 0 && !calls.is_empty() {
+            return Err(TargetError::Image(format!(
+                "pid {}: {} needs too much memory",
+                self.tid, calls[0].what
+            )));
+        }
+        let program = std::mem::take(&mut loaded.program);
+        let run = tape.start(self.take()?, program).map_err(on_tape(self.tid))?;
+        Ok((run, loaded))
+    }
+
+    fn finish(
+        &mut self,
+        tape: &TargetTape,
+        run: TargetRun,
+        loaded: &Loaded,
+        calls: &[Call],
+        ran: &mut Ran,
+    ) -> Result<(), TargetError> {
+        let TargetDone { stopped, outcome, born } = tape.finish(run, RUN_LIMIT).map_err(on_tape(self.tid))?;
+        self.put(stopped);
+        ran.made.extend(born);
+        let refused = calls.iter().zip(outcome.results()).find(|(call, value)| {
+            let errno = i32::try_from(-**value).unwrap_or(0);
+            (1..=4095).contains(&errno) && !call.accepted.contains(&errno)
+        });
+        if let Some((call, value)) = refused {
+            let errno = Errno::from_raw(i32::try_from(-value).unwrap_or(0));
+            return Err(failed(self.tid, describe(call))(errno));
+        }
+        for (index, value) in outcome.results().iter().enumerate() {
+            let blocks = loaded.answers.iter().filter(|(call, _)| *call == index);
+            let blocks = blocks.map(|(_, block)| outcome.bytes(*block).to_vec()).collect();
+            ran.answers.push(Answer { value: *value, blocks });
+        }
+        Ok(())
+    }
+}
+
+/// A thread that makes its calls.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    run: TargetRun,
+    loaded: Loaded,
+    calls: Vec<Call>,
 }
 
 impl Skeleton {
@@ -228,12 +277,6 @@ impl Skeleton {
             leader: Task::new(node.pid, stopped)?,
             threads: Vec::new(),
         })
-    }
-
-    /// A thread that the first one has just made.
-    pub(crate) fn add_thread(&mut self, tid: Pid, stopped: Stopped) -> Result<(), TargetError> {
-        self.threads.push(Task::new(tid, stopped)?);
-        Ok(())
     }
 
     /// The agent's number of one of its threads.

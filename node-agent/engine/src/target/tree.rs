@@ -59,6 +59,9 @@ impl Tree {
         let first = existing.first().copied().ok_or_else(|| lost(self.root, "it does not exist"))?;
         let wanted = with_carrier(&first, shape);
         let steps = tree::plan(&existing, wanted.as_ref().unwrap_or(shape)).map_err(TargetError::Refused)?;
+        if steps.iter().any(|step| matches!(step, TreeStep::Clone { .. })) {
+            self.no_threads(around.tape)?;
+        }
         let mut gone = Vec::new();
         for step in &steps {
             self.step(step, around, &mut gone)?;

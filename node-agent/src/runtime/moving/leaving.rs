@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use engine::source::{External, Namespaces, TreeSpec};
@@ -34,6 +35,9 @@ pub(super) const LOG: &str = "log";
 /// How long the kernel may take to end a killed container.
 const KILL: Duration = Duration::from_secs(10);
 
+/// A network with what has changed of it.
+type LastLook = (Outgoing, Result<Option<HostState>, PortError>);
+
 #[derive(Debug)]
 pub(super) struct Leaving {
     runtime: Arc<Runtime>,
@@ -41,6 +45,10 @@ pub(super) struct Leaving {
     root: Process,
     /// Its network, once its target was told of it.
     network: RefCell<Option<Outgoing>>,
+    /// The last look at it.
+    ending: RefCell<Option<JoinHandle<LastLook>>>,
+    /// The same network after that look: closing it takes a while, which is not for the pause.
+    ended: RefCell<Option<Outgoing>>,
     sources: Sources,
     /// mountinfo at the last look, and what was said about it.
     said: Option<(Vec<u8>, Vec<u8>)>,
@@ -55,6 +63,8 @@ impl Leaving {
             record,
             root,
             network: RefCell::new(None),
+            ending: RefCell::new(None),
+            ended: RefCell::new(None),
             sources: Sources::default(),
             said: None,
             dead: HashSet::new(),
@@ -131,12 +141,27 @@ impl ContainerSource for Leaving {
         Ok(refusals)
     }
 
+    fn begin_final_state(&mut self) -> Result<(), PortError> {
+        let what = || format!("describe {}", self.record.name);
+        let network = self.network.take();
+        let network =
+            network.ok_or_else(|| PortError::failed(what(), "its target knows nothing of it yet"))?;
+        let record = self.record.clone();
+        let looking = thread::Builder::new().name("network".to_owned()).spawn(move || {
+            let changes = network.changes(&record);
+            (network, changes)
+        });
+        self.ending.replace(Some(looking.map_err(|error| PortError::failed(what(), error))?));
+        Ok(())
+    }
+
     fn final_state(&self) -> Result<Vec<HostState>, PortError> {
-        // Its last use: it keeps the namespace, and many files open.
-        let network = self.network.take().ok_or_else(|| {
-            PortError::failed(format!("describe {}", self.record.name), "its target knows nothing of it yet")
-        })?;
-        Ok(network.changes(&self.record)?.into_iter().collect())
+        let what = || format!("describe {}", self.record.name);
+        let looking = self.ending.take().ok_or_else(|| PortError::failed(what(), "nobody looked at it"))?;
+        let (network, changes) =
+            looking.join().map_err(|_| PortError::failed(what(), "the thread that did it panicked"))?;
+        self.ended.replace(Some(network));
+        Ok(changes?.into_iter().collect())
     }
 
     fn mounts(&mut self) -> Result<Option<Vec<u8>>, PortError> {
@@ -197,6 +222,8 @@ impl ContainerSource for Leaving {
     }
 
     fn settle(&self, how: Settled, epoch: u64) {
+        // It keeps the namespace, and many files open.
+        self.ended.take();
         let settled = self.runtime.update(&self.record.name, |record| {
             record.stage = match how {
                 Settled::Migrating => Stage::Migrating,
@@ -216,6 +243,7 @@ impl ContainerSource for Leaving {
     }
 
     fn remove(&self) -> Result<(), PortError> {
+        self.ended.take();
         self.during("remove", self.runtime.erase_all_but_link(&self.record))
     }
 }

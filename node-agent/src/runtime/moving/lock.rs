@@ -1,5 +1,6 @@
 //! The network lock as sessions use it.
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use sys::ns::{self, Kind};
@@ -43,6 +44,10 @@ impl NetLock for ContainerLock {
                 Ok(Vec::new())
             }
         }
+    }
+
+    fn arrivals(&self) -> Option<BorrowedFd<'_>> {
+        self.lock.as_ref().map(Lock::arrivals)
     }
 
     fn lift(&mut self) -> Result<(), PortError> {

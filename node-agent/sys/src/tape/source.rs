@@ -181,6 +181,12 @@ impl SourceTape {
         self.base..self.base + self.layout.total() as u64
     }
 
+    /// Its code: a mapping of its own within that range.
+    #[must_use]
+    pub fn code_range(&self) -> Range<u64> {
+        self.base..self.base + self.layout.code_len() as u64
+    }
+
     /// The process's memory.
     #[must_use]
     pub fn memory(&self) -> &ProcessMemory {

@@ -7,6 +7,8 @@ use image::Pid;
 use image::files::{EpollTarget, FdEntry, FileKind, Files, OpenFile};
 use sys::{Errno, fds};
 
+use crate::account;
+
 use super::options::Reader;
 use super::pipes::Pipes;
 use super::table::{Holder, Open, Table};
@@ -90,10 +92,12 @@ pub(crate) fn live(look: &Look) -> impl Iterator<Item = &ProcessLook> {
 /// Reads everything that hangs on descriptors. TCP connections enter repair mode.
 pub(crate) fn capture(context: &mut Context<'_>) -> Result<Captured, SourceError> {
     let (mut table, tables) = collect(context.look)?;
+    account::lap("capture.descriptors");
     // Unix sockets first: descriptors in flight are open files too, perhaps sockets again.
     let unix = unix::capture(&mut table, context)?;
     let pipes = Pipes::capture(&table, context.findings)?;
     let terminals = Terminals::capture(&table, context.look, context.spec, context.view, context.findings)?;
+    account::lap("capture.pipes");
     let mut options = Reader::default();
     let mut files = Files::default();
     for open in &table.open {

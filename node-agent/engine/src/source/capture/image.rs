@@ -2,6 +2,8 @@
 
 use image::state::{HostFacts, Image};
 
+use crate::account;
+
 use super::files::{self, Context};
 use super::threads;
 use super::unix::Peers;
@@ -10,11 +12,15 @@ use crate::source::failpoint;
 use crate::source::findings::Findings;
 use crate::source::look::Looker;
 use crate::source::session::{Frozen, refuse};
+use crate::source::sockets::Kind;
 
 /// Everything but the contents of memory.
 pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image, SourceError> {
     let mut findings = Findings::default();
-    let peers = Peers::list(looker.spec.root)?;
+    let any = files::live(&frozen.look)
+        .any(|found| found.sockets.values().any(|kind| matches!(kind, Kind::Unix(_))));
+    let peers = if any { Peers::list(looker.spec.root)? } else { Peers::default() };
+    account::lap("capture.unix-peers");
     let captured = {
         let mut context = Context {
             look: &frozen.look,
@@ -27,6 +33,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         };
         files::capture(&mut context)?
     };
+    account::lap("capture.files");
     failpoint!("source-capture-files");
     let mut tables = captured.tables;
     let mut image = Image {
@@ -59,6 +66,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         image.processes.push(process);
     }
     refuse(findings)?;
+    account::lap("capture.threads");
     if let Some(thread) = image.processes.first().and_then(|process| process.threads.first()) {
         image.host.xsave_size = u32::try_from(thread.xstate.len()).unwrap_or(0);
     }

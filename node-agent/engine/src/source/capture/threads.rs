@@ -228,7 +228,7 @@ pub(crate) fn thread(
         },
         affinity: affinity.iter().flat_map(|word| word.to_le_bytes()).collect(),
         ioprio: u32::try_from(prctl::ioprio(tid).map_err(kernel("ioprio_get"))?).unwrap_or(0),
-        comm: crate::proc::stat::read_thread(pid, tid)?.comm,
+        comm: proc::read(pid, &format!("task/{tid}/comm"))?.strip_suffix(b"\n").unwrap_or_default().to_vec(),
         timer_slack_ns: u64::try_from(outcome.result(ask.timer_slack)).unwrap_or(0),
         pdeath_signal: low_i32(outcome.word(ask.death_signal)),
     })

@@ -178,7 +178,7 @@ impl Source {
     ) -> Result<(Tree, BTreeSet<Pid>), ReadError> {
         if self.watch.changed() || self.settings.is_none() {
             // Changes from here on are seen by the next look.
-            self.watch = Watch::new();
+            self.watch.again();
             let mut groups = Vec::new();
             self.refusals.clear();
             self.walk(&self.root.clone(), "", throttled, &mut groups)?;

@@ -1,0 +1,179 @@
+//! The threads of skeletons. Making one takes some fifty microseconds, and waits for whoever moves processes between
+//! control groups anywhere on the host: those that are known are made while the source still runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use image::Pid;
+use image::shape::Ahead;
+use image::state::Thread;
+use libc::{SYS_clone3, SYS_close, SYS_exit, SYS_fcntl};
+use sys::ptrace::Event;
+use sys::regs::NO_SYSCALL;
+use sys::tape::target::TargetTape;
+
+use super::error::TargetError;
+use super::priority;
+use super::script::{Block, Call, call};
+use super::skeleton::{Skeleton, TAPE_SIZE, Task, lost, trace};
+use super::tree::Tree;
+
+/// A table has room for so many descriptors from its beginning (NR_OPEN_DEFAULT is 64): some of them are the agent's.
+const FEW: i32 = 32;
+/// How long a thread may take to end.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
+/// CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM.
+const THREAD_FLAGS: i32 = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM;
+
+/// clone3(2) of a thread with a chosen tid.
+fn clone_thread(tid: Pid) -> Call {
+    let flags = u64::from(THREAD_FLAGS.cast_unsigned());
+    let args = Block::words(&[flags, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]).link(64, Block::new(tid.to_le_bytes()));
+    call!("clone3 of a thread", SYS_clone3, args, 88)
+}
+
+impl Skeleton {
+    /// Makes its threads, its first one aside, be `wanted`, in this order: ends those that are not in it and makes
+    /// those that are missing.
+    ///
+    /// # Errors
+    /// A [`TargetError`]; the skeleton is lost then.
+    pub(crate) fn set_threads(&mut self, tape: &TargetTape, wanted: &[Pid]) -> Result<(), TargetError> {
+        if self.threads.iter().map(|task| &task.tid).eq(wanted) {
+            return Ok(());
+        }
+        let mut known: BTreeMap<Pid, Task> =
+            std::mem::take(&mut self.threads).into_iter().map(|task| (task.tid, task)).collect();
+        let keep: BTreeSet<Pid> = wanted.iter().copied().collect();
+        let at = self.syscall_instruction()?;
+        for tid in known.keys().copied().filter(|tid| !keep.contains(tid)).collect::<Vec<_>>() {
+            if let Some(task) = known.remove(&tid) {
+                end(task, at)?;
+            }
+        }
+        let missing: Vec<Pid> = wanted.iter().copied().filter(|tid| !known.contains_key(tid)).collect();
+        let calls: Vec<Call> = missing.iter().map(|tid| clone_thread(*tid)).collect();
+        let ran = self.run(tape, &calls)?;
+        let pid = self.node.pid;
+        if ran.made.len() != missing.len() {
+            return Err(lost(pid, format!("{} of {} threads were made", ran.made.len(), missing.len())));
+        }
+        for (tid, stopped) in missing.into_iter().zip(ran.made) {
+            known.insert(tid, Task::new(tid, stopped)?);
+        }
+        for tid in wanted {
+            let twice = || TargetError::Image(format!("pid {pid} has thread {tid} twice"));
+            self.threads.push(known.remove(tid).ok_or_else(twice)?);
+        }
+        Ok(())
+    }
+}
+
+impl Skeleton {
+    /// Has the kernel make room for descriptors up to `highest`, and some more. While a process has one thread that costs
+    /// nothing; later the kernel waits for a grace period of RCU each time that it widens the table.
+    fn widen_table(&mut self, tape: &TargetTape, channel: i32, highest: i32) -> Result<(), TargetError> {
+        let number = highest.saturating_add(FEW);
+        // Above the limit of now it is left: the limit that the program has comes with its state.
+        let probe = call!("F_DUPFD", SYS_fcntl, channel, libc::F_DUPFD_CLOEXEC, number)
+            .accept(&[libc::EINVAL, libc::EMFILE]);
+        let ran = self.run(tape, &[probe])?;
+        match ran.answers.first() {
+            Some(answer) if answer.value >= 0 => {
+                self.run(tape, &[call!("close", SYS_close, answer.value)]).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Has a thread end by itself: killed, it would take its process along.
+fn end(mut task: Task, at: u64) -> Result<(), TargetError> {
+    let tid = task.tid;
+    let mut stopped = task.take()?;
+    let mut regs = stopped.regs().map_err(trace(tid))?;
+    (regs.rip, regs.rax, regs.rdi, regs.orig_rax) = (at, SYS_exit.cast_unsigned(), 0, NO_SYSCALL);
+    stopped.set_regs(&regs).map_err(trace(tid))?;
+    loop {
+        match stopped.cont(0).and_then(|running| running.wait(EXIT_LIMIT)).map_err(trace(tid))? {
+            Event::Exited(..) => return Ok(()),
+            Event::Stopped(again) => stopped = again,
+            Event::TimedOut(_) => return Err(lost(tid, "it should have ended")),
+        }
+    }
+}
+
+/// Runs each thread's own calls, on as many threads at once as the tape takes: while one runs, the next is sent off.
+///
+/// # Errors
+/// A [`TargetError`]; the threads are lost then.
+pub(crate) fn run_all(
+    tasks: &mut [Task],
+    threads: &[Thread],
+    tape: &TargetTape,
+    program: impl Fn(&Thread) -> Result<Vec<Call>, TargetError>,
+) -> Result<(), TargetError> {
+    for (tasks, threads) in tasks.chunks_mut(TAPE_SIZE.slots).zip(threads.chunks(TAPE_SIZE.slots)) {
+        let mut flights = Vec::with_capacity(tasks.len());
+        for (task, thread) in tasks.iter_mut().zip(threads) {
+            flights.push(task.send_off(tape, program(thread)?)?);
+        }
+        for ((task, thread), flight) in tasks.iter_mut().zip(threads).zip(flights) {
+            task.land(tape, flight)?;
+            priority::apply(task.host, thread)?;
+        }
+    }
+    Ok(())
+}
+
+impl Tree {
+    /// Makes the threads of these processes ahead, and ends those that were made for others. A number that a process
+    /// has by now, or a process that is not here, is passed over: the restore makes everything as the image says.
+    /// `channel`: a descriptor that every skeleton has.
+    ///
+    /// # Errors
+    /// As [`Skeleton::set_threads`].
+    pub(crate) fn prepare(
+        &mut self,
+        ahead: &[Ahead],
+        tape: &TargetTape,
+        channel: i32,
+    ) -> Result<(), TargetError> {
+        let mut used: BTreeSet<Pid> = self.skeletons.keys().copied().collect();
+        let mut wanted: BTreeMap<Pid, (Vec<Pid>, i32)> = BTreeMap::new();
+        for Ahead { pid, threads, highest_fd } in ahead {
+            let threads = threads.iter().copied().filter(|tid| used.insert(*tid)).collect();
+            wanted.insert(*pid, (threads, *highest_fd));
+        }
+        let nothing = (Vec::new(), -1);
+        // Numbers become free before they are used again elsewhere.
+        for (pid, skeleton) in &mut self.skeletons {
+            let (threads, _) = wanted.get(pid).unwrap_or(&nothing);
+            let wanted: BTreeSet<Pid> = threads.iter().copied().collect();
+            let stay: Vec<Pid> =
+                skeleton.threads.iter().map(|task| task.tid).filter(|tid| wanted.contains(tid)).collect();
+            skeleton.set_threads(tape, &stay)?;
+        }
+        for (pid, skeleton) in &mut self.skeletons {
+            let (threads, highest_fd) = wanted.get(pid).unwrap_or(&nothing);
+            if skeleton.threads.is_empty() && *highest_fd >= FEW {
+                skeleton.widen_table(tape, channel, *highest_fd)?;
+            }
+            skeleton.set_threads(tape, threads)?;
+        }
+        Ok(())
+    }
+
+    /// Ends all threads that were made ahead: a process that is to be made may need one of their numbers.
+    ///
+    /// # Errors
+    /// As [`Skeleton::set_threads`].
+    pub(crate) fn no_threads(&mut self, tape: &TargetTape) -> Result<(), TargetError> {
+        self.skeletons.values_mut().try_for_each(|skeleton| skeleton.set_threads(tape, &[]))
+    }
+}
