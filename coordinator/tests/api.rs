@@ -115,6 +115,13 @@ async fn a_dry_run_checks_and_changes_nothing() {
     let mut other = Behaviour::default();
     other.facts.kernel_release = "6.1.0".into();
     let _c = world.agent("node-c", other).await;
+    let lack = Refusal {
+        pid: 0,
+        subject: "mount /data".into(),
+        reason: "is not there".into(),
+        way_out: "make it".into(),
+    };
+    let _d = world.agent("node-d", Behaviour { lacks: vec![lack], ..Behaviour::default() }).await;
     let dry = |container: &str, target: &str| CreateMigrationRequest {
         validate_only: true,
         request_id: "dry".into(),
@@ -136,7 +143,9 @@ async fn a_dry_run_checks_and_changes_nothing() {
     let check = CheckMoveRequest { container: "good".into(), target_node: String::new() };
     let verdict = world.api.check_container(check).await.unwrap().into_inner();
     let fits: Vec<_> = verdict.candidates.iter().map(|c| (c.node.as_str(), c.fits)).collect();
-    assert_eq!(fits, [("node-a", true), ("node-c", false)]);
+    assert_eq!(fits, [("node-a", true), ("node-c", false), ("node-d", false)]);
+    assert_eq!(verdict.candidates[2].reasons, ["mount /data: is not there (make it)"]);
+    assert!(verdict.container.unwrap().description.is_empty(), "it is for nodes alone");
     // The real thing fails for the same reason.
     world.create("good", "node-c").await;
     let failed = world.phase("good-1", Phase::Failed).await;

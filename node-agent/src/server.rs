@@ -27,6 +27,9 @@ use crate::session::orders::{OrderError, Prepare, Resolve, Start};
 use crate::session::ports::{Node as _, PortError};
 use crate::telemetry::chain;
 
+/// The longest description of a container in an answer, bytes: tonic takes messages of 4 MiB.
+const MAX_DESCRIPTION: usize = 2 << 20;
+
 /// What the service works on.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -210,9 +213,19 @@ impl NodeAgent for Service {
                 }
                 other => other?,
             };
-            Ok::<_, PortError>((inventory, needed(&groups)))
+            let controllers = needed(&groups);
+            let description = match node.outline(&name, inventory.needs.clone(), groups) {
+                Err(PortError::Refused(refusals)) => {
+                    inventory.refusals.extend(refusals);
+                    Vec::new()
+                }
+                // Targets are asked when it moves.
+                Ok(description) if description.len() > MAX_DESCRIPTION => Vec::new(),
+                other => other?,
+            };
+            Ok::<_, PortError>((inventory, controllers, description))
         });
-        let (inventory, controllers) = looked.await?.map_err(|error| match error {
+        let (inventory, controllers, description) = looked.await?.map_err(|error| match error {
             PortError::NoContainer(name) => not_found("container", &name).status(),
             error => ApiError::new(Code::Internal, "INSPECT_FAILED", chain(&error)).status(),
         })?;
@@ -225,7 +238,19 @@ impl NodeAgent for Service {
             descriptors: count(inventory.descriptors),
             connections: count(inventory.connections),
             cgroup_controllers: controllers,
+            description,
         }))
+    }
+
+    async fn check_arrival(
+        &self,
+        request: Request<v1::CheckArrivalRequest>,
+    ) -> Result<Response<v1::CheckArrivalResponse>, Status> {
+        let v1::CheckArrivalRequest { name, description } = request.into_inner();
+        let node = MovingNode::new(Arc::clone(&self.runtime));
+        let lacks = blocking(move || node.lacks_for(&name, &description)).await?;
+        let lacks = lacks.map_err(|error| invalid_field("description", chain(&error)).status())?;
+        Ok(Response::new(v1::CheckArrivalResponse { refusals: lacks.iter().map(convert::refusal).collect() }))
     }
 
     async fn prepare(

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::stage::Stage;
+use crate::stage::{NAME, Stage};
 
 /// Failpoints of the source before the commit point.
 pub const SOURCE: &[&str] = &[
@@ -122,14 +122,21 @@ pub const TARGET_KILLS: &[(&str, i32)] = &[
     ("session-target-checking-begin", 4),
     ("session-target-preparing-begun", 4),
     ("session-target-preparing-sandbox", 4),
+    ("session-target-preparing-mounts", 4),
     ("target-reconcile", 4),
+    ("target-reconcile-tree", 4),
     ("target-reconcile-memory", 4),
     ("session-target-precopy-round", 4),
     ("session-target-switchover-pages", 4),
+    ("session-target-precopy-groups", 4),
     ("target-files", 4),
+    ("target-processes", 4),
     ("target-descriptors", 4),
     ("target-threads", 4),
     ("target-registers", 4),
+    ("target-attributes", 4),
+    ("target-calls", 4),
+    ("session-target-switchover-limits", 4),
     ("target-ready-repair", 4),
     ("target-ready-frozen", 4),
     ("session-target-switchover-frozen", 4),
@@ -148,5 +155,30 @@ pub fn every_target_kill(stage: &mut Stage) -> Result<()> {
     for (point, code) in TARGET_KILLS {
         killed(stage, "", &format!("{point}=kill"), *code)?;
     }
+    Ok(())
+}
+
+/// Cancels a migration before its commit point, which ends it, and behind it, which is refused.
+///
+/// # Errors
+/// As [`every_return`].
+pub fn every_cancel(stage: &mut Stage) -> Result<()> {
+    for (phase, point) in
+        [("PreCopy", "session-source-precopy-round"), ("Switchover", "session-source-switchover-captured")]
+    {
+        let before = stage.last();
+        stage.cluster.failpoints(stage.source(), &format!("{point}=sleep(1500)"))?;
+        let moving = stage.start_move()?;
+        let name = stage.cluster.wait_phase(NAME, &before, &[phase])?;
+        stage.cluster.must(["cancel", &name])?;
+        stage.ended(&moving.finish()?, 6)?;
+    }
+    let before = stage.last();
+    stage.cluster.failpoints(stage.target(), "session-target-completing-thawed=sleep(2000)")?;
+    let moving = stage.start_move()?;
+    let name = stage.cluster.wait_phase(NAME, &before, &["Completing"])?;
+    let refused = stage.cluster.migrate(["cancel", &name])?;
+    ensure!(refused.code != 0, "a committed migration was cancelled: {refused:?}");
+    stage.ended(&moving.finish()?, 0)?;
     Ok(())
 }

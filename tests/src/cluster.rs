@@ -122,7 +122,8 @@ impl Cluster {
     }
 
     /// The same as text.
-    pub(crate) fn dir_str(&self) -> &str {
+    #[must_use]
+    pub fn dir_str(&self) -> &str {
         self.dir.to_str().unwrap_or_default()
     }
 

@@ -1,9 +1,9 @@
-//! What a node has: links and filters, processes, control groups, files and mounts, and what its agent holds
-//! open. Two of these are compared to see whether a failed attempt left anything.
+//! What a node has: links and filters, rules of nftables, processes and their namespaces, control groups, files and
+//! mounts, and what its agent holds open. Two of these are compared to see whether a failed attempt left anything.
 //!
 //! It is read by the test's own program, started inside the node with `__residue`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -75,10 +75,13 @@ fn read(dir: &Path, cgroup: &str) -> Result<Residue> {
     links(&mut found)?;
     network(&mut found)?;
     processes(&mut found, agent)?;
-    let hierarchies = fs::read_dir("/sys/fs/cgroup").context("/sys/fs/cgroup")?.flatten();
-    for hierarchy in hierarchies {
+    namespaces(&mut found)?;
+    // One hierarchy itself, or a directory of them.
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let below = fs::read_dir(&root).context("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());
+    for hierarchy in below.chain([root.clone()]) {
         // The parent itself is made when the first container comes and stays.
-        for group in fs::read_dir(hierarchy.path().join(cgroup)).into_iter().flatten().flatten() {
+        for group in fs::read_dir(hierarchy.join(cgroup)).into_iter().flatten().flatten() {
             tree(&mut found, "cgroup", &group.path(), &|path| {
                 let frozen = fs::read_to_string(path.join("cgroup.freeze")).unwrap_or_default();
                 if frozen.trim() == "1" { " frozen".to_owned() } else { String::new() }
@@ -137,6 +140,27 @@ fn network(found: &mut Residue) -> Result<()> {
     }
     let tables = fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
     found.add(format!("iptables {tables:?}"));
+    let output = Command::new("nft").args(["-s", "list", "ruleset"]).output().context("nft")?;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        found.add(format!("nftables {}", line.trim()));
+    }
+    Ok(())
+}
+
+/// How many namespaces of each kind anything runs in.
+fn namespaces(found: &mut Residue) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for process in fs::read_dir("/proc")?.flatten() {
+        for task in fs::read_dir(process.path().join("task")).into_iter().flatten().flatten() {
+            for kind in fs::read_dir(task.path().join("ns")).into_iter().flatten().flatten() {
+                seen.extend(fs::read_link(kind.path()));
+            }
+        }
+    }
+    for name in &seen {
+        let name = name.to_string_lossy();
+        found.add(format!("namespace {}", name.split(':').next().unwrap_or_default()));
+    }
     Ok(())
 }
 

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
 
 use crate::cluster::{Background, Cluster, Finished, wait_for};
 use crate::residue::Residue;
-use crate::workload::PYTHON_PROGRAM;
+use crate::workload::{PYTHON_PROGRAM, STATE_SCRIPT};
 
 /// Both nodes.
 pub const NODES: [&str; 2] = ["node-a", "node-b"];
@@ -40,6 +42,18 @@ impl Stage {
     /// # Errors
     /// When any of that fails.
     pub fn new() -> Result<Self> {
+        Self::make(false)
+    }
+
+    /// The same, with state of every kind that hosts keep: interfaces, routes, rules, mounts, control groups.
+    ///
+    /// # Errors
+    /// When any of that fails.
+    pub fn with_state() -> Result<Self> {
+        Self::make(true)
+    }
+
+    fn make(state: bool) -> Result<Self> {
         let cluster = Cluster::up()?;
         let mut empty = BTreeMap::new();
         for node in NODES {
@@ -51,8 +65,15 @@ impl Stage {
             ["dev", "bundle", "--out", out, "--rw", "/data", "--", "/usr/bin/python3", "/data/program.py"];
         cluster.must(command)?;
         fs::write(bundle.join("rootfs/data/program.py"), PYTHON_PROGRAM)?;
+        if state {
+            bind(&bundle, &plain(&cluster))?;
+        }
         cluster.start_bundle(NAME, NODES[0], "10.77.0.102/24", &bundle)?;
         cluster.wait_for_port("10.77.0.102:7000".parse()?)?;
+        if state {
+            let script = "exec sh -c \"$1\" sh \"$(pgrep -o -f 'python3 /data/program.py$')\"";
+            cluster.exec_ok(NODES[0], &["sh", "-ec", script, "sh", STATE_SCRIPT])?;
+        }
         let clients = cluster.client(&["lines", "10.77.0.102:7000", "3"])?;
         let mut stage = Self { cluster, clients, empty, full: BTreeMap::new(), at: 0, gap_ms: 0.0 };
         // A container that has been moved has a bundle of its own on its node; one that was started has not.
@@ -67,10 +88,23 @@ impl Stage {
         NODES[self.at]
     }
 
+    /// The directory that [`Stage::with_state`] binds to `/plain`, which every node must have.
+    #[must_use]
+    pub fn plain(&self) -> PathBuf {
+        plain(&self.cluster)
+    }
+
     /// The other node.
     #[must_use]
     pub fn target(&self) -> &'static str {
         NODES[1 - self.at]
+    }
+
+    /// The name of its migration that ended last; empty when there was none.
+    #[must_use]
+    pub fn last(&self) -> String {
+        let migration = self.cluster.last_migration(NAME).ok();
+        migration.and_then(|m| Some(m.pointer("/metadata/name")?.as_str()?.to_owned())).unwrap_or_default()
     }
 
     /// Starts to move it to the other node.
@@ -211,4 +245,19 @@ impl Stage {
         self.cluster.passed();
         Ok(())
     }
+}
+
+fn plain(cluster: &Cluster) -> PathBuf {
+    cluster.dir().join("plain/one")
+}
+
+/// Has a bundle bind a directory, which is made, to `/plain`.
+fn bind(bundle: &Path, source: &Path) -> Result<()> {
+    fs::create_dir_all(source)?;
+    let path = bundle.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
+    let mount = json!({"destination": "/plain", "type": "bind", "source": source, "options": ["bind", "rw"]});
+    let mounts = config.pointer_mut("/mounts").and_then(Value::as_array_mut);
+    mounts.context("the bundle has no mounts")?.push(mount);
+    Ok(fs::write(&path, config.to_string())?)
 }

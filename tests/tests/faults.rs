@@ -17,7 +17,7 @@ use tests::workload::{HOLDER_PROGRAM, HOSTILE_PROGRAM};
 use tests::{aborts, crash};
 use tests::{client, residue};
 
-const PYTHON: &[&str] = &["python3", "ip", "tc"];
+const PYTHON: &[&str] = &["python3", "ip", "tc", "nft"];
 
 fn main() -> ExitCode {
     if let Some(code) = client::run_if_asked().or_else(residue::run_if_asked) {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Case {
             name: "cancelling_works_until_the_commit_and_is_refused_after",
             programs: PYTHON,
-            run: || on_stage(cancels),
+            run: || on_stage(aborts::every_cancel),
         },
         Case {
             name: "a_killed_source_agent_leaves_one_copy",
@@ -102,33 +102,6 @@ fn on_stage(case: impl FnOnce(&mut Stage) -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// The name of the migration that ended last.
-fn last(stage: &Stage) -> String {
-    let migration = stage.cluster.last_migration(NAME).ok();
-    migration.and_then(|m| Some(m.pointer("/metadata/name")?.as_str()?.to_owned())).unwrap_or_default()
-}
-
-fn cancels(stage: &mut Stage) -> Result<()> {
-    for (phase, point) in
-        [("PreCopy", "session-source-precopy-round"), ("Switchover", "session-source-switchover-captured")]
-    {
-        let before = last(stage);
-        stage.cluster.failpoints(stage.source(), &format!("{point}=sleep(1500)"))?;
-        let moving = stage.start_move()?;
-        let name = stage.cluster.wait_phase(NAME, &before, &[phase])?;
-        stage.cluster.must(["cancel", &name])?;
-        stage.ended(&moving.finish()?, 6)?;
-    }
-    let before = last(stage);
-    stage.cluster.failpoints(stage.target(), "session-target-completing-thawed=sleep(2000)")?;
-    let moving = stage.start_move()?;
-    let name = stage.cluster.wait_phase(NAME, &before, &["Completing"])?;
-    let refused = stage.cluster.migrate(["cancel", &name])?;
-    ensure!(refused.code != 0, "a committed migration was cancelled: {refused:?}");
-    stage.ended(&moving.finish()?, 0)?;
-    Ok(())
-}
-
 /// While the coordinator is away the agents go on; the command that follows the move finds its end.
 fn coordinator_killed(stage: &mut Stage) -> Result<()> {
     let host = "coordinator";
@@ -137,7 +110,7 @@ fn coordinator_killed(stage: &mut Stage) -> Result<()> {
         ("Switchover", "session-source-switchover-captured"),
         ("Switchover", "session-source-switchover-appended"),
     ] {
-        let before = last(stage);
+        let before = stage.last();
         stage.cluster.failpoints(stage.source(), &format!("{point}=1*sleep(1000)"))?;
         let moving = stage.start_move()?;
         stage.cluster.wait_phase(NAME, &before, &[phase])?;
@@ -180,7 +153,7 @@ fn bad_journal(stage: &mut Stage) -> Result<()> {
         ("journal-sync=1*return->off\njournal-rewrite=2*return->off", ""),
         ("", "journal-sync=1*return->off"),
     ] {
-        let before = last(stage);
+        let before = stage.last();
         stage.cluster.failpoints(stage.source(), source)?;
         stage.cluster.failpoints(stage.target(), target)?;
         let finished = stage.start_move()?.finish()?;
@@ -247,7 +220,7 @@ fn frozen_microseconds(cluster: &Cluster, container: &str) -> Result<u64> {
 /// Takes the target's link to the LAN down when the move is in `phase`, waiting at `source` or `target`, and up
 /// again after `down`.
 fn cut(stage: &mut Stage, phase: &str, source: &str, target: &str, down: Duration, code: i32) -> Result<()> {
-    let (began, before, node) = (Instant::now(), last(stage), stage.target());
+    let (began, before, node) = (Instant::now(), stage.last(), stage.target());
     stage.cluster.failpoints(stage.source(), source)?;
     stage.cluster.failpoints(node, target)?;
     let mut moving = stage.start_move()?;
@@ -310,7 +283,7 @@ fn bad_links(stage: &mut Stage) -> Result<()> {
         ("slow in the pause", SLOW, FAST, "session-source-switchover-frozen=sleep(500)"),
         ("lossy", LOSSY, SOUND, ""),
     ] {
-        let (node, before, began) = (stage.source(), last(stage), Instant::now());
+        let (node, before, began) = (stage.source(), stage.last(), Instant::now());
         stage.cluster.failpoints(node, point)?;
         let moving = if point.is_empty() {
             stage.cluster.exec_ok(node, worse)?;
@@ -390,7 +363,7 @@ fn hostile(stage: &mut Stage) -> Result<()> {
     };
     // Half of it while a migration runs.
     stage.cluster.failpoints(stage.source(), "session-source-precopy-round=1*sleep(4000)")?;
-    let before = last(stage);
+    let before = stage.last();
     let moving = stage.start_move()?;
     stage.cluster.wait_phase(NAME, &before, &["PreCopy"])?;
     let certificates: [&[&str]; 6] = [&[], &["none"], &[&stranger], &[&third], &[&viewer], &[&node]];

@@ -4,9 +4,9 @@ use prost::Message as _;
 use proto::error::{ApiError, invalid_field, not_found};
 use proto::identity::check_name;
 use proto::v1::{
-    CandidateVerdict, CheckContainerRequest, CheckContainerResponse, CheckMoveRequest, CheckMoveResponse,
-    Container, CreateContainerRequest, DeleteContainerRequest, DeleteContainerResponse, ExecInput,
-    ExecOutput, LogsChunk, LogsRequest, NodeState, StopContainerRequest,
+    CandidateVerdict, CheckArrivalRequest, CheckContainerRequest, CheckContainerResponse, CheckMoveRequest,
+    CheckMoveResponse, Container, CreateContainerRequest, DeleteContainerRequest, DeleteContainerResponse,
+    ExecInput, ExecOutput, LogsChunk, LogsRequest, NodeState, StopContainerRequest,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -193,7 +193,7 @@ impl Api {
         Ok((subject, output.into_inner()))
     }
 
-    /// The real checks: what the container has, and every node's facts against it.
+    /// The real checks: what the container has, every node's facts against it, and what the nodes say themselves.
     pub(super) async fn check(
         &self,
         container: &Container,
@@ -201,7 +201,8 @@ impl Api {
     ) -> Result<(CheckContainerResponse, Vec<Verdict>), Status> {
         let mut agent = self.core.agent(&container.node)?;
         let request = CheckContainerRequest { name: container.name.clone() };
-        let checked = answer(&container.node, LONG, agent.check_container(request)).await?;
+        let mut checked = answer(&container.node, LONG, agent.check_container(request)).await?;
+        let description = std::mem::take(&mut checked.description);
         let source = self.core.cluster.node(&container.node);
         let needs = Needs {
             source: container.node.clone(),
@@ -210,12 +211,34 @@ impl Api {
             controllers: checked.cgroup_controllers.clone(),
         };
         let candidates = self.core.cluster.candidates(&container.name, &promised(&self.core.store.active()?));
-        let verdicts = candidates
+        let mut verdicts: Vec<Verdict> = candidates
             .iter()
             .filter(|c| if target.is_empty() { c.name != container.node } else { c.name == target })
             .map(|candidate| place::judge(&needs, candidate))
             .collect();
+        // Without a description the container does not move anyway.
+        let asked = verdicts.iter_mut().filter(|v| v.reasons.is_empty() && !description.is_empty());
+        for verdict in asked {
+            verdict.reasons = self.arrival(&verdict.node, &container.name, &description).await;
+        }
         Ok((checked, verdicts))
+    }
+
+    /// What a node says against a container that is described to it.
+    async fn arrival(&self, node: &str, name: &str, description: &[u8]) -> Vec<String> {
+        let ask = async || {
+            let mut agent = self.core.agent(node)?;
+            let request = CheckArrivalRequest { name: name.to_owned(), description: description.to_vec() };
+            answer(node, LONG, agent.check_arrival(request)).await
+        };
+        match ask().await {
+            Ok(lacks) => lacks
+                .refusals
+                .iter()
+                .map(|lack| format!("{}: {} ({})", lack.subject, lack.reason, lack.way_out))
+                .collect(),
+            Err(status) => vec![format!("it cannot be asked: {}", status.message())],
+        }
     }
 
     pub(super) async fn check_move(&self, request: CheckMoveRequest) -> Result<CheckMoveResponse, Status> {

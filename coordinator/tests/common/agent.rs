@@ -25,6 +25,8 @@ pub(crate) struct Behaviour {
     pub(crate) containers: Vec<Container>,
     pub(crate) facts: NodeFacts,
     pub(crate) refusals: Vec<Refusal>,
+    /// What it lacks for any container of another node.
+    pub(crate) lacks: Vec<Refusal>,
     /// The highest epochs that it knows and does not report.
     pub(crate) hidden_epochs: HashMap<String, u64>,
 }
@@ -45,6 +47,7 @@ impl Default for Behaviour {
                 ..NodeFacts::default()
             },
             refusals: Vec::new(),
+            lacks: Vec::new(),
             hidden_epochs: HashMap::new(),
         }
     }
@@ -392,11 +395,21 @@ impl NodeAgent for Agent {
         let refusals = self.state.lock().unwrap().behaviour.refusals.clone();
         Ok(Response::new(CheckContainerResponse {
             refusals,
+            description: b"any".to_vec(),
             resident_bytes: 1 << 20,
             processes: 1,
             threads: 1,
             ..CheckContainerResponse::default()
         }))
+    }
+
+    async fn check_arrival(
+        &self,
+        request: Request<CheckArrivalRequest>,
+    ) -> Result<Response<CheckArrivalResponse>, Status> {
+        self.enter("Check", format!("CheckArrival {}", request.into_inner().name)).await?;
+        let refusals = self.state.lock().unwrap().behaviour.lacks.clone();
+        Ok(Response::new(CheckArrivalResponse { refusals }))
     }
 
     async fn prepare(&self, request: Request<PrepareRequest>) -> Result<Response<PrepareResponse>, Status> {

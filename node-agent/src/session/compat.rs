@@ -40,7 +40,7 @@ pub(super) fn compare(source: &HostFacts, target: &HostFacts, memory: u64, memor
 
 /// What a container needs and the target cannot give: what would fail only at the switchover.
 #[must_use]
-pub(super) fn give(needs: &Needs, gives: &Gives) -> Vec<Refusal> {
+pub(crate) fn give(needs: &Needs, gives: &Gives) -> Vec<Refusal> {
     let mut lacks = Vec::new();
     let mut lack = |reason: String, way_out: &str| {
         lacks.push(Refusal { pid: 0, subject: Subject::Container, reason, way_out: way_out.to_owned() });

@@ -15,7 +15,7 @@ pub mod simulate;
 pub mod status;
 
 pub(crate) mod agent;
-mod compat;
+pub(crate) mod compat;
 mod failure;
 mod groups;
 mod recover;

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Every case starts its own hosts, moves one container back and forth under checking clients, and prints
-//! medians with the spread. Machines differ and are shared: compare the rows of one run.
+//! medians with the spread. Machines differ and are shared: compare the rows of one run. The rows `state-...` are followed
+//! by what each step cost beyond `state-nothing`.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tests::client;
 use tests::cluster::{Cluster, binary};
+use tests::workload::load::{self, State};
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures downtime, client-visible gap, total time and bytes of migrations")]
@@ -41,6 +43,8 @@ enum Load {
     Own { mib: u32, dirty: u32 },
     /// redis-server with so many keys of 4 KiB under 8 clients.
     Redis { keys: u32 },
+    /// A program that does little, with state that the hosts keep, 1 client.
+    State(State),
 }
 
 const CASES: &[(&str, Load)] = &[
@@ -50,7 +54,17 @@ const CASES: &[(&str, Load)] = &[
     ("idle-4GiB", Load::Own { mib: 4096, dirty: 0 }),
     ("100MB/s-256MiB", Load::Own { mib: 256, dirty: 100 }),
     ("redis-512MiB", Load::Redis { keys: 131_072 }),
+    (NOTHING, Load::State(State::Nothing)),
+    ("state-50-groups", Load::State(State::Groups)),
+    ("state-network", Load::State(State::Network)),
+    ("state-network-counting", Load::State(State::Counting)),
+    ("state-100-mounts", Load::State(State::Mounts)),
+    ("state-tmpfs-200MiB", Load::State(State::Tmpfs)),
+    ("state-100000-files", Load::State(State::Files)),
 ];
+
+/// The case that the others with state are compared with.
+const NOTHING: &str = "state-nothing";
 
 /// Median, minimum and maximum.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -156,6 +170,11 @@ fn measure(name: &'static str, load: Load, moves: usize) -> Result<Row> {
             cluster.client_once(&["redis-fill", &address.to_string(), &keys])?;
             (address, cluster.client(&["redis", &address.to_string(), &keys, "8"])?)
         }
+        Load::State(state) => {
+            let address: SocketAddr = "10.77.0.100:7000".parse()?;
+            load::start(&cluster, "bench", "10.77.0.100", state)?;
+            (address, cluster.client(&["lines", &address.to_string(), "1"])?)
+        }
     };
     let mut migrations = Vec::new();
     for index in 0..moves {
@@ -209,7 +228,7 @@ fn as_number(value: &Value) -> f64 {
 
 fn table(rows: &[Row]) -> String {
     let mut out = String::from(
-        "case             downtime ms (min-max)      client gap ms   total s   MiB sent   rounds   split\n",
+        "case                   downtime ms (min-max)      client gap ms   total s   MiB sent   rounds   split\n",
     );
     for row in rows {
         let split: Vec<String> = row
@@ -219,7 +238,7 @@ fn table(rows: &[Row]) -> String {
             .collect();
         let _ = writeln!(
             out,
-            "{:<16} {:>8.2} ({:.2}-{:.2}) {:>15.1} {:>9.2} {:>10.1} {:>8.0}   {}",
+            "{:<22} {:>8.2} ({:.2}-{:.2}) {:>15.1} {:>9.2} {:>10.1} {:>8.0}   {}",
             row.name,
             row.downtime_ms.median,
             row.downtime_ms.min,
@@ -230,6 +249,15 @@ fn table(rows: &[Row]) -> String {
             row.rounds.median,
             split.join(", ")
         );
+    }
+    let Some(nothing) = rows.iter().find(|row| row.name == NOTHING) else { return out };
+    for row in rows.iter().filter(|row| row.name.starts_with("state-") && row.name != NOTHING) {
+        let steps = row.split_ms.iter().zip(&nothing.split_ms);
+        let beyond: Vec<String> = steps
+            .map(|((step, ms), (_, without))| format!("{} {:+.1}", step.trim_end_matches("Ms"), ms - without))
+            .collect();
+        let total = row.downtime_ms.median - nothing.downtime_ms.median;
+        let _ = writeln!(out, "{:<22} {total:+.1} ms: {}", row.name, beyond.join(", "));
     }
     out
 }

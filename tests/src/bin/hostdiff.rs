@@ -4,8 +4,9 @@
 //! cargo run --release -p tests --bin hostdiff [-- --only switchover]
 //! ```
 //!
-//! Links and filters, routes, processes, control groups, files, mounts, and what the agents hold open are compared with what
-//! each node had before. The diff that is printed is empty, or the exit code is 1.
+//! The container has interfaces, rules, mounts and control groups of its own. Links and filters, routes, rules of
+//! nftables, processes, namespaces, control groups, files, mounts, and what the agents hold open are compared with what each
+//! node had before. The diff that is printed is empty, or the exit code is 1.
 
 #![forbid(unsafe_code)]
 
@@ -37,33 +38,53 @@ fn main() -> ExitCode {
     }
 }
 
-/// One way for a migration to end: failpoints of the source and of the target, and the exit code of `move`.
-fn ends() -> Vec<(String, String, i32)> {
-    let mut ends = Vec::new();
-    ends.extend(aborts::SOURCE.iter().map(|point| (format!("{point}=return"), String::new(), 4)));
-    ends.extend(aborts::TARGET.iter().map(|point| (String::new(), format!("{point}=return"), 4)));
-    ends.extend(
-        aborts::SOURCE_KILLS.iter().map(|(point, code)| (format!("{point}=kill"), String::new(), *code)),
-    );
-    ends.extend(
-        aborts::TARGET_KILLS.iter().map(|(point, code)| (String::new(), format!("{point}=kill"), *code)),
-    );
+/// A way for a migration to end.
+enum End {
+    /// Failpoints of the source and of the target, and the exit code of `move`.
+    Failpoints(String, String, i32),
+    /// By hand, before the commit point and behind it.
+    Cancel,
+}
+
+impl End {
+    fn name(&self) -> String {
+        match self {
+            Self::Failpoints(source, target, _) => format!("{source}{target}"),
+            Self::Cancel => "cancel".to_owned(),
+        }
+    }
+
+    fn happen(&self, stage: &mut Stage) -> Result<()> {
+        match self {
+            Self::Failpoints(source, target, code) => stage.attempt(source, target, *code).map(drop),
+            Self::Cancel => aborts::every_cancel(stage),
+        }
+    }
+}
+
+fn ends() -> Vec<End> {
+    let source =
+        |point: &str, how: &str, code| End::Failpoints(format!("{point}={how}"), String::new(), code);
+    let target =
+        |point: &str, how: &str, code| End::Failpoints(String::new(), format!("{point}={how}"), code);
+    let mut ends = vec![End::Cancel];
+    ends.extend(aborts::SOURCE.iter().map(|point| source(point, "return", 4)));
+    ends.extend(aborts::TARGET.iter().map(|point| target(point, "return", 4)));
+    ends.extend(aborts::SOURCE_KILLS.iter().map(|(point, code)| source(point, "kill", *code)));
+    ends.extend(aborts::TARGET_KILLS.iter().map(|(point, code)| target(point, "kill", *code)));
     ends
 }
 
 fn run(args: &Args) -> Result<()> {
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::with_state()?;
     let (mut compared, mut different) = (0, 0);
-    for (source, target, code) in ends() {
-        if !source.contains(&args.only) && !target.contains(&args.only) {
-            continue;
-        }
+    for end in ends().iter().filter(|end| end.name().contains(&args.only)) {
         compared += 1;
-        if let Err(error) = stage.attempt(&source, &target, code) {
+        if let Err(error) = end.happen(&mut stage) {
             different += 1;
-            println!("{source}{target}:\n{error:#}");
-            // What is left would be found again after every boundary that follows.
-            stage = Stage::new()?;
+            println!("{}:\n{error:#}", end.name());
+            // What is left would be found again after every end that follows.
+            stage = Stage::with_state()?;
         }
     }
     stage.passed()?;

@@ -2,6 +2,7 @@
 
 pub mod http;
 pub mod lines;
+pub mod load;
 pub mod redis;
 pub mod system;
 
@@ -25,3 +26,10 @@ pub const HOLDER_PROGRAM: &str = include_str!("holder.py");
 
 /// A python3 program that sends an agent or a coordinator what no peer sends.
 pub const HOSTILE_PROGRAM: &str = include_str!("hostile.py");
+
+/// A script that gives interfaces, rules, mounts and control groups to a container.
+pub const STATE_SCRIPT: &str = include_str!("state.sh");
+
+/// A python3 program that answers `check` on TCP port 7000 and does nothing else, unless it has a directory of files to
+/// change.
+pub const SERVED_PROGRAM: &str = include_str!("served.py");

@@ -65,19 +65,34 @@ pub(super) enum BlueprintError {
     #[error("the container's description is not understood: {0}")]
     Malformed(String),
     /// The annotation has another value.
-    #[error("annotation {ROOTFS_ANNOTATION} is {0:?}; use sync or shared")]
+    #[error("annotation {ROOTFS_ANNOTATION} is {0:?}")]
     Mode(String),
     /// The annotations of volumes are not understood.
     #[error("{0}")]
     Volume(String),
     /// The marker cannot be read or differs.
-    #[error("{path} {why}; put a file {MARKER} with a random content into the shared directory")]
+    #[error("{path} {why}")]
     Marker {
         /// The marker's path.
         path: PathBuf,
         /// What is wrong.
         why: String,
     },
+}
+
+impl BlueprintError {
+    /// The same as what stands against a move.
+    pub(super) fn refusal(&self) -> Refusal {
+        let way_out = match self {
+            Self::Malformed(_) => "run agents of one version".to_owned(),
+            Self::Mode(_) => "use sync or shared".to_owned(),
+            Self::Volume(_) => "correct the annotation".to_owned(),
+            Self::Marker { .. } => {
+                format!("put a file {MARKER} with a random content into the shared directory")
+            }
+        };
+        Refusal { pid: 0, subject: Subject::Container, reason: self.to_string(), way_out }
+    }
 }
 
 impl Rootfs {

@@ -22,6 +22,7 @@ use super::leaving::LOG;
 use super::lock::failed;
 use super::mounts::{MakeError, Maker, Tree};
 use super::network::{self as moving, Arriving};
+use super::outline;
 use crate::files::Target;
 use crate::network::state::NetState;
 use crate::network::{self, Port};
@@ -68,12 +69,10 @@ impl Coming {
         if blueprint.name.as_str() != request.container {
             return Err(PortError::failed(what(), format!("its description is of {}", blueprint.name)));
         }
-        let link = runtime.link_of(&blueprint.name);
-        let refusals = blueprint.missing(runtime.options().bridge.as_deref(), &link);
+        let refusals = outline::lacks(runtime, &blueprint);
         if !refusals.is_empty() {
             return Err(PortError::Refused(refusals));
         }
-        blueprint.verify().map_err(|error| PortError::failed(what(), error))?;
         let lock = runtime.lock_of(&blueprint.name);
         let _held = crate::runtime::hold(&lock);
         let dir = runtime.dir(&blueprint.name);

@@ -93,6 +93,16 @@ impl Leaving {
             .map_err(|error| PortError::failed(format!("understand {}", path.display()), error))
     }
 
+    /// All but its state, to make it again from.
+    pub(super) fn describe(&self, host: Vec<HostState>) -> Result<Blueprint, PortError> {
+        let config = self.config()?;
+        // Last, because they run on.
+        let clocks = Clocks::of(self.root.pid)
+            .map_err(|error| PortError::failed(format!("describe {}", self.record.name), error))?;
+        Blueprint::new(&self.record, config, host, clocks)
+            .map_err(|error| PortError::Refused(vec![error.refusal()]))
+    }
+
     fn log(&self) -> PathBuf {
         self.runtime.state().container(&self.record.name).log()
     }
@@ -126,13 +136,8 @@ impl ContainerSource for Leaving {
         }
         let host = vec![network.whole(&self.record)?];
         self.network.replace(Some(network));
-        let what = || format!("describe {}", self.record.name);
-        // Last, because they run on.
-        let config = self.config()?;
-        let clocks = Clocks::of(self.root.pid).map_err(|error| PortError::failed(what(), error))?;
-        let blueprint = Blueprint::new(&self.record, config, host, clocks)
-            .map_err(|error| PortError::failed(what(), error))?;
-        serde_json::to_vec(&blueprint).map_err(|error| PortError::failed(what(), error))
+        serde_json::to_vec(&self.describe(host)?)
+            .map_err(|error| PortError::failed(format!("describe {}", self.record.name), error))
     }
 
     fn host_refusals(&self) -> Result<Vec<Refusal>, PortError> {

@@ -10,6 +10,7 @@ mod leaving;
 mod lock;
 mod mounts;
 mod network;
+mod outline;
 mod written;
 
 use std::fs;
@@ -43,16 +44,7 @@ impl MovingNode {
 
 impl Node for MovingNode {
     fn source(&self, container: &str) -> Result<Box<dyn ContainerSource>, PortError> {
-        let missing = || PortError::NoContainer(container.to_owned());
-        let name = ContainerName::new(container).map_err(|_| missing())?;
-        let record = match self.runtime.record(&name) {
-            Ok(record) => record,
-            Err(RuntimeError::NotFound(_)) => return Err(missing()),
-            Err(error) => return Err(PortError::failed(format!("read the record of {name}"), error)),
-        };
-        let here = matches!(record.stage, Stage::Here | Stage::Migrating | Stage::Frozen);
-        let root = record.root.clone().filter(|root| here && root.is_alive()).ok_or_else(missing)?;
-        Ok(Box::new(Leaving::new(Arc::clone(&self.runtime), record, root)))
+        Ok(Box::new(self.leaving(container)?))
     }
 
     fn incoming(&self, request: &Incoming) -> Result<Box<dyn ContainerTarget>, PortError> {
@@ -118,6 +110,20 @@ impl Node for MovingNode {
 }
 
 impl MovingNode {
+    /// A container that is here.
+    fn leaving(&self, container: &str) -> Result<Leaving, PortError> {
+        let missing = || PortError::NoContainer(container.to_owned());
+        let name = ContainerName::new(container).map_err(|_| missing())?;
+        let record = match self.runtime.record(&name) {
+            Ok(record) => record,
+            Err(RuntimeError::NotFound(_)) => return Err(missing()),
+            Err(error) => return Err(PortError::failed(format!("read the record of {name}"), error)),
+        };
+        let here = matches!(record.stage, Stage::Here | Stage::Migrating | Stage::Frozen);
+        let root = record.root.clone().filter(|root| here && root.is_alive()).ok_or_else(missing)?;
+        Ok(Leaving::new(Arc::clone(&self.runtime), record, root))
+    }
+
     /// The record of a container that `migration` brings or brought.
     fn arriving(&self, container: &str, migration: &str) -> Result<Option<super::record::Record>, PortError> {
         let Ok(name) = ContainerName::new(container) else { return Ok(None) };
