@@ -64,8 +64,7 @@ async fn there_and_back() {
     until("it is at node-b", || {
         let mut api = world.api.clone();
         async move {
-            let web =
-                api.get_container(GetContainerRequest { name: "web".into() }).await.unwrap().into_inner();
+            let web = api.get_container(GetContainerRequest { name: "web".into() }).await.ok()?.into_inner();
             (web.node == "node-b" && web.state() == ContainerState::Running).then_some(())
         }
     })

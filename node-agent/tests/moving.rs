@@ -208,7 +208,8 @@ fn what_the_target_lacks_is_refused_by_path() {
         config["annotations"] = json!({"dev.gantry.rootfs": "shared"});
     });
     let leaving = moving(&source).source(shared.as_str()).unwrap();
-    assert!(chain(&leaving.spec().unwrap_err()).contains(".gantry-shared"));
+    let PortError::Refused(refusals) = leaving.spec().expect_err("refused") else { panic!("not by name") };
+    assert!(refusals[0].to_string().contains(".gantry-shared"), "{}", refusals[0]);
     fs::write(source.runtime.record(&shared).unwrap().rootfs.join(".gantry-shared"), "4711").unwrap();
     let spec = leaving.spec().unwrap();
     let mut copy =

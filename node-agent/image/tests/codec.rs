@@ -217,7 +217,7 @@ fn zero_and_unknown_kinds_and_versions_are_invalid() {
         Header::decode(&bytes, &Limits::default()).unwrap_err()
     };
     assert!(matches!(patch(6, 0), FrameError::Kind(0)));
-    assert!(matches!(patch(6, 6), FrameError::Kind(6)));
+    assert!(matches!(patch(6, 7), FrameError::Kind(7)));
     assert!(matches!(patch(4, 2), FrameError::Version(2)));
     assert!(matches!(patch(0, b'X'), FrameError::Magic(_)));
     assert!(matches!(patch(7, 1), FrameError::Header));

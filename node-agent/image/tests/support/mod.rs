@@ -172,8 +172,17 @@ impl<'de> de::Deserializer<'de> for &mut Random {
         visitor.visit_enum(Variant { random: self, index: u32::try_from(index).unwrap() })
     }
 
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Never> {
+        self.deserialize_byte_buf(visitor)
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Never> {
+        let bytes: Vec<u8> = (0..self.length()).map(|_| self.next().to_le_bytes()[0]).collect();
+        visitor.visit_byte_buf(bytes)
+    }
+
     serde::forward_to_deserialize_any! {
-        f32 f64 char bytes byte_buf unit_struct tuple_struct map identifier ignored_any
+        f32 f64 char unit_struct tuple_struct map identifier ignored_any
     }
 }
 
