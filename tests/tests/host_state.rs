@@ -162,7 +162,8 @@ fn name(stage: &mut Stage) -> Result<()> {
     stage.clean_move()?;
     let link = there.trim();
     ensure!(link.len() == 12 && here != there, "the links are {here:?} and {there:?}");
-    let (harm, remedy) = (format!("ip link add {link} type dummy"), format!("ip link del {link}"));
+    let (harm, remedy) =
+        (format!("ip link add {link} type veth peer name other"), format!("ip link del {link}"));
     refused(stage, &harm, &remedy, &[&format!("has an interface {link} already")])
 }
 

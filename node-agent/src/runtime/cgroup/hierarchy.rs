@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{major, minor};
 use serde::{Deserialize, Serialize};
 
 use super::CgroupError;
@@ -34,7 +36,11 @@ impl Layout {
     pub fn read() -> Result<Self, CgroupError> {
         let path = Path::new("/proc/self/mountinfo");
         let text = fs::read_to_string(path).map_err(CgroupError::file("read", path))?;
-        let mut layout = Self::parse(&text);
+        let mut layout = Self::parse(&text, &|mount, device| {
+            // Another mount may cover it.
+            let seen = fs::metadata(mount).map(|dir| dir.dev());
+            seen.is_ok_and(|dev| format!("{}:{}", major(dev), minor(dev)) == device)
+        });
         for hierarchy in layout.hierarchies.iter_mut().filter(|h| h.unified) {
             let file = hierarchy.mount.join("cgroup.controllers");
             let list = fs::read_to_string(&file).map_err(CgroupError::file("read", &file))?;
@@ -60,14 +66,15 @@ impl Layout {
     }
 
     /// Understands the text of /proc/PID/mountinfo, see proc_pid_mountinfo(5). Only mounts of a hierarchy's
-    /// own root count, each hierarchy once.
-    fn parse(mountinfo: &str) -> Self {
+    /// own root count that `shown` says of their path and device, each hierarchy once.
+    fn parse(mountinfo: &str, shown: &dyn Fn(&Path, &str) -> bool) -> Self {
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let left: Vec<&str> = left.split(' ').collect();
             let right: Vec<&str> = right.split(' ').collect();
-            let ([_, _, _, root, mount, ..], [kind, _, options, ..]) = (left.as_slice(), right.as_slice())
+            let ([_, _, device, root, mount, ..], [kind, _, options, ..]) =
+                (left.as_slice(), right.as_slice())
             else {
                 continue;
             };
@@ -85,7 +92,7 @@ impl Layout {
                 options.split(',').filter(|o| is_controller(o)).map(str::to_owned).collect()
             };
             let known = hierarchies.iter().any(|h| h.unified == unified && h.controllers == controllers);
-            if !known {
+            if !known && shown(Path::new(mount), device) {
                 hierarchies.push(Hierarchy { mount: PathBuf::from(mount), unified, controllers });
             }
         }
@@ -122,8 +129,12 @@ mod tests {
 42 31 0:29 / /mnt/again rw,relatime - cgroup cgroup rw,cpu,cpuacct
 43 31 0:30 /sub /mnt/part rw - cgroup cgroup rw,pids
 44 31 0:31 / /tmp rw - tmpfs tmpfs rw
+45 31 0:39 / /covered/pids rw - cgroup cgroup rw,pids
 ";
-        let layout = Layout::parse(text);
+        let layout = Layout::parse(text, &|mount, device| {
+            assert!(device.starts_with("0:"));
+            !mount.starts_with("/covered")
+        });
         let seen: Vec<(&str, bool, &[String])> = layout
             .hierarchies
             .iter()
