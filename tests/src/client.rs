@@ -3,7 +3,7 @@
 //! the answer to either is a verdict, one JSON line.
 
 use std::io::BufRead as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +48,11 @@ fn run(args: &[String]) -> Result<Verdict> {
     let arg = |index: usize| args.get(index).map(String::as_str).context("too few arguments");
     let address: SocketAddr = arg(1)?.parse()?;
     match arg(0)? {
+        // connect ADDRESS
+        "connect" => {
+            TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+            Ok(Verdict::default())
+        }
         // redis-fill ADDRESS KEYS
         "redis-fill" => redis::fill(address, arg(2)?.parse()?).map(|()| Verdict::default()),
         // redis-verify ADDRESS KEYS

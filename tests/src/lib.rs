@@ -7,6 +7,8 @@
 //! * [`faults`] makes a cluster's processes, links and files fail, and [`residue`] sees what that left.
 //! * [`stage`] is a container under checking clients that is moved while they do.
 //! * [`aborts`] ends migrations at every boundary, [`crash`] kills agents at random moments.
+//! * [`lifecycle`] moves real programs there and back.
+//! * [`vm`] boots other kernels, with the same programs and tests inside.
 //! * [`suite`] turns functions into tests that can be skipped with a reason.
 
 #![forbid(unsafe_code)]
@@ -16,7 +18,9 @@ pub mod client;
 pub mod cluster;
 pub mod crash;
 pub mod faults;
+pub mod lifecycle;
 pub mod residue;
 pub mod stage;
 pub mod suite;
+pub mod vm;
 pub mod workload;

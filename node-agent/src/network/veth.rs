@@ -43,12 +43,13 @@ fn make_pair(
     netns: BorrowedFd<'_>,
 ) -> Result<(), NetworkError> {
     let what = || format!("make the link {outside}");
+    let own = ns::open_own(Kind::Net).during(what)?;
+    let host = NewLink { name: outside, netns: Some(own.as_fd()), ..NewLink::default() };
+    let peer = NewLink { name: INSIDE, mac: Some(network.mac.0), index, ..NewLink::default() };
+    // From inside, and the container's end first: the kernel heeds a number of the second one only when the first has
+    // one, too, and older kernels (6.1) look for the first one's number and name where the request comes from.
+    ns::in_netns(netns, || Netlink::open()?.add_veth(&peer, &host)).and_then(|done| done).during(what)?;
     let mut netlink = Netlink::open().during(what)?;
-    let host = NewLink { name: outside, ..NewLink::default() };
-    let peer =
-        NewLink { name: INSIDE, mac: Some(network.mac.0), netns: Some(netns), index, ..NewLink::default() };
-    // The container's end first: the kernel heeds a number of the second one only when the first has one, too.
-    netlink.add_veth(&peer, &host).during(what)?;
     // The bridge speaks for the host, not this end.
     optional(set_sysctl(&format!("ipv6/conf/{outside}/disable_ipv6"), "1")).during(what)?;
     let index = netlink.link(outside).during(what)?.index;

@@ -290,14 +290,20 @@ impl Session {
                 pages = stats.pages,
                 zero = stats.zero_pages,
                 took_ms = took.as_secs_f64() * 1e3,
+                stopped_ms = stats.stopped.as_secs_f64() * 1e3,
                 decision = round.decision,
                 reason = round.reason,
                 "pre-copy round"
             );
+            // Only where dirty tracking needs it.
+            let stopped = match stats.stopped.as_secs_f64() * 1e3 {
+                0.0 => String::new(),
+                ms => format!("; it stood still for {ms:.1} ms"),
+            };
             self.publish.update(|status| {
                 status.bytes = bytes;
                 status.remaining = decision.remaining;
-                status.events.push(format!("round {number}: {}: {}", round.decision, round.reason));
+                status.events.push(format!("round {number}: {}: {}{stopped}", round.decision, round.reason));
                 status.rounds.push(round);
             });
             match decision.next {

@@ -68,6 +68,9 @@ pub struct Region {
     pub categories: Categories,
 }
 
+/// Bits 0-54 of an entry: the page frame number, or place and type in swap.
+const FRAME: u64 = (1 << 55) - 1;
+
 /// One 64-bit entry of pagemap (Documentation/admin-guide/mm/pagemap.rst).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry(pub u64);
@@ -113,6 +116,27 @@ impl Entry {
     #[must_use]
     pub const fn swap_type(self) -> u8 {
         (self.0 & 0x1f) as u8
+    }
+
+    const fn categories(self) -> Categories {
+        let mut found = Categories(0);
+        if self.present() {
+            found = found.or(Categories::PRESENT);
+        }
+        if self.swapped() {
+            found = found.or(Categories::SWAPPED);
+        }
+        if self.file() {
+            found = found.or(Categories::FILE);
+        }
+        found
+    }
+
+    /// What is there, for comparing two looks: present, swapped, file and the frame (or place in swap), without the
+    /// bits that change while the contents do not. Zero for a hole. Frames are zero without `CAP_SYS_ADMIN`.
+    #[must_use]
+    pub const fn contents(self) -> u64 {
+        self.0 & (0b111 << 61 | FRAME)
     }
 
     /// A pte marker (swap type 31): write-protected but never touched, so it holds no data.
@@ -232,14 +256,40 @@ impl Pagemap {
     }
 
     /// Appends the runs of `range` that hold anything (present, swapped or marked), with what they are:
-    /// FILE, PRESENT, SWAPPED, PFNZERO, HUGE. What is absent from the answer is a hole.
+    /// FILE, PRESENT, SWAPPED; with `PAGEMAP_SCAN` also PFNZERO, HUGE. What is absent from the answer is a hole.
     ///
     /// # Errors
     /// [`ScanError::Kernel`].
     pub fn classify(&self, range: Range<u64>, out: &mut Vec<Region>) -> std::result::Result<(), ScanError> {
         let any = Categories::PRESENT.or(Categories::SWAPPED);
         let report = any.or(Categories::FILE).or(Categories::PFNZERO).or(Categories::HUGE);
-        self.query(range, &Query { any, report, ..Query::default() }, out)
+        match self.query(range.clone(), &Query { any, report, ..Query::default() }, out) {
+            // Linux before 6.7.
+            Err(ScanError::Kernel(Errno::ENOTTY)) => {
+                self.classify_entries(range, out).map_err(ScanError::Kernel)
+            }
+            other => other,
+        }
+    }
+
+    /// The same from raw entries.
+    fn classify_entries(&self, range: Range<u64>, out: &mut Vec<Region>) -> Result<()> {
+        let mut entries = Vec::new();
+        self.entries(range.clone(), &mut entries)?;
+        for (start, entry) in (range.start..).step_by(4096).zip(entries) {
+            let categories = entry.categories();
+            let held = Categories::PRESENT.or(Categories::SWAPPED);
+            if categories.lacks(held) {
+                continue;
+            }
+            match out.last_mut() {
+                Some(last) if last.range.end == start && last.categories == categories => {
+                    last.range.end = start + PAGE;
+                }
+                _ => out.push(Region { range: start..start + PAGE, categories }),
+            }
+        }
+        Ok(())
     }
 
     /// Appends what any query finds.
@@ -352,7 +402,7 @@ pub fn clear_soft_dirty(pid: i32) -> Result<()> {
 pub struct Trackers {
     /// `PAGEMAP_SCAN` together with userfaultfd's async write-protection.
     pub pagemap_scan: bool,
-    /// Soft-dirty bits that really come on after a write.
+    /// Soft-dirty bits that really come on after a write, and page frames that are shown.
     pub soft_dirty: bool,
 }
 
@@ -388,5 +438,6 @@ fn probe_soft_dirty() -> Result<bool> {
     std::hint::black_box(&mut memory)[index] = 2;
     map.entries(at..at + PAGE, &mut entries)?;
     let dirty: Vec<bool> = entries.iter().map(|entry| entry.soft_dirty()).collect();
-    Ok(dirty == [false, true] && std::hint::black_box(&memory)[index] == 2)
+    let frames = entries.iter().all(|entry| entry.0 & FRAME != 0);
+    Ok(dirty == [false, true] && frames && std::hint::black_box(&memory)[index] == 2)
 }

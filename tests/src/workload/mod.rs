@@ -14,6 +14,10 @@ pub const PYTHON_PROGRAM: &str = include_str!("program.py");
 /// it answers `check` on TCP port 7000.
 pub const FILES_PROGRAM: &str = include_str!("files.py");
 
+/// A python3 program that gives back, replaces, swaps and shares its memory, and compares it with what it knows; it
+/// answers as [`PYTHON_PROGRAM`].
+pub const MEMORY_PROGRAM: &str = include_str!("memory.py");
+
 /// A python3 program that mounts for itself and checks its mounts and the files on them; it answers as
 /// [`PYTHON_PROGRAM`], and `uncover` by unmounting what covers something.
 pub const MOUNTS_PROGRAM: &str = include_str!("mounts.py");

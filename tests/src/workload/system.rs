@@ -146,21 +146,21 @@ fn key(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     if let Some(dir) = to.parent() {
         fs::create_dir_all(dir)?;
     }
     fs::copy(from, to).with_context(|| format!("copy {}", from.display())).map(|_| ())
 }
 
-fn find(program: &str) -> Result<PathBuf> {
+pub(crate) fn find(program: &str) -> Result<PathBuf> {
     let dirs = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
     let found = dirs.iter().map(|dir| dir.join(program)).find(|path| path.exists());
     found.with_context(|| format!("{program} is not installed"))
 }
 
 /// The libraries that a program needs, and the loader.
-fn needed(program: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn needed(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("ldd")?;
     let text = String::from_utf8(output.stdout)?;
     Ok(text.split_ascii_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())

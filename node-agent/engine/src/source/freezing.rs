@@ -49,7 +49,7 @@ impl Source {
     }
 
     /// Notes how long each thread has slept, before it is woken by being stopped.
-    fn time_sleepers(&self, held: &mut Held) -> Result<(), SourceError> {
+    pub(super) fn time_sleepers(&self, held: &mut Held) -> Result<(), SourceError> {
         let tree = super::tree::walk(self.looker.spec.root)?;
         if tree.iter().map(|process| process.tids.len()).sum::<usize>() > MAX_TIMED {
             return Ok(());

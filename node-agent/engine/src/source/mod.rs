@@ -91,6 +91,8 @@ pub struct RoundStats {
     pub scan: Duration,
     /// Time spent in reading pages and in the sink.
     pub copy: Duration,
+    /// How long the tree stood still for it while it was not frozen; zero where tracking needs no stop.
+    pub stopped: Duration,
 }
 
 /// What [`Source::freeze`] did.

@@ -24,7 +24,8 @@ use super::memory::last_pid;
 use super::memory::objects::ObjectMemory;
 use super::memory::process::{ObjectRanges, TrackedMemory};
 use super::memory::sent::PageSet;
-use super::memory::tracker::{PagemapScan, SoftDirty, Tracker};
+use super::memory::soft_dirty::SoftDirty;
+use super::memory::tracker::{PagemapScan, Tracker};
 use super::numa;
 use super::outside;
 use super::spec::TreeSpec;
@@ -114,7 +115,8 @@ impl Source {
         if !trackers.pagemap_scan && !trackers.soft_dirty {
             return Err(SourceError::NoTracker);
         }
-        looker.tracked = true;
+        // Flags of userfaultfd are our own then.
+        looker.tracked = trackers.pagemap_scan;
         let mut source = Self {
             looker,
             tracked: BTreeMap::new(),
@@ -332,52 +334,61 @@ impl Source {
     fn track_one(&mut self, process: &Process, clock: &SchedulerClock) -> Result<(), SourceError> {
         let pid = process.pid;
         let mut findings = Findings::default();
-        let (tracker, tapes): (Box<dyn Tracker>, _) = if self.soft_dirty {
-            (Box::new(SoftDirty::new(pid)), None)
-        } else {
-            let (tracker, tapes) = inject(process, clock, &mut findings)?;
-            (Box::new(tracker), Some(tapes))
-        };
+        let (tracker, tapes) = inject(process, clock, self.soft_dirty, &mut findings)?;
         let sent = self.left_behind.remove(&process.inner).unwrap_or_default();
         let memory = TrackedMemory::new(pid, process.inner, tracker, sent)?;
-        self.tracked.insert(pid, Tracked { key: process.key(), memory, tapes });
+        self.tracked.insert(pid, Tracked { key: process.key(), memory, tapes: Some(tapes) });
         // Now that it is known what must be taken out again.
         refuse(findings)
     }
 
     /// Finds and sends written pages of everything that was told.
     fn pages(&mut self, sink: &mut dyn PageSink, again: bool) -> Result<RoundStats, SourceError> {
-        let brief_stop = match (again, self.soft_dirty) {
-            // Its read and clear are two steps: nothing may run between them.
-            (true, true) => {
-                let mut held = Held::default();
-                stop_tree(self.looker.spec.root, &mut held)?;
-                Some(held)
-            }
-            _ => None,
-        };
         self.batcher.stats = RoundStats::default();
         self.batcher.strict = !again;
         let look = match &mut self.state {
             State::Frozen(frozen) => std::mem::take(&mut frozen.look),
             State::Tracking | State::Done => self.told.take().unwrap_or_default(),
         };
-        let result = self.pages_of(&look, sink, again);
+        let result = self.still(&look, again).and_then(|()| self.pages_of(&look, sink, again));
         match &mut self.state {
             State::Frozen(frozen) => frozen.look = look,
             State::Tracking | State::Done => self.told = Some(look),
         }
-        if brief_stop.is_some() {
-            for tracked in self.tracked.values_mut() {
-                tracked
-                    .memory
-                    .tracker
-                    .rearm()
-                    .map_err(|errno| SourceError::kernel("clear soft-dirty bits", tracked.key.0, errno))?;
+        result.map(|()| self.batcher.stats)
+    }
+
+    /// Lets the trackers look while nothing runs, where they need that.
+    fn still(&mut self, look: &Look, again: bool) -> Result<(), SourceError> {
+        if !self.soft_dirty {
+            return Ok(());
+        }
+        let mut held = Held::default();
+        if again {
+            self.time_sleepers(&mut held)?;
+        }
+        let start = Instant::now();
+        if again {
+            stop_tree(self.looker.spec.root, &mut held)?;
+        }
+        failpoint!("source-round-stopped");
+        let scan = Instant::now();
+        for found in &look.processes {
+            let Some(tracked) = self.tracked.get_mut(&found.process.pid) else {
+                continue;
+            };
+            match tracked.memory.still(&found.mappings, again) {
+                // It has ended, or runs another program: the next shape tells.
+                Err(_) if again && !tracked.memory.is_alive(0) => self.lost_writer = true,
+                other => other?,
             }
         }
-        drop(brief_stop);
-        result.map(|()| self.batcher.stats)
+        self.batcher.scanned(scan.elapsed());
+        drop(held);
+        if again {
+            self.batcher.stats.stopped = start.elapsed();
+        }
+        Ok(())
     }
 
     fn pages_of(&mut self, look: &Look, sink: &mut dyn PageSink, again: bool) -> Result<(), SourceError> {
@@ -394,7 +405,7 @@ impl Source {
                 other => other?,
             }
         }
-        let hidden = self.lost_writer || forks.is_none() || self.last_pid != forks;
+        let hidden = self.soft_dirty || self.lost_writer || forks.is_none() || self.last_pid != forks;
         self.objects.round(&self.looker.registry, objects, hidden, &mut self.batcher, sink)?;
         self.last_pid = forks;
         self.lost_writer = false;
@@ -426,18 +437,25 @@ pub(super) fn still_there(pid: i32, tracked: &Tracked, look: &Look) -> bool {
         .is_some_and(|mapping| tracked.memory.is_alive(mapping.vma.start))
 }
 
-/// Puts a tape and a userfaultfd into a process, and asks it what can only be asked so; it runs on untraced.
+/// Puts a tape, and a userfaultfd where that tracks, into a process, and asks it what can only be asked so; it runs on
+/// untraced.
 fn inject(
     process: &Process,
     clock: &SchedulerClock,
+    soft_dirty: bool,
     findings: &mut Findings,
-) -> Result<(PagemapScan, Tapes), SourceError> {
+) -> Result<(Box<dyn Tracker>, Tapes), SourceError> {
     let pid = process.pid;
     let Some((thread, nap)) = stop_one(pid, clock)? else {
         return Err(SourceError::ThreadGone { tid: pid });
     };
     let (tapes, parked) = Tapes::install(process, thread, &nap)?;
-    let (uffd, parked) = tapes.make_uffd(parked)?;
+    let (uffd, parked) = if soft_dirty {
+        (None, parked)
+    } else {
+        let (uffd, parked) = tapes.make_uffd(parked)?;
+        (Some(uffd), parked)
+    };
     let mut program = Program::new();
     let ask = keyrings::Ask::add(&mut program);
     let parked = tapes.again(parked, program)?;
@@ -445,8 +463,13 @@ fn inject(
         findings.process(process.inner, reason, way_out);
     }
     tapes.detach(parked)?;
-    let tracker =
-        PagemapScan::new(uffd).map_err(|errno| SourceError::kernel("set up write tracking", pid, errno))?;
+    let tracker: Box<dyn Tracker> = match uffd {
+        None => Box::new(SoftDirty::new(pid)),
+        Some(uffd) => Box::new(
+            PagemapScan::new(uffd)
+                .map_err(|errno| SourceError::kernel("set up write tracking", pid, errno))?,
+        ),
+    };
     Ok((tracker, tapes))
 }
 

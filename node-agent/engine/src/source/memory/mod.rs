@@ -5,6 +5,7 @@ pub(crate) mod hot;
 pub(crate) mod objects;
 pub(crate) mod process;
 pub(crate) mod sent;
+pub(crate) mod soft_dirty;
 pub(crate) mod tracker;
 
 /// The number of the last process or thread made, in this process's pid namespace: while it stays the same,

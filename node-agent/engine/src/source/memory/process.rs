@@ -92,6 +92,22 @@ impl TrackedMemory {
         !matches!(self.mem.read(any_address, &mut byte), Err(error) if error.kind() == io::ErrorKind::UnexpectedEof)
     }
 
+    /// Lets the tracker look while nothing of the tree runs: see [`Tracker::still`].
+    pub(crate) fn still(&mut self, mappings: &[Mapping], again: bool) -> Result<(), SourceError> {
+        let tracked = mappings.iter().filter(|mapping| self.is_tracked(mapping));
+        let ranges: Ranges = tracked.map(|mapping| mapping.vma.start..mapping.vma.end).collect();
+        self.tracker
+            .still(&self.pagemap, &ranges, again)
+            .map_err(|errno| SourceError::kernel("look for written pages", self.pid, errno))
+    }
+
+    fn is_tracked(&self, mapping: &Mapping) -> bool {
+        match mapping.shared_object() {
+            Some(_) => !self.tracker.only_looks(),
+            None => mapping.has_private_pages(),
+        }
+    }
+
     /// Sends what was written since the last call; adds the written ranges of shared objects.
     pub(crate) fn round(
         &mut self,
@@ -102,15 +118,10 @@ impl TrackedMemory {
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
         let owner = Owner::Process(self.inner);
-        let begin = Instant::now();
-        self.tracker
-            .begin(again)
-            .map_err(|errno| SourceError::kernel("start to look for written pages", self.pid, errno))?;
-        batcher.scanned(begin.elapsed());
         for mapping in mappings {
             let range = mapping.vma.start..mapping.vma.end;
             let object = mapping.shared_object();
-            if object.is_none() && !mapping.has_private_pages() {
+            if !self.is_tracked(mapping) {
                 continue;
             }
             let scan = Instant::now();
@@ -167,7 +178,13 @@ impl TrackedMemory {
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
         let readable = mapping.vma.prot & 1 != 0;
-        let mut contents = PrivatePages { pid: self.pid, mem: &self.mem, pagemap: &self.pagemap, readable };
+        let mut contents = PrivatePages {
+            pid: self.pid,
+            mem: &self.mem,
+            pagemap: &self.pagemap,
+            tracker: &mut *self.tracker,
+            readable,
+        };
         let mut outcome = SentPages { sent: &mut self.sent, over_file: mapping.is_over_file() };
         for range in data {
             batcher.push(owner, range, &mut contents, &mut outcome, sink)?;
@@ -189,6 +206,7 @@ impl TrackedMemory {
             let held = self.own_pages(range)?;
             for gone in subtract(range, &held) {
                 drops.extend(self.sent.runs(&gone));
+                self.tracker.missed(&gone);
             }
             data.extend(held);
         }
@@ -196,7 +214,9 @@ impl TrackedMemory {
         // count as written: what the target holds is compared with what is there.
         if mapping.is_over_file() {
             for range in self.sent.runs(&bounds) {
-                drops.extend(subtract(&range, &self.own_pages(&range)?));
+                let gone = subtract(&range, &self.own_pages(&range)?);
+                gone.iter().for_each(|gone| self.tracker.missed(gone));
+                drops.extend(gone);
             }
             join(&mut drops);
         }
@@ -249,6 +269,7 @@ struct PrivatePages<'a> {
     pid: i32,
     mem: &'a ProcessMemory,
     pagemap: &'a Pagemap,
+    tracker: &'a mut dyn Tracker,
     readable: bool,
 }
 
@@ -268,6 +289,44 @@ impl PrivatePages<'_> {
 
 impl Contents for PrivatePages<'_> {
     fn read(&mut self, ranges: &[Range<u64>], buffer: &mut [u8]) -> io::Result<usize> {
+        self.tell_tracker(ranges)?;
+        let got = self.copy(ranges, buffer)?;
+        self.tell_tracker(ranges)?;
+        if let Some(page) = page_at(ranges, got) {
+            self.tracker.missed(&(page..page + PAGE_SIZE));
+        }
+        Ok(got)
+    }
+}
+
+/// The page at which reading these ranges ended; none when they were read whole.
+fn page_at(ranges: &[Range<u64>], got: usize) -> Option<u64> {
+    let mut left = got as u64;
+    for range in ranges {
+        if left < range.end - range.start {
+            return Some((range.start + left) / PAGE_SIZE * PAGE_SIZE);
+        }
+        left -= range.end - range.start;
+    }
+    None
+}
+
+impl PrivatePages<'_> {
+    /// Shows a tracker that only looks what the pages are now, on both sides of reading them.
+    fn tell_tracker(&mut self, ranges: &[Range<u64>]) -> io::Result<()> {
+        if !self.tracker.only_looks() {
+            return Ok(());
+        }
+        let mut entries = Vec::new();
+        for range in ranges {
+            entries.clear();
+            self.pagemap.entries(range.clone(), &mut entries).map_err(io::Error::from)?;
+            self.tracker.met(range.start, &entries);
+        }
+        Ok(())
+    }
+
+    fn copy(&self, ranges: &[Range<u64>], buffer: &mut [u8]) -> io::Result<usize> {
         if self.readable && !self.shared(ranges)? {
             let runs: Vec<Run> = ranges
                 .iter()

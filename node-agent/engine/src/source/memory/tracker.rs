@@ -1,8 +1,8 @@
-//! Which pages of a process were written: one trait, two kernel mechanisms.
+//! Which pages of a process were written: one trait; [`super::soft_dirty`] is the other mechanism.
 
 use std::ops::Range;
 
-use sys::pagemap::{Categories, Pagemap, ScanError};
+use sys::pagemap::{Categories, Entry, Pagemap, ScanError};
 use sys::uffd::Uffd;
 use sys::{Errno, pagemap};
 
@@ -27,21 +27,27 @@ pub(crate) trait Tracker: std::fmt::Debug {
     /// `ESRCH` the address space is gone (exec or exit); others as the kernel gave them.
     fn dirty(&mut self, pagemap: &Pagemap, mapping: &Range<u64>, again: bool) -> Result<Dirty, Errno>;
 
-    /// Called once before the mappings of a round are looked at; `again` as for [`Tracker::dirty`].
+    /// Called before a round while nothing of the tree runs, with the mappings that [`Tracker::dirty`] will be
+    /// asked for: a tracker that cannot look and watch again in one step does both here.
     ///
     /// # Errors
-    /// As the kernel gave them.
-    fn begin(&mut self, _again: bool) -> Result<(), Errno> {
+    /// As [`Tracker::dirty`].
+    fn still(&mut self, _pagemap: &Pagemap, _mappings: &[Range<u64>], _again: bool) -> Result<(), Errno> {
         Ok(())
     }
 
-    /// Called after the last mapping of a round during which nothing ran: writes are recorded from here on.
-    ///
-    /// # Errors
-    /// As the kernel gave them.
-    fn rearm(&mut self) -> Result<(), Errno> {
-        Ok(())
+    /// It knows page tables from looks alone: memory that processes share is compared as a whole then, and it is
+    /// [told](Tracker::met) what pages were when they were read.
+    fn only_looks(&self) -> bool {
+        false
     }
+
+    /// What pages were, from `start` on, when they were read after the look. A page that was another one than in the
+    /// look counts as written in the next.
+    fn met(&mut self, _start: u64, _entries: &[Entry]) {}
+
+    /// Here the process had no pages of its own to be read. Those that it had in the look count as written in the next.
+    fn missed(&mut self, _range: &Range<u64>) {}
 }
 
 /// `PAGEMAP_SCAN` with asynchronous write protection by userfaultfd.
@@ -170,59 +176,4 @@ fn populated(
         .collect();
     join(&mut extents);
     Ok(extents)
-}
-
-/// Soft-dirty bits. Read and clear are two steps, so nothing of the tree may run between them: the
-/// caller stops it before [`Tracker::begin`] and lets it run after the last [`Tracker::dirty`].
-#[derive(Debug)]
-pub(crate) struct SoftDirty {
-    pid: i32,
-    /// Mappings seen before, by their bounds: what is new is wholly new.
-    known: Vec<Range<u64>>,
-    current: Vec<Range<u64>>,
-}
-
-impl SoftDirty {
-    /// Tracks the address space that the process has now.
-    pub(crate) fn new(pid: i32) -> Self {
-        Self { pid, known: Vec::new(), current: Vec::new() }
-    }
-}
-
-impl Tracker for SoftDirty {
-    fn dirty(&mut self, pagemap: &Pagemap, mapping: &Range<u64>, _again: bool) -> Result<Dirty, Errno> {
-        self.current.push(mapping.clone());
-        if !self.known.contains(mapping) {
-            return Ok(Dirty { ranges: vec![mapping.clone()], fresh: true });
-        }
-        let mut dirty = Dirty::default();
-        let mut entries = Vec::new();
-        let mut at = mapping.start;
-        while at < mapping.end {
-            let end = (at + EXTENT * 16).min(mapping.end);
-            entries.clear();
-            pagemap.entries(at..end, &mut entries)?;
-            for (page, entry) in (0_u64..).zip(&entries) {
-                // A page that was given back has no bit any more: what is absent may have been dropped.
-                let absent = !entry.present() && !entry.swapped();
-                if entry.soft_dirty() || absent {
-                    let start = at + page * image::PAGE_SIZE;
-                    dirty.ranges.push(start..start + image::PAGE_SIZE);
-                }
-            }
-            join(&mut dirty.ranges);
-            at = end;
-        }
-        Ok(dirty)
-    }
-
-    fn begin(&mut self, _again: bool) -> Result<(), Errno> {
-        self.current.clear();
-        Ok(())
-    }
-
-    fn rearm(&mut self) -> Result<(), Errno> {
-        self.known = std::mem::take(&mut self.current);
-        pagemap::clear_soft_dirty(self.pid)
-    }
 }

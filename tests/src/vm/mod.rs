@@ -1,0 +1,36 @@
+//! Virtual machines with other kernels than this machine's: Debian's cloud kernels under QEMU, emulated (TCG), so
+//! that no hardware is needed. What runs inside are the project's own binaries and programs of this machine.
+//!
+//! * [`fetch`] gets a kernel: through apt, unpacked and never installed.
+//! * [`image`] packs an initial file system.
+//! * [`guest`] boots it, waits for its end, and shows the console when it does not come up.
+//! * [`cases`] is what is done inside, [`pair`] what is done between two.
+//!
+//! Times in an emulated machine are good for ratios only.
+
+pub mod cases;
+pub mod fetch;
+pub mod guest;
+pub mod image;
+pub mod pair;
+
+/// Programs that a machine needs to run guests.
+pub const PROGRAMS: &[&str] = &[
+    "qemu-system-x86_64",
+    "setpriv",
+    "apt-get",
+    "apt-cache",
+    "dpkg",
+    "cpio",
+    "xz",
+    "strip",
+    "ldd",
+    "busybox",
+];
+
+/// Cases that stay outside of guests: they furnish a whole system out of this machine's, with its compiler's tools and
+/// coreutils.
+pub const TOO_MUCH: &[&str] = &[
+    "system_container_with_open_ssh_sessions_moves_there_and_back",
+    "userns_python_keeps_its_ids_and_moves_there_and_back",
+];
