@@ -45,7 +45,7 @@ pub fn binary() -> Result<&'static Path> {
 /// Names a binary that was built already: in a guest, where there is no cargo.
 pub const BINARY: &str = "GANTRY_TEST_BINARY";
 /// What a move may pause in an emulated machine.
-const PATIENCE: &str = "20s";
+pub(crate) const PATIENCE: &str = "20s";
 
 /// The exit code when the coordinator cannot be reached.
 const UNREACHABLE: i32 = 7;
@@ -75,6 +75,27 @@ fn build() -> Result<PathBuf> {
     let copy = own.join(format!("migrate-{}", std::process::id()));
     fs::copy(&built, &copy).with_context(|| format!("copy {}", built.display()))?;
     Ok(copy)
+}
+
+/// Runs a command of the CLI to its end.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn run(command: &mut Command) -> Result<Finished> {
+    let mut tries = if in_guest() { 10 } else { 1 };
+    loop {
+        let output = command.output()?;
+        tries -= 1;
+        let finished = Finished {
+            code: output.status.code().unwrap_or(128),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        };
+        // An emulated machine may be too slow for a handshake; nothing was asked then.
+        if tries == 0 || finished.code != UNREACHABLE || !finished.stderr.contains("cannot connect") {
+            return Ok(finished);
+        }
+    }
 }
 
 /// What a finished command left.
@@ -153,21 +174,7 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn migrate<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Finished> {
-        let mut command = self.command(args)?;
-        let mut tries = if in_guest() { 10 } else { 1 };
-        loop {
-            let output = command.output()?;
-            tries -= 1;
-            let finished = Finished {
-                code: output.status.code().unwrap_or(128),
-                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            };
-            // An emulated machine may be too slow for a handshake; nothing was asked then.
-            if tries == 0 || finished.code != UNREACHABLE || !finished.stderr.contains("cannot connect") {
-                return Ok(finished);
-            }
-        }
+        run(&mut self.command(args)?)
     }
 
     /// As [`Cluster::migrate`], and exit code 0 is expected.

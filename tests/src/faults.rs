@@ -148,7 +148,7 @@ impl Cluster {
     /// # Errors
     /// When it is not in time.
     pub fn wait_phase(&self, container: &str, after: &str, phases: &[&str]) -> Result<String> {
-        wait_for(&format!("the migration of {container} reaches {phases:?}"), Duration::from_secs(20), || {
+        wait_for(&format!("the migration of {container} reaches {phases:?}"), Duration::from_secs(60), || {
             let migration = self.last_migration(container).ok()?;
             let phase = migration.pointer("/status/phase")?.as_str()?;
             let name = migration.pointer("/metadata/name")?.as_str()?;

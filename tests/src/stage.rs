@@ -112,7 +112,7 @@ impl Stage {
     /// # Errors
     /// When the command cannot be started.
     pub fn start_move(&self) -> Result<Background> {
-        self.cluster.start(["move", NAME, "--to", self.target(), "--max-downtime", "200ms", "-o", "json"])
+        self.cluster.start(["move", NAME, "--to", self.target(), "--max-downtime", "1s", "-o", "json"])
     }
 
     /// Moves it to the other node and expects success, and nothing left behind.

@@ -34,12 +34,6 @@ fn missing(case: &Case) -> Option<String> {
 /// Runs the cases, one at a time: they share two processors with the hosts they make.
 #[must_use]
 pub fn main(cases: &[Case]) -> ExitCode {
-    main_unless(cases, |_| None)
-}
-
-/// The same; `lacks` says what else this machine lacks for a case.
-#[must_use]
-pub fn main_unless(cases: &[Case], lacks: fn(&Case) -> Option<String>) -> ExitCode {
     let mut args = Arguments::from_args();
     args.test_threads = Some(1);
     let ci = std::env::var("CI").is_ok_and(|value| value == "true");
@@ -47,7 +41,7 @@ pub fn main_unless(cases: &[Case], lacks: fn(&Case) -> Option<String>) -> ExitCo
         .iter()
         .map(|case| {
             let case = *case;
-            match missing(&case).or_else(|| lacks(&case)) {
+            match missing(&case) {
                 Some(reason) if ci => {
                     Trial::test(case.name, move || Err(Failed::from(format!("skipped under CI: {reason}"))))
                 }

@@ -201,7 +201,8 @@ impl Session {
         let spec = self.container.spec()?;
         self.send(&PeerMessage::Spec { spec, clocks })?;
         let codecs = match self.answer(PREPARE_TIMEOUT)? {
-            PeerMessage::Prepared { codecs: known } => {
+            PeerMessage::Prepared { lacks, .. } if !lacks.is_empty() => return Err(Failure::Refused(lacks)),
+            PeerMessage::Prepared { codecs: known, .. } => {
                 known.into_iter().filter_map(Codec::from_byte).collect()
             }
             other => return Err(unexpected(&other)),

@@ -195,10 +195,14 @@ impl Session {
                 PeerMessage::AskClocks => link.send(&PeerMessage::Clocks(HostClocks::now()))?,
                 PeerMessage::Spec { spec, clocks } => {
                     self.enter(Phase::Preparing)?;
-                    self.prepare(spec, clocks)?;
+                    let lacks = self.prepare(spec, clocks)?;
                     link.send(&PeerMessage::Prepared {
+                        lacks: lacks.clone(),
                         codecs: Codec::ALL.map(|codec| codec as u8).to_vec(),
                     })?;
+                    if !lacks.is_empty() {
+                        return Err(Failure::Refused(lacks));
+                    }
                     self.take_stream(link)?;
                     self.enter(Phase::PreCopy)?;
                 }
@@ -284,7 +288,8 @@ impl Session {
         }
     }
 
-    fn prepare(&mut self, spec: Vec<u8>, clocks: Distance) -> Result<(), Failure> {
+    /// What the node lacks for it; empty when the sandbox stands.
+    fn prepare(&mut self, spec: Vec<u8>, clocks: Distance) -> Result<Vec<image::Refusal>, Failure> {
         self.agent.journal.append(&[Record::Begin(self.begin.clone())])?;
         failpoint("session-target-preparing-begun")?;
         let request = Incoming {
@@ -294,8 +299,12 @@ impl Session {
             spec,
             clocks,
         };
-        self.container = Some(self.agent.node.incoming(&request)?);
-        failpoint("session-target-preparing-sandbox")
+        self.container = match self.agent.node.incoming(&request) {
+            Err(PortError::Refused(lacks)) => return Ok(lacks),
+            made => Some(made?),
+        };
+        failpoint("session-target-preparing-sandbox")?;
+        Ok(Vec::new())
     }
 
     /// What the node lacks for it; empty when it was done.

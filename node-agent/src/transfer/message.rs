@@ -89,8 +89,10 @@ pub enum PeerMessage {
         /// How far the clocks of the two hosts are apart.
         clocks: Distance,
     },
-    /// Target: the sandbox stands; bulk streams may be opened.
+    /// Target: the sandbox stands, unless it lacks something; bulk streams may be opened.
     Prepared {
+        /// What stands against it; empty when nothing does.
+        lacks: Vec<Refusal>,
         /// How frames may be packed, as numbers of [`image::packed::Codec`]; others are not known.
         codecs: Vec<u8>,
     },

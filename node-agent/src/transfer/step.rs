@@ -128,7 +128,7 @@ mod tests {
     fn what_only_a_target_says_is_refused_from_a_source() {
         let wrong = [
             PeerMessage::Invalid,
-            PeerMessage::Prepared { codecs: vec![] },
+            PeerMessage::Prepared { lacks: vec![], codecs: vec![] },
             PeerMessage::Clocks(HostClocks::default()),
             PeerMessage::MountsMade(vec![]),
             PeerMessage::Ready { took: std::time::Duration::ZERO, steps: Vec::new() },

@@ -140,10 +140,8 @@ fn config(name: &str, number: usize, text: &str) -> String {
 /// The first guest's part.
 pub(super) fn inside(expected: &str) -> Result<()> {
     let migrate = |args: &[&str]| -> Result<(i32, String)> {
-        let output = Command::new(cluster::binary()?).args(args).output()?;
-        let text =
-            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        Ok((output.status.code().unwrap_or(128), text))
+        let finished = cluster::run(Command::new(cluster::binary()?).args(args))?;
+        Ok((finished.code, finished.stdout + &finished.stderr))
     };
     let must = |args: &[&str]| -> Result<String> {
         let (code, text) = migrate(args)?;
@@ -173,7 +171,7 @@ pub(super) fn inside(expected: &str) -> Result<()> {
         let client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         if expected == "moves" {
             for node in [to, from] {
-                must(&["move", from, "--to", node, "--max-downtime", "2s"])?;
+                must(&["move", from, "--to", node, "--max-downtime", cluster::PATIENCE])?;
             }
         } else {
             let (code, text) = migrate(&["move", from, "--to", to])?;
