@@ -196,6 +196,7 @@ fn measure(name: &'static str, load: Load, moves: usize) -> Result<Row> {
     let number = |path: &str| -> Vec<f64> {
         migrations.iter().map(|m| m.pointer(path).map(as_number).unwrap_or_default()).collect()
     };
+    cluster.passed();
     let steps = ["freezeMs", "lastPagesMs", "captureMs", "restoreMs", "commitMs", "networkMs", "wireMs"];
     Ok(Row {
         name,

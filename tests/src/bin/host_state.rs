@@ -13,6 +13,7 @@ use tests::cluster::{Finished, wait_for};
 use tests::faults::RESTART;
 use tests::stage::{NAME, Stage};
 use tests::suite::{self, Case};
+use tests::workload::SERVED_PROGRAM;
 use tests::{client, residue};
 
 const PROGRAMS: &[&str] = &["python3", "ip", "tc", "nft", "nsenter", "pgrep"];
@@ -70,12 +71,19 @@ fn on(stage: &Stage, node: &str, script: &str) -> Result<String> {
 /// Does `harm` on the target, asks whether the container can move there, moves it, and takes the harm back; both
 /// answers name `words`.
 fn refused(stage: &mut Stage, harm: &str, remedy: &str, words: &[&str]) -> Result<()> {
-    let target = stage.target();
-    on(stage, target, harm)?;
-    let checked = stage.cluster.migrate(["check", NAME, "--to", target]);
+    let change = |script: &str, stage: &Stage| on(stage, stage.target(), script).map(drop);
+    refused_while(stage, &|stage| change(harm, stage), &|stage| change(remedy, stage), words)
+}
+
+/// Changes the hosts.
+type Change<'a> = dyn Fn(&Stage) -> Result<()> + 'a;
+
+fn refused_while(stage: &mut Stage, harm: &Change<'_>, remedy: &Change<'_>, words: &[&str]) -> Result<()> {
+    harm(stage)?;
+    let checked = stage.cluster.migrate(["check", NAME, "--to", stage.target()]);
     let moved = stage.start_move()?.finish();
     let serves = stage.clients.progress();
-    on(stage, target, remedy)?;
+    remedy(stage)?;
     serves.context("while it is refused")?;
     let moved = moved?;
     for (verb, finished) in [("check", &checked?), ("move", &moved)] {
@@ -93,13 +101,6 @@ fn says(what: &str, finished: &Finished, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Moves it, and expects that to end at the source, with the reason.
-fn ends(stage: &mut Stage, words: &[&str]) -> Result<()> {
-    let moved = stage.start_move()?.finish()?;
-    says("move", &moved, words)?;
-    stage.ended(&moved, 4)
-}
-
 /// Starts a node's agent anew: it looks for hierarchies of control groups when it starts.
 fn restart(stage: &Stage, node: &str) -> Result<()> {
     let old = stage.cluster.kill_daemon(node)?;
@@ -108,12 +109,13 @@ fn restart(stage: &Stage, node: &str) -> Result<()> {
 }
 
 fn controller(stage: &mut Stage) -> Result<()> {
-    let target = stage.target();
-    on(stage, target, "umount /sys/fs/cgroup/pids")?;
-    let done = restart(stage, target).and_then(|()| refused(stage, "true", "true", &["pids"]));
-    on(stage, target, "mount -t cgroup -o pids,nosuid,nodev,noexec cgroup /sys/fs/cgroup/pids")?;
-    restart(stage, target)?;
-    done
+    let change = |script: &str, stage: &Stage| {
+        on(stage, stage.target(), script)?;
+        restart(stage, stage.target())
+    };
+    let mount = "mount -t cgroup -o pids cgroup /sys/fs/cgroup/pids";
+    let umount = "umount /sys/fs/cgroup/pids";
+    refused_while(stage, &|stage| change(umount, stage), &|stage| change(mount, stage), &["pids"])
 }
 
 fn bridge(stage: &mut Stage) -> Result<()> {
@@ -167,15 +169,40 @@ fn name(stage: &mut Stage) -> Result<()> {
     refused(stage, &harm, &remedy, &[&format!("has an interface {link} already")])
 }
 
-/// The child has its memory from its parent, whose group it counts in: at the target it needs its own.
+/// A child that has its memory from its parent, in whose group that counts: at the target it needs its own.
 fn limit(stage: &mut Stage) -> Result<()> {
-    let source = stage.source();
-    let file = "/sys/fs/cgroup/memory/*-$(hostname)/py/inner/memory.limit_in_bytes";
-    on(stage, source, &format!("echo 4M > $(echo {file})"))?;
-    let done = ends(stage, &["inner/memory.limit_in_bytes"]);
-    on(stage, source, &format!("echo 1G > $(echo {file})"))?;
-    done
+    let (source, target, name) = (stage.source(), stage.target(), "forker");
+    let bundle = stage.cluster.dir().join("bundles").join(name);
+    let out = text(&bundle)?;
+    let program = ["/usr/bin/python3", "/data/forker.py"];
+    stage.cluster.must([&["dev", "bundle", "--out", &out, "--rw", "/data", "--"][..], &program].concat())?;
+    fs::write(bundle.join("rootfs/data/forker.py"), format!("{FORK}{SERVED_PROGRAM}"))?;
+    stage.cluster.start_bundle(name, source, "10.77.0.104/24", &bundle)?;
+    let address = "10.77.0.104:7000";
+    stage.cluster.wait_for_port(address.parse()?)?;
+    let mut clients = stage.cluster.client(&["lines", address, "1"])?;
+    let group = "
+dir=$(echo /sys/fs/cgroup/memory/*-$(hostname)/forker)/tight
+mkdir $dir; echo 10M > $dir/memory.limit_in_bytes
+pgrep -f '^/usr/bin/python3 /data/forker.py$' | tail -n 1 > $dir/cgroup.procs
+";
+    on(stage, source, group)?;
+    let moved = stage.cluster.migrate(["move", name, "--to", target])?;
+    ensure!(moved.code == 4, "exit code 4 was expected of {moved:?}");
+    says("move", &moved, &["tight/memory.limit_in_bytes"])?;
+    clients.progress().context("it serves on")?;
+    clients.verdict()?;
+    stage.cluster.must(["delete", "container", name, "--force"])?;
+    // Nothing of it is left on either node.
+    stage.settled()
 }
+
+/// Comes before [`SERVED_PROGRAM`].
+const FORK: &str = "import os, time
+memory = os.urandom(40 << 20)
+if os.fork() == 0:
+    while True: time.sleep(1000)
+";
 
 /// The script's container is the one whose program is the stage's.
 const INSIDE: &str = "pid=$(pgrep -o -f 'python3 /data/program.py$')\n";
@@ -220,13 +247,17 @@ fn stranger(stage: &mut Stage) -> Result<()> {
     stage.ended(&moved, 4)
 }
 
-/// Writes to a file without a pause.
+/// Writes to a file without a pause; reading it takes longer than writing to all of it.
 const WRITER: &str = "
 import sys
 file = open(sys.argv[1], 'wb', 0)
+file.write(bytes(32 << 20))
+turn = 0
 while True:
-    file.seek(0)
-    file.write(b'x' * 100000)
+    turn += 1
+    for at in range(32):
+        file.seek(at << 20)
+        file.write(turn.to_bytes(8, 'big') * 512)
 ";
 
 /// What comes up while the container moves, and cannot be at the target, ends the move.
