@@ -36,7 +36,7 @@ impl Session {
     /// Sends the groups if they are not what the target has.
     pub(super) fn send_groups(&mut self) -> Result<(), Failure> {
         let groups = self.groups.as_mut().ok_or_else(no_engine)?.look(&[])?;
-        self.tell_groups(groups)
+        self.tell_groups(groups, 1)
     }
 
     /// Begins the look at the groups of the frozen container, beside everything else: the kernel has one lock for all
@@ -58,12 +58,15 @@ impl Session {
             .map_err(|_| PortError::failed("read the control groups", "the thread that did it panicked"))?;
         // Not dropped before the end: to close an inotify(7) takes a hundred milliseconds.
         self.groups = Some(source);
-        self.tell_groups(found?)
+        self.tell_groups(found?, 0)
     }
 
-    fn tell_groups(&mut self, groups: Groups) -> Result<(), Failure> {
+    /// `later`: 1 when pages that follow are to wait for the groups.
+    fn tell_groups(&mut self, groups: Groups, later: u32) -> Result<(), Failure> {
         if self.told_groups.as_ref() != Some(&groups) {
-            self.send(&PeerMessage::Groups(Box::new(groups.clone())))?;
+            self.generation += later;
+            let generation = self.generation;
+            self.send(&PeerMessage::Groups { generation, groups: Box::new(groups.clone()) })?;
             self.told_groups = Some(groups);
         }
         Ok(())

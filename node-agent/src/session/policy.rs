@@ -13,6 +13,8 @@ use super::orders::{Limits, OnTimeout};
 pub struct Measured {
     /// Bytes of dirty pages that it found and sent (pages with contents), and of changed files.
     pub dirty: u64,
+    /// Files, directories and links that it sent or removed.
+    pub entries: u64,
     /// Bytes of dirty pages that it found and held back: every round finds them dirty, so they wait for the last one.
     pub held: u64,
     /// From its begin until the target had everything in place.
@@ -23,6 +25,30 @@ pub struct Measured {
     pub rest: Duration,
     /// Per cent of its CPU time that the container lacked while the round ran.
     pub throttle: u32,
+}
+
+impl Measured {
+    /// What it sent, as the bytes that take so long.
+    fn work(&self) -> u64 {
+        self.dirty.saturating_add(self.entries.saturating_mul(ENTRY))
+    }
+
+    /// The time in which it sent that.
+    fn sending(&self) -> Duration {
+        self.took.saturating_sub(self.fixed)
+    }
+
+    /// That as bytes a second.
+    #[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
+    fn rate(&self) -> f64 {
+        self.work() as f64 / self.sending().as_secs_f64().max(1e-6)
+    }
+
+    /// True when it was large or slow enough to say how fast the link is.
+    fn tells(&self) -> bool {
+        let work = self.work();
+        work >= TELLING || (work >= TELLING / 16 && self.sending() >= TELLING_TIME)
+    }
 }
 
 /// What to do after a round.
@@ -84,8 +110,11 @@ const TOO_MUCH: f64 = 0.7;
 const STEP: u32 = 20;
 /// The most that any policy may take, per cent.
 pub const MAX_THROTTLE: u32 = 95;
-/// Rounds that send no less than this say how fast the link is.
+/// Rounds that send no less than this, or that take no less time, say how fast the link is.
 const TELLING: u64 = 4 << 20;
+const TELLING_TIME: Duration = Duration::from_millis(200);
+/// What a file costs besides its contents, as bytes that a quick link takes in that time: to open, make and name it.
+const ENTRY: u64 = 16 << 10;
 
 /// Decides after the last of `rounds`. `elapsed` is the time since Preparing began.
 ///
@@ -226,9 +255,10 @@ fn forecast(rounds: &[Measured]) -> Forecast {
     };
     // What this round found was dirtied while the one before it ran, and until this one began.
     let interval = (before.took + before.rest).as_secs_f64().max(1e-6);
-    let dirty_rate = last.dirty as f64 / interval;
     // What waits for the last round does not grow with time, and need not be counted again when it is written again.
-    let fresh = (dirty_rate * last.took.as_secs_f64()) as u64;
+    let grown = last.took.as_secs_f64() / interval;
+    let fresh = (last.dirty as f64 * grown) as u64;
+    let work = (last.work() as f64 * grown) as u64;
     let pause = |bytes: u64| {
         let send = Duration::try_from_secs_f64(bytes as f64 / transfer_rate.max(1.0));
         METADATA.saturating_add(last.fixed).saturating_add(send.unwrap_or(Duration::MAX))
@@ -239,21 +269,22 @@ fn forecast(rounds: &[Measured]) -> Forecast {
         dirty_rate: (last.dirty + last.held) as f64 / interval,
         transfer_rate,
         remaining,
-        pause: pause(remaining),
-        longest: pause(last.held.saturating_add(fresh.max(last.dirty))),
+        pause: pause(last.held.saturating_add(work)),
+        longest: pause(last.held.saturating_add(work.max(last.work()))),
     }
 }
 
 /// Bytes a second that the link takes. Small rounds are all latency and say nothing, so the best of the
-/// telling ones counts. Under a bandwidth limit this is the limit, though none holds in the freeze: the
+/// telling ones counts, and of those that were mostly files only when there is no other: many small files keep both hosts
+/// busy, not the link. Under a bandwidth limit this is the limit, though none holds in the freeze: the
 /// prediction is then too high, never too low.
-#[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
 fn transfer_rate(rounds: &[Measured]) -> f64 {
-    let rate = |round: &Measured| {
-        round.dirty as f64 / round.took.saturating_sub(round.fixed).as_secs_f64().max(1e-6)
+    let best = |wanted: &dyn Fn(&Measured) -> bool| {
+        rounds.iter().filter(|round| wanted(round)).map(Measured::rate).fold(0.0, f64::max)
     };
-    let telling = rounds.iter().filter(|round| round.dirty >= TELLING).map(rate).fold(0.0, f64::max);
-    if telling > 0.0 { telling } else { DEFAULT_RATE }
+    let bytes = best(&|round| round.tells() && round.dirty >= round.work() / 2);
+    let work = if bytes > 0.0 { bytes } else { best(&Measured::tells) };
+    if work > 0.0 { work } else { DEFAULT_RATE }
 }
 
 /// Assumed when no round was large enough to tell: 100 MB/s, a poor link.

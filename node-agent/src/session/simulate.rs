@@ -90,6 +90,7 @@ pub fn simulate(limits: &Limits, workload: &Workload, path: &Path) -> Course {
         let took = path.fixed + Duration::from_secs_f64(sent / limited);
         let measured = Measured {
             dirty: sent as u64,
+            entries: 0,
             held: held as u64,
             took,
             fixed: path.fixed,

@@ -265,6 +265,7 @@ impl Session {
             }
             self.measured.push(Measured {
                 dirty: stats.bytes + files.bytes,
+                entries: files.entries,
                 held: stats.held_back,
                 took,
                 fixed: stats.scan + sent.elapsed().min(took / 2),

@@ -216,7 +216,7 @@ impl Session {
                 PeerMessage::Shape { generation, shape } => {
                     self.reconcile(generation, &shape)?;
                 }
-                PeerMessage::Groups(groups) => self.take_groups(&groups)?,
+                PeerMessage::Groups { generation, groups } => self.take_groups(generation, &groups)?,
                 PeerMessage::Ahead(ahead) => {
                     self.engine.as_mut().ok_or_else(nothing_built)?.prepare(&ahead)?
                 }
@@ -372,14 +372,16 @@ impl Session {
         Ok(())
     }
 
-    fn take_groups(&mut self, groups: &image::groups::Groups) -> Result<(), Failure> {
+    fn take_groups(&mut self, generation: u32, groups: &image::groups::Groups) -> Result<(), Failure> {
         let (Some(container), Some(engine)) = (self.container.as_mut(), self.engine.as_ref()) else {
             return Err(nothing_built());
         };
         for note in container.groups(groups, &groups::tasks(engine))? {
             self.publish.event(note);
         }
-        failpoint("session-target-precopy-groups")
+        failpoint("session-target-precopy-groups")?;
+        self.gate.open(generation, engine.writer());
+        Ok(())
     }
 
     /// Waits until everything of round `index` is in its place.

@@ -109,7 +109,13 @@ pub enum PeerMessage {
     },
     /// Source: the control groups, when they changed; the processes in them are of the last shape. The target says
     /// nothing.
-    Groups(Box<Groups>),
+    Groups {
+        /// That of the last shape; one more when pages that follow wait for the groups, so that they are charged where
+        /// they belong.
+        generation: u32,
+        /// The groups.
+        groups: Box<Groups>,
+    },
     /// Source: what can be prepared for the processes of the last shape, when it changed. The target says nothing.
     Ahead(Vec<Ahead>),
     /// Source: a round has been sent on the bulk streams.
@@ -203,7 +209,7 @@ impl PeerMessage {
             Self::Mounts(_) => "Mounts",
             Self::MountsMade(_) => "MountsMade",
             Self::Shape { .. } => "Shape",
-            Self::Groups(_) => "Groups",
+            Self::Groups { .. } => "Groups",
             Self::Ahead(_) => "Ahead",
             Self::RoundEnd { .. } => "RoundEnd",
             Self::RoundDone { .. } => "RoundDone",

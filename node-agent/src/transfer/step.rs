@@ -51,7 +51,12 @@ pub fn step(state: SessionState, message: &PeerMessage) -> Result<SessionState, 
         {
             Filling { generation: *next, round }
         }
-        (Filling { generation: 1.., .. }, PeerMessage::Groups(_) | PeerMessage::Ahead(_)) => state,
+        (Filling { generation: 1.., .. }, PeerMessage::Ahead(_)) => state,
+        (Filling { generation: now @ 1.., round }, PeerMessage::Groups { generation, .. })
+            if *generation == now || Some(*generation) == now.checked_add(1) =>
+        {
+            Filling { generation: *generation, round }
+        }
         (Filling { generation, round }, PeerMessage::RoundEnd { index }) if *index == round => {
             Filling { generation, round: round.saturating_add(1) }
         }
@@ -114,7 +119,7 @@ mod tests {
     fn groups_come_after_a_shape_and_before_the_image() {
         let mut state = SessionState::default();
         for message in all() {
-            let taken = step(state, &PeerMessage::Groups(Box::default()));
+            let taken = step(state, &PeerMessage::Groups { generation: 1, groups: Box::default() });
             assert_eq!(
                 taken.is_ok(),
                 matches!(state, SessionState::Filling { generation: 1.., .. }),

@@ -179,11 +179,7 @@ fn measure(name: &'static str, load: Load, moves: usize) -> Result<Row> {
     let mut migrations = Vec::new();
     for index in 0..moves {
         let to = if index % 2 == 0 { "node-b" } else { "node-a" };
-        let migration = match load {
-            // After a hundred thousand small files the pause is predicted far too long.
-            Load::State(_) => cluster.patient_move("bench", to)?,
-            _ => cluster.move_to("bench", to)?,
-        };
+        let migration = cluster.move_to("bench", to)?;
         ensure!(
             migration.pointer("/status/phase").and_then(Value::as_str) == Some("Succeeded"),
             "move {index} of {address} ended as {migration}"

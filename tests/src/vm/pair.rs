@@ -1,5 +1,6 @@
 //! Two guests on a LAN of their own: an agent in each, the coordinator and the client beside the first one.
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -167,8 +168,14 @@ pub(super) fn inside(expected: &str) -> Result<()> {
             "2",
             "--interval",
             "20ms",
+            "--connect-timeout",
+            "60s",
         ]);
-        let client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut told = BufReader::new(client.stdout.take().context("its output is piped")?);
+        let mut line = String::new();
+        told.read_line(&mut line)?;
+        ensure!(line.contains("connected"), "the client of {from} says {line:?}");
         if expected == "moves" {
             for node in [to, from] {
                 must(&["move", from, "--to", node, "--max-downtime", cluster::PATIENCE])?;
@@ -177,10 +184,13 @@ pub(super) fn inside(expected: &str) -> Result<()> {
             let (code, text) = migrate(&["move", from, "--to", to])?;
             ensure!(code == 3 && text.contains(expected), "{code}: {text}");
         }
-        let output = client.wait_with_output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let report: Value = serde_json::from_str(text.lines().last().unwrap_or_default())?;
-        ensure!(output.status.success() && report["pages_wrong"] == 0, "the clients saw {report}");
+        // The end of its input ends the run.
+        drop(client.stdin.take());
+        line.clear();
+        told.read_to_string(&mut line)?;
+        let status = client.wait()?;
+        let report: Value = serde_json::from_str(line.lines().last().unwrap_or_default())?;
+        ensure!(status.success() && report["pages_wrong"] == 0, "the clients saw {report}");
         println!(
             "{from}: {} replies, {} pages right, longest gap {} ms",
             report["replies"], report["pages_checked"], report["max_gap_ms"]
