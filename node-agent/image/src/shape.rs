@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::state::Creds;
 use crate::{Addr, Pid};
 
 /// The process tree with every address space, as read at one moment.
@@ -212,4 +213,7 @@ pub struct Ahead {
     pub threads: Vec<Pid>,
     /// Its highest descriptor; -1 without any.
     pub highest_fd: i32,
+    /// What all its threads may do, if that is the same for all. SECBIT flags are not known before the freeze: none are
+    /// assumed.
+    pub creds: Option<Creds>,
 }

@@ -61,8 +61,10 @@ fn one_round_says_nothing_about_the_dirty_rate() {
 
 #[test]
 fn a_first_copy_of_many_small_files_does_not_say_that_the_link_is_slow() {
-    let first = Measured { dirty: 2 << 20, entries: 100_000, took: ms(9000), fixed: ms(10), ..Measured::default() };
-    let second = Measured { dirty: 200 << 10, entries: 10, took: ms(12), fixed: ms(8), ..Measured::default() };
+    let first =
+        Measured { dirty: 2 << 20, entries: 100_000, took: ms(9000), fixed: ms(10), ..Measured::default() };
+    let second =
+        Measured { dirty: 200 << 10, entries: 10, took: ms(12), fixed: ms(8), ..Measured::default() };
     let decision = decide(&Limits::default(), &[first, second], ms(9100));
     assert!(decision.predicted < ms(20), "{decision:?}");
     // Nor do files hide that it is: two seconds for a MiB.
@@ -75,14 +77,16 @@ fn measured() -> impl Strategy<Value = Measured> {
     let bytes = (0u64..1 << 40, prop_oneof![Just(0u64), 0u64..1 << 40]);
     let times = (0u64..10_000_000, 0u64..1_000_000, 0u64..60_000);
     let entries = prop_oneof![Just(0u64), 0u64..1 << 24];
-    (bytes, entries, times, 0u32..96).prop_map(|((dirty, held), entries, (took, fixed, rest), throttle)| Measured {
-        dirty,
-        entries,
-        held,
-        rest: Duration::from_micros(rest),
-        throttle,
-        took: Duration::from_micros(took),
-        fixed: Duration::from_micros(fixed.min(took)),
+    (bytes, entries, times, 0u32..96).prop_map(|((dirty, held), entries, (took, fixed, rest), throttle)| {
+        Measured {
+            dirty,
+            entries,
+            held,
+            rest: Duration::from_micros(rest),
+            throttle,
+            took: Duration::from_micros(took),
+            fixed: Duration::from_micros(fixed.min(took)),
+        }
     })
 }
 

@@ -77,12 +77,27 @@ pub fn read(pid: i32, name: &str) -> Result<Vec<u8>, ProcError> {
 /// # Errors
 /// [`ProcError::Read`].
 pub fn read_path(path: &str) -> Result<Vec<u8>, ProcError> {
-    // procfs files have no size; a first buffer of some pages saves most of the growing.
-    let mut bytes = Vec::with_capacity(8192);
+    // Not `read_to_end`, which first asks for size and position: procfs files have no size.
+    let read = |file: &mut File| {
+        let mut bytes = vec![0; 4096];
+        let mut len = 0;
+        loop {
+            match file.read(&mut bytes[len..]) {
+                Ok(0) => break,
+                Ok(more) => len += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if len == bytes.len() {
+                bytes.resize(len * 2, 0);
+            }
+        }
+        bytes.truncate(len);
+        Ok(bytes)
+    };
     File::open(path)
-        .and_then(|mut file| file.read_to_end(&mut bytes))
-        .map_err(|source| ProcError::Read { path: path.to_owned(), source })?;
-    Ok(bytes)
+        .and_then(|mut file| read(&mut file))
+        .map_err(|source| ProcError::Read { path: path.to_owned(), source })
 }
 
 /// A file that holds one number, in the given radix.

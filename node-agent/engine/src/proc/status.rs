@@ -5,6 +5,8 @@ use super::{ProcError, hex, lines, number, octal, text, value, words};
 /// What the engine uses of a status file; see proc_pid_status(5).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
+    /// The name (PR_SET_NAME), raw.
+    pub name: Vec<u8>,
     /// One of `RSDZTtXIP`.
     pub state: u8,
     /// umask(2); `None` for a zombie.
@@ -51,6 +53,8 @@ pub struct Status {
     pub seccomp: u8,
     /// Number of seccomp filters.
     pub seccomp_filters: usize,
+    /// How often it gave up its CPU to wait for something.
+    pub voluntary_switches: u64,
 }
 
 /// Parses a status file. Lines that are unknown are passed over.
@@ -74,6 +78,7 @@ fn field(status: &mut Status, line: &[u8]) -> Option<()> {
     let key = &line[..colon];
     let rest = value(&line[colon..], ":")?;
     match key {
+        b"Name" => status.name = unescaped(line.get(colon + 1..)?.strip_prefix(b"\t")?),
         b"State" => status.state = *rest.first()?,
         b"Umask" => status.umask = Some(octal(rest)?),
         b"Tgid" => status.tgid = number(rest)?,
@@ -101,9 +106,23 @@ fn field(status: &mut Status, line: &[u8]) -> Option<()> {
         b"NoNewPrivs" => status.no_new_privs = rest == b"1",
         b"Seccomp" => status.seccomp = number(rest)?,
         b"Seccomp_filters" => status.seccomp_filters = number(rest)?,
+        b"voluntary_ctxt_switches" => status.voluntary_switches = number(rest)?,
         _ => {}
     }
     Some(())
+}
+
+/// The kernel writes line feeds and backslashes of a name as `\n` and `\\`.
+fn unescaped(name: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    let mut bytes = name.iter();
+    while let Some(byte) = bytes.next() {
+        plain.push(match byte {
+            b'\\' if bytes.next() == Some(&b'n') => b'\n',
+            other => *other,
+        });
+    }
+    plain
 }
 
 fn list<T: TryFrom<i128>>(rest: &[u8]) -> Option<Vec<T>> {
@@ -147,12 +166,15 @@ PPid:\t1\nTracerPid:\t7\nUid:\t0\t1\t2\t3\nGid:\t4\t5\t6\t7\nFDSize:\t64\nGroups
 NSpid:\t301\t5\nNSpgid:\t300\t0\nNSsid:\t300\t0\nKthread:\t0\nHugetlbPages:\t       0 kB\nTHP_enabled:\t1\nThreads:\t2\n\
 SigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\nSigBlk:\tfffffffe7ffbfeff\nSigIgn:\t0000000000001000\n\
 SigCgt:\t0000000000000200\nCapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\nCapEff:\t000001fffeffffff\n\
-CapBnd:\t000001fffeffffff\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\n";
+CapBnd:\t000001fffeffffff\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\n\
+voluntary_ctxt_switches:\t15\nnonvoluntary_ctxt_switches:\t2\n";
 
     #[test]
     fn parses_a_nested_thread() {
         let status = parse(SAMPLE).unwrap();
-        assert_eq!(status.umask, Some(0o27));
+        assert_eq!(status.name, b"odd\nname: x");
+        assert_eq!(unescaped(b" a\\\\n\\nb\t "), b" a\\n\nb\t ");
+        assert_eq!((status.umask, status.voluntary_switches), (Some(0o27), 15));
         assert_eq!((status.state, status.tgid, status.tracer), (b'T', 300, 7));
         assert_eq!((status.uid, status.gid), ([0, 1, 2, 3], [4, 5, 6, 7]));
         assert_eq!(status.groups, [4, 24, 4_294_967_294]);

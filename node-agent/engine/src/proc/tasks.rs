@@ -42,15 +42,29 @@ pub fn descriptors(pid: i32) -> Result<Vec<i32>, ProcError> {
 /// # Errors
 /// [`ProcError`].
 pub fn children(pid: i32) -> Result<Vec<i32>, ProcError> {
-    let mut children = Vec::new();
-    for tid in threads(pid)? {
+    let all = children_by_thread(pid, &threads(pid)?)?;
+    Ok(all.into_iter().flat_map(|(_, children)| children).collect())
+}
+
+/// Children of each of these threads of a process, as far as it has any. Exact only while the process is stopped.
+///
+/// # Errors
+/// [`ProcError`].
+pub fn children_by_thread(pid: i32, tids: &[i32]) -> Result<Vec<(i32, Vec<i32>)>, ProcError> {
+    let mut all = Vec::new();
+    for tid in tids {
         match super::read(pid, &format!("task/{tid}/children")) {
-            Ok(bytes) => children.extend(parse_children(&bytes)?),
-            Err(error) if error.is_gone() && tid != pid => {}
+            Ok(bytes) => {
+                let children = parse_children(&bytes)?;
+                if !children.is_empty() {
+                    all.push((*tid, children));
+                }
+            }
+            Err(error) if error.is_gone() && *tid != pid => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(children)
+    Ok(all)
 }
 
 fn parse_children(bytes: &[u8]) -> Result<Vec<i32>, ProcError> {

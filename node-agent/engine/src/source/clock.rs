@@ -135,7 +135,7 @@ mod tests {
                 panic!("it did not stop");
             };
             stopped.regs().unwrap();
-            let slept = nap.unbroken(self.pid(), self.pid()).slept;
+            let slept = nap.unbroken(&crate::proc::status::read(self.pid()).unwrap()).slept;
             stopped.detach(0).unwrap();
             slept
         }

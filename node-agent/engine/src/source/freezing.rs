@@ -13,12 +13,12 @@ use super::capture::threads::{ProcessAsk, ThreadAsk};
 use super::clock::{SchedulerClock, nanoseconds};
 use super::error::SourceError;
 use super::findings::Findings;
-use super::look::{Depth, Flags, Look};
+use super::look::{Depth, Flags, Look, Standstill};
 use super::memory::process::TrackedMemory;
 use super::memory::sent::PageSet;
 use super::memory::tracker::Tracker;
 use super::session::{Frozen, Source, State, Tracked, refuse, still_there};
-use super::stopping::{Held, stop_tree};
+use super::stopping::{Held, places, stop_tree};
 use super::traced::Tapes;
 use super::tree::Process;
 use super::{FreezeReport, failpoint};
@@ -84,8 +84,9 @@ impl Source {
         let cgroup = start.elapsed();
         account::lap("freeze.cgroup");
         failpoint!("source-freeze-cgroup");
-        self.look_frozen()?;
-        Ok(FreezeReport { processes: tree.len(), threads, began, stop, tapes, cgroup })
+        let processes = tree.len();
+        self.look_frozen(tree)?;
+        Ok(FreezeReport { processes, threads, began, stop, tapes, cgroup })
     }
 
     /// Sends every thread over its tape.
@@ -94,9 +95,10 @@ impl Source {
             return Ok(());
         };
         let mut by_process: HashMap<i32, Vec<Stopped>> = HashMap::new();
+        let of = |process: &Process| process.tids.iter().map(|tid| (*tid, process.pid)).collect::<Vec<_>>();
+        let pids: HashMap<i32, i32> = tree.iter().flat_map(of).collect();
         for stopped in std::mem::take(&mut frozen.held.stopped) {
-            let process = tree.iter().find(|process| process.tids.contains(&stopped.tid()));
-            let pid = process.map_or(0, |process| process.pid);
+            let pid = pids.get(&stopped.tid()).copied().unwrap_or(0);
             by_process.entry(pid).or_default().push(stopped);
         }
         let mut result = Ok(());
@@ -106,7 +108,8 @@ impl Source {
                 frozen.held.stopped.append(&mut stopped);
                 continue;
             }
-            stopped.sort_by_key(|thread| process.tids.iter().position(|tid| *tid == thread.tid()));
+            let places = places(&process.tids);
+            stopped.sort_by_key(|thread| places.get(&thread.tid()).copied());
             result = park_process(&mut self.tracked, frozen, process, stopped);
         }
         for (_, mut stopped) in by_process {
@@ -130,12 +133,17 @@ impl Source {
         Ok(())
     }
 
-    /// The exact look, with every rule once more.
-    fn look_frozen(&mut self) -> Result<(), SourceError> {
+    /// The exact look, with every rule once more. `tree`: since it stands still.
+    fn look_frozen(&mut self, tree: Vec<Process>) -> Result<(), SourceError> {
         let mut findings = Findings::default();
-        self.looker.tracer = own_tid();
-        let look = self.looker.look(Flags::Remembered, Depth::Everything, &mut findings);
-        self.looker.tracer = 0;
+        let parked = match &self.state {
+            State::Frozen(frozen) => frozen.parked.values().flatten(),
+            State::Tracking | State::Done => return Ok(()),
+        };
+        let statuses = parked.map(|thread| (thread.tid, thread.status.clone())).collect();
+        self.looker.stopped = Some(Standstill { tracer: own_tid(), statuses });
+        let look = self.looker.look_at(tree, Flags::Remembered, Depth::Everything, &mut findings);
+        self.looker.stopped = None;
         let mut look = look?;
         for tracked in self.tracked.values() {
             if let Some(address) = tracked.memory.guards.first() {

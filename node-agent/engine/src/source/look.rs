@@ -10,7 +10,7 @@ use super::descriptor::{Class, Descriptor};
 use super::error::InspectError;
 use super::findings::Findings;
 use super::ipc;
-use super::mm::{self, Mapping, MmReader};
+use super::mm::{self, MappedFiles, Mapping, MmReader};
 use super::registry::{Handle, Registry};
 use super::rules;
 use super::sockets::{self, Kind};
@@ -22,6 +22,7 @@ use super::watches;
 use crate::account;
 use crate::proc::maps::{self, Entry};
 use crate::proc::multicast::{self, Group};
+use crate::proc::status::Status;
 use crate::proc::tasks;
 
 /// A process with its address space and descriptors.
@@ -60,8 +61,19 @@ pub(crate) struct Looker {
     groups: Vec<Group>,
     /// Trackers are in place: userfaultfd flags on mappings are our own.
     pub(crate) tracked: bool,
-    /// Our thread that traces the tree; 0 = none.
+    /// Set while the tree stands still.
+    pub(crate) stopped: Option<Standstill>,
+    /// Files of mappings, in this look.
+    files: MappedFiles,
+}
+
+/// What is known of a tree that we have stopped.
+#[derive(Debug, Default)]
+pub(crate) struct Standstill {
+    /// Our thread that traces it.
     pub(crate) tracer: i32,
+    /// /proc/PID/task/TID/status of its threads, by tid.
+    pub(crate) statuses: HashMap<i32, Status>,
 }
 
 /// How exactly mapping flags are read.
@@ -137,7 +149,8 @@ impl Looker {
             flags: HashMap::new(),
             groups: Vec::new(),
             tracked: false,
-            tracer: 0,
+            stopped: None,
+            files: HashMap::new(),
         })
     }
 
@@ -162,7 +175,7 @@ impl Looker {
         findings: &mut Findings,
     ) -> Result<Look, InspectError> {
         if depth == Depth::Everything {
-            rules::check(&self.spec, &tree, &self.view.ids, self.tracer, findings)?;
+            rules::check(&self.spec, &tree, &self.view.ids, self.stopped.as_ref(), findings)?;
             self.groups = multicast::read(self.spec.root)?;
         }
         account::lap("freeze.look-rules");
@@ -173,6 +186,7 @@ impl Looker {
         });
         // Containers mount and unmount, and numbers are used again.
         self.mounts.clear();
+        self.files.clear();
         self.registry.begin();
         let mut look = Look::default();
         for process in tree {
@@ -187,7 +201,7 @@ impl Looker {
         if let Some(objects) = objects {
             objects.end(findings)?;
             super::multicast::check(self.spec.root, &self.groups, findings)?;
-            let now = self.tracer != 0;
+            let now = self.stopped.is_some();
             terminals::check(&look.processes, &self.spec, &self.view, now, findings)?;
             watches::check(&look.processes, &self.view, now, findings)?;
         }
@@ -219,6 +233,7 @@ impl Looker {
             registry: &mut self.registry,
             findings,
             mounts: &mut self.mounts,
+            files: &mut self.files,
             tracked: self.tracked,
         };
         found.mappings = reader.mappings(&found.process, &entries)?;
@@ -229,7 +244,7 @@ impl Looker {
                     found.descriptors.push(descriptor);
                 }
             }
-            found.sockets = socket_kinds(&found, self.tracer != 0, &self.groups, findings)?;
+            found.sockets = socket_kinds(&found, self.stopped.is_some(), &self.groups, findings)?;
         } else {
             // Objects that are only open, not mapped, are memory all the same.
             for fd in tasks::descriptors(found.process.pid)? {

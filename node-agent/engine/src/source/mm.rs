@@ -1,5 +1,7 @@
 //! Address spaces: from lines of /proc to [`Mm`].
 
+use std::collections::HashMap;
+
 use std::os::linux::fs::MetadataExt;
 
 use image::Pid;
@@ -45,6 +47,9 @@ impl Mapping {
     }
 }
 
+/// Files of mappings, by device, inode and name.
+pub(crate) type MappedFiles = HashMap<((u32, u32), u64, Vec<u8>), FileView>;
+
 /// Everything that turning lines of /proc into parts of an image needs.
 #[derive(Debug)]
 pub(crate) struct MmReader<'a> {
@@ -55,7 +60,9 @@ pub(crate) struct MmReader<'a> {
     /// Where refusals go.
     pub(crate) findings: &'a mut Findings,
     /// File system types by mount id, as far as they were asked for in this look.
-    pub(crate) mounts: &'a mut std::collections::HashMap<i32, String>,
+    pub(crate) mounts: &'a mut HashMap<i32, String>,
+    /// Files of mappings, as far as they were looked at in this look.
+    pub(crate) files: &'a mut MappedFiles,
     /// Our own trackers are in place: userfaultfd flags say nothing about the program.
     pub(crate) tracked: bool,
 }
@@ -134,7 +141,16 @@ impl MmReader<'_> {
             self.findings.address(pid, entry.start, reason, RESTART);
             return Ok(None);
         }
-        let file = self.view.file(process.pid, &link)?;
+        // A library has several mappings.
+        let key = (entry.device, entry.inode, entry.name.clone());
+        let file = match self.files.get(&key) {
+            Some(known) => known.clone(),
+            None => {
+                let file = self.view.file(process.pid, &link)?;
+                self.files.insert(key, file.clone());
+                file
+            }
+        };
         let mode = file.metadata.st_mode() & S_IFMT;
         if mode == S_IFCHR {
             return Ok(self.device(pid, entry, &file));

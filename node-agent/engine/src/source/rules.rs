@@ -7,6 +7,7 @@ use sys::{Errno, kcmp};
 
 use super::error::InspectError;
 use super::findings::Findings;
+use super::look::Standstill;
 use super::spec::{Namespaces, TreeSpec};
 use super::tree::{Process, cgroup_members};
 use crate::proc::idmap::IdMaps;
@@ -18,12 +19,12 @@ const THREAD_NAMESPACES: [&str; 4] = ["net", "mnt", "uts", "ipc"];
 
 const END: &str = "end it before the move";
 
-/// All rules about processes, threads and the tree. `own_tracer`: the thread of ours that traces; 0 = none.
+/// All rules about processes, threads and the tree. `stopped`: set while it stands still.
 pub(crate) fn check(
     spec: &TreeSpec,
     tree: &[Process],
     ids: &IdMaps,
-    own_tracer: i32,
+    stopped: Option<&Standstill>,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
     let Some(root) = tree.first() else {
@@ -39,7 +40,7 @@ pub(crate) fn check(
     }
     for process in tree {
         // A process that ends while it is looked at is no reason to refuse.
-        match check_process((root, &own), process, ids, own_tracer, findings) {
+        match check_process((root, &own), process, ids, stopped, findings) {
             Err(InspectError::Proc(error)) if error.is_gone() => {}
             other => other?,
         }
@@ -48,7 +49,7 @@ pub(crate) fn check(
     if let Some(cgroup) = &spec.cgroup {
         membership(cgroup, tree, findings)?;
         // While we trace it, it is frozen by us.
-        if own_tracer == 0 {
+        if stopped.is_none() {
             frozen_already(cgroup, findings)?;
         }
     }
@@ -59,10 +60,11 @@ fn check_process(
     (root, namespaces): (&Process, &[(&str, Option<u64>)]),
     process: &Process,
     ids: &IdMaps,
-    own_tracer: i32,
+    stopped: Option<&Standstill>,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
     let pid = process.inner;
+    let own_tracer = stopped.map_or(0, |stopped| stopped.tracer);
     if process.is_zombie() {
         if process.tids.len() > 1 {
             findings.process(pid, "its main thread has exited while others run", END);
@@ -111,7 +113,7 @@ fn check_process(
         let [net, mnt, uts, ipc] = own;
         let own = [net?, mnt?, uts?, ipc?];
         for tid in process.tids.iter().skip(1) {
-            check_thread(process, *tid, own, (ids, own_tracer), findings)?;
+            check_thread(process, *tid, own, (ids, stopped), findings)?;
         }
     }
     Ok(())
@@ -121,13 +123,17 @@ fn check_thread(
     process: &Process,
     tid: i32,
     namespaces: [Option<u64>; 4],
-    (ids, own_tracer): (&IdMaps, i32),
+    (ids, stopped): (&IdMaps, Option<&Standstill>),
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
-    let thread = match status::read_thread(process.pid, tid) {
-        Ok(thread) => thread,
-        Err(error) if error.is_gone() => return Ok(()),
-        Err(error) => return Err(error.into()),
+    let own_tracer = stopped.map_or(0, |stopped| stopped.tracer);
+    let thread = match stopped.and_then(|stopped| stopped.statuses.get(&tid)) {
+        Some(known) => known.clone(),
+        None => match status::read_thread(process.pid, tid) {
+            Ok(thread) => thread,
+            Err(error) if error.is_gone() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        },
     };
     if thread.tracer != own_tracer && thread.tracer != 0 && process.status.tracer == own_tracer {
         findings.thread(

@@ -10,9 +10,9 @@ use image::state::Image;
 use sys::cgroup::Freezer;
 use sys::tape::Program;
 
-use super::capture::files;
 use super::capture::inet::InRepair;
 use super::capture::threads::{ProcessAsk, ThreadAsk};
+use super::capture::{self, files};
 use super::clock::SchedulerClock;
 use super::error::{SourceError, all_pass};
 use super::failpoint;
@@ -245,9 +245,15 @@ impl Source {
         let mut all = Vec::new();
         for found in self.told.iter().flat_map(files::live) {
             let mut threads = Vec::new();
+            let ids = &self.looker.view.ids;
+            let mut creds = capture::threads::creds(&found.process.status, ids, 0);
             for tid in found.process.tids.iter().skip(1) {
                 match status::read_thread(found.process.pid, *tid) {
-                    Ok(thread) => threads.push(thread.inner_pid()),
+                    Ok(thread) => {
+                        threads.push(thread.inner_pid());
+                        creds = creds
+                            .filter(|same| capture::threads::creds(&thread, ids, 0).as_ref() == Some(same));
+                    }
                     Err(error) if error.is_gone() => {}
                     Err(error) => return Err(error.into()),
                 }
@@ -257,7 +263,7 @@ impl Source {
                 other => other?,
             };
             let highest_fd = fds.into_iter().max().unwrap_or(-1);
-            all.push(Ahead { pid: found.process.inner, threads, highest_fd });
+            all.push(Ahead { pid: found.process.inner, threads, highest_fd, creds });
         }
         Ok(all)
     }

@@ -1,6 +1,6 @@
 //! Stopping threads, and letting them go as if nothing had happened.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use sys::mem::ProcessMemory;
@@ -10,7 +10,8 @@ use sys::restart::{self, Interruption};
 use super::clock::SchedulerClock;
 use super::error::SourceError;
 use super::tree::{self, Process};
-use crate::proc::{sched, status};
+use crate::proc::status::{self, Status};
+use crate::proc::tasks;
 
 /// A source is never killed with its tracer; new tasks are held, so that none escapes a freeze.
 pub(crate) const OPTIONS: Options = Options::TRACE_BIRTHS;
@@ -49,11 +50,11 @@ impl Nap {
     }
 
     /// The same, with a time only if it is of the sleep that the stop ended: a thread that woke and slept again before
-    /// it was stopped counts as not having slept. Its registers must have been read since the stop.
-    pub(crate) fn unbroken(&self, pid: i32, tid: i32) -> Self {
+    /// it was stopped counts as not having slept. `now`: its status, read after its registers, which were read after
+    /// the stop.
+    pub(crate) fn unbroken(&self, now: &Status) -> Self {
         // The stop itself is one more switch.
-        let unbroken = self.slept.is_zero()
-            || sched::read(pid, tid).is_ok_and(|now| now.voluntary_switches == self.switches + 1);
+        let unbroken = self.slept.is_zero() || now.voluntary_switches == self.switches + 1;
         Self { slept: if unbroken { self.slept } else { Duration::ZERO }, ..self.clone() }
     }
 }
@@ -62,7 +63,7 @@ impl Nap {
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     pub(crate) stopped: Vec<Stopped>,
-    naps: std::collections::HashMap<i32, Nap>,
+    naps: HashMap<i32, Nap>,
     /// Threads in the order in which they were seized.
     order: Vec<i32>,
 }
@@ -87,9 +88,8 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         // Seized last, let go first: see `signal_targets_last`.
-        self.stopped.sort_by_key(|stopped| {
-            std::cmp::Reverse(self.order.iter().position(|tid| *tid == stopped.tid()))
-        });
+        let places = places(&self.order);
+        self.stopped.sort_by_key(|stopped| std::cmp::Reverse(places.get(&stopped.tid()).copied()));
         for stopped in std::mem::take(&mut self.stopped) {
             let nap = self.nap(stopped.tid());
             if let Err(error) = let_go(stopped, &nap) {
@@ -141,14 +141,16 @@ pub(crate) fn stop_threads(held: &mut Held, tids: &[i32]) -> Result<(), SourceEr
 /// to is traced. Then it is queued for any thread that is not stopped, and ends an epoll_wait(2) of an untraced
 /// one. So those threads are traced only while all others are: seized last, let go first.
 pub(crate) fn signal_targets_last(pid: i32, tids: &[i32]) -> Vec<i32> {
-    let target = |tid: i32| {
-        tid == pid
-            || crate::proc::read(pid, &format!("task/{tid}/children"))
-                .is_ok_and(|children| !children.trim_ascii().is_empty())
-    };
-    let mut order: Vec<(bool, i32)> = tids.iter().map(|tid| (target(*tid), *tid)).collect();
-    order.sort_by_key(|(target, _)| *target);
-    order.into_iter().map(|(_, tid)| tid).collect()
+    let parents =
+        tasks::children_by_thread(pid, tids).unwrap_or_default().into_iter().map(|(tid, _)| tid).collect();
+    targets_last(pid, tids, &parents)
+}
+
+fn targets_last(pid: i32, tids: &[i32], parents: &HashSet<i32>) -> Vec<i32> {
+    let (targets, mut order): (Vec<i32>, Vec<i32>) =
+        tids.iter().partition(|tid| **tid == pid || parents.contains(*tid));
+    order.extend(targets);
+    order
 }
 
 /// Waits until a thread that was interrupted stands still. New tasks are added to `born`.
@@ -199,12 +201,13 @@ fn continue_call(stopped: &mut Stopped, nap: &Nap) -> Result<(), TraceError> {
         Stop::Signal(signal) => is_caught(stopped.tid(), signal),
         _ => false,
     };
+    let now = status::read(stopped.tid()).unwrap_or_default();
     let decision = restart::decide(&Interruption {
         regs: &regs,
-        slept_ns: nap.unbroken(stopped.tid(), stopped.tid()).slept_ns(),
+        slept_ns: nap.unbroken(&now).slept_ns(),
         timeout_ns: None,
         origin: None,
-        handled_signal_pending: about_to_handle || handled_signal_pending(stopped.tid()),
+        handled_signal_pending: about_to_handle || handled_signal_pending(&now),
     });
     if decision != restart::Resume::AsIs {
         stopped.set_regs(&restart::apply(&regs, &decision))?;
@@ -220,7 +223,7 @@ fn is_caught(tid: i32, signal: i32) -> bool {
 
 /// Stops one thread of a process, one that no signal is sent to if there is such a one. `None`: it has ended.
 pub(crate) fn stop_one(pid: i32, clock: &SchedulerClock) -> Result<Option<(Stopped, Nap)>, SourceError> {
-    let tids = match crate::proc::tasks::threads(pid) {
+    let tids = match tasks::threads(pid) {
         Err(error) if error.is_gone() => return Ok(None),
         other => other?,
     };
@@ -234,6 +237,11 @@ pub(crate) fn stop_one(pid: i32, clock: &SchedulerClock) -> Result<Option<(Stopp
         }
     }
     Ok(None)
+}
+
+/// Where each of these stands in its list.
+pub(crate) fn places(order: &[i32]) -> HashMap<i32, usize> {
+    order.iter().enumerate().map(|(place, tid)| (*tid, place)).collect()
 }
 
 fn is_dead(tid: i32) -> bool {
@@ -250,7 +258,9 @@ pub(crate) fn stop_tree(root: i32, held: &mut Held) -> Result<Vec<Process>, Sour
         let new: Vec<i32> = tree
             .iter()
             .filter(|process| !process.is_zombie() || process.tids.len() > 1)
-            .flat_map(|process| signal_targets_last(process.pid, &process.tids))
+            .flat_map(|process| {
+                targets_last(process.pid, &process.tids, &process.parents.iter().copied().collect())
+            })
             .filter(|tid| !known.contains(tid))
             .collect();
         let before = held.stopped.len();
@@ -307,10 +317,8 @@ pub(crate) fn let_running_go(thread: Running) -> Result<(), SourceError> {
 }
 
 /// Whether a signal that has a handler and is not blocked waits for the thread: it, not our stop, ended the call.
-pub(crate) fn handled_signal_pending(tid: i32) -> bool {
-    status::read(tid).is_ok_and(|status| {
-        (status.sig_pending | status.shared_pending) & !status.sig_blocked & status.sig_caught != 0
-    })
+pub(crate) fn handled_signal_pending(status: &Status) -> bool {
+    (status.sig_pending | status.shared_pending) & !status.sig_blocked & status.sig_caught != 0
 }
 
 /// The memory of a process, for reading what its registers point to.

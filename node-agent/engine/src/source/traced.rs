@@ -10,8 +10,9 @@ use sys::tape::{Program, Size};
 use sys::uffd::Uffd;
 
 use super::error::SourceError;
-use super::stopping::{Held, Nap, let_go, let_running_go, signal_targets_last};
+use super::stopping::{Held, Nap, let_go, let_running_go, places, signal_targets_last};
 use super::tree::Process;
+use crate::proc::status::{self, Status};
 
 /// Longest time that a tape may take.
 pub(crate) const TAPE_LIMIT: Duration = Duration::from_secs(10);
@@ -44,6 +45,8 @@ pub(crate) struct ParkedThread {
     tape: usize,
     pub(crate) stop: Stop,
     pub(crate) resume: restart::Resume,
+    /// /proc/PID/task/TID/status since it stands still.
+    pub(crate) status: Status,
     /// Index of each program that was run on it with its outcome.
     pub(crate) outcomes: Vec<sys::tape::Outcome>,
 }
@@ -80,7 +83,7 @@ impl Tapes {
         };
         let stop = thread.stop();
         let tid = thread.tid();
-        let (context, resume) = match super::stopping::memory(self.pid)
+        let (context, resume, status) = match super::stopping::memory(self.pid)
             .and_then(|memory| read_context(self.pid, &memory, &thread, nap))
         {
             Ok(known) => known,
@@ -93,7 +96,15 @@ impl Tapes {
             .map_err(|error| tape_error("put a tape in", self.pid, error))?;
         self.tapes.push(tape);
         let resume = as_landed(self.pid, &parked, &context, resume, nap);
-        Ok(ParkedThread { tid, parked, tape: self.tapes.len() - 1, stop, resume, outcomes: Vec::new() })
+        Ok(ParkedThread {
+            tid,
+            parked,
+            tape: self.tapes.len() - 1,
+            stop,
+            resume,
+            status,
+            outcomes: Vec::new(),
+        })
     }
 
     /// Runs a program on each thread; all run at once. Every thread is parked afterwards.
@@ -122,7 +133,7 @@ impl Tapes {
             }
         }
         for flight in flights {
-            let Flying { tid, flight, tape, stop, context, resume, nap } = flight;
+            let Flying { tid, flight, tape, stop, context, resume, status, nap } = flight;
             match self.tapes[tape].wait(flight, TAPE_LIMIT) {
                 Ok(parked) => done.push(ParkedThread {
                     tid,
@@ -131,6 +142,7 @@ impl Tapes {
                     parked,
                     tape,
                     stop,
+                    status,
                 }),
                 Err(sys::tape::source::SourceError::Trace(error)) if error.is_gone() => {}
                 Err(error) => {
@@ -138,7 +150,8 @@ impl Tapes {
                 }
             }
         }
-        done.sort_by_key(|thread| process.tids.iter().position(|tid| *tid == thread.tid));
+        let places = places(&process.tids);
+        done.sort_by_key(|thread| places.get(&thread.tid).copied());
         match failed {
             None => Ok(done),
             Some(error) => {
@@ -161,7 +174,8 @@ impl Tapes {
             let parked = self.add(process, thread, nap)?;
             return Ok(Started::Parked(Box::new(self.again(parked, program)?)));
         };
-        let (context, resume) = match read_context(self.pid, self.tapes[tape].memory(), &thread, nap) {
+        let (context, resume, status) = match read_context(self.pid, self.tapes[tape].memory(), &thread, nap)
+        {
             Ok(known) => known,
             Err(error) => {
                 let_go(thread, nap)?;
@@ -173,7 +187,7 @@ impl Tapes {
             .start(thread, context, program)
             .map_err(|error| tape_error("start a tape", self.pid, error))?;
         let nap = nap.clone();
-        Ok(Started::Flying(Box::new(Flying { tid, flight, tape, stop, context, resume, nap })))
+        Ok(Started::Flying(Box::new(Flying { tid, flight, tape, stop, context, resume, status, nap })))
     }
 
     /// Whether the process still has them: an exec takes them away.
@@ -183,7 +197,7 @@ impl Tapes {
 
     /// Parks a stopped thread on the first tape.
     pub(crate) fn park(&self, thread: Stopped, nap: &Nap) -> Result<ParkedThread, SourceError> {
-        let (context, resume) = match read_context(self.pid, self.tapes[0].memory(), &thread, nap) {
+        let (context, resume, status) = match read_context(self.pid, self.tapes[0].memory(), &thread, nap) {
             Ok(known) => known,
             Err(error) => {
                 let_go(thread, nap)?;
@@ -196,7 +210,7 @@ impl Tapes {
         let flight = tape.start(thread, context, Program::new()).map_err(fail)?;
         let parked = tape.wait(flight, TAPE_LIMIT).map_err(fail)?;
         let resume = as_landed(self.pid, &parked, &context, resume, nap);
-        Ok(ParkedThread { tid, parked, tape: 0, stop, resume, outcomes: Vec::new() })
+        Ok(ParkedThread { tid, parked, tape: 0, stop, resume, status, outcomes: Vec::new() })
     }
 
     /// Runs one more program on a parked thread.
@@ -268,8 +282,8 @@ impl Tapes {
 
     fn signal_targets_last(&self, threads: &mut [ParkedThread]) {
         let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
-        let order = signal_targets_last(self.pid, &tids);
-        threads.sort_by_key(|thread| order.iter().position(|tid| *tid == thread.tid));
+        let places = places(&signal_targets_last(self.pid, &tids));
+        threads.sort_by_key(|thread| places.get(&thread.tid).copied());
     }
 
     /// Lets all parked threads run on and takes the tapes out of the process.
@@ -330,6 +344,7 @@ struct Flying {
     /// As it was when the thread was sent off, and what was decided from that.
     context: Context,
     resume: restart::Resume,
+    status: Status,
     nap: Nap,
 }
 
@@ -349,7 +364,10 @@ fn as_landed(
     // Nothing is known of how long a call has slept since; a thread in a handler is in none.
     let nap = Nap { slept: std::time::Duration::ZERO, ..nap.clone() };
     match super::stopping::memory(pid) {
-        Ok(memory) => decide(&memory, parked.thread().tid(), parked.context(), &nap),
+        Ok(memory) => {
+            let now = status::read(parked.thread().tid()).unwrap_or_default();
+            decide(&memory, parked.context(), &nap, &now)
+        }
         Err(_) => restart::Resume::AsIs,
     }
 }
@@ -360,16 +378,21 @@ fn read_context(
     memory: &ProcessMemory,
     thread: &Stopped,
     nap: &Nap,
-) -> Result<(Context, restart::Resume), SourceError> {
+) -> Result<(Context, restart::Resume, Status), SourceError> {
     let regs = thread.regs().map_err(|error| super::stopping::trace_error("read a thread", error))?;
-    let nap = &if restart::is_timed(&regs) { nap.unbroken(pid, thread.tid()) } else { nap.clone() };
+    let status = match status::read_thread(pid, thread.tid()) {
+        // It was killed meanwhile: reading on will say so.
+        Err(error) if error.is_gone() => Status::default(),
+        other => other?,
+    };
+    let nap = &if restart::is_timed(&regs) { nap.unbroken(&status) } else { nap.clone() };
     let context =
         Context::read(thread, memory, nap.slept).map_err(|error| tape_error("read a thread", pid, error))?;
-    let resume = decide(memory, thread.tid(), &context, nap);
-    Ok((context, resume))
+    let resume = decide(memory, &context, nap, &status);
+    Ok((context, resume, status))
 }
 
-fn decide(memory: &ProcessMemory, tid: i32, context: &Context, nap: &Nap) -> restart::Resume {
+fn decide(memory: &ProcessMemory, context: &Context, nap: &Nap, now: &Status) -> restart::Resume {
     let regs = context.regs();
     // A thread that an earlier stop interrupted sleeps in restart_syscall(2). Which call it was shows in what it
     // slept on.
@@ -386,6 +409,6 @@ fn decide(memory: &ProcessMemory, tid: i32, context: &Context, nap: &Nap) -> res
         slept_ns: nap.slept_ns(),
         timeout_ns,
         origin,
-        handled_signal_pending: super::stopping::handled_signal_pending(tid),
+        handled_signal_pending: super::stopping::handled_signal_pending(now),
     })
 }

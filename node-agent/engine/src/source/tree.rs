@@ -25,6 +25,8 @@ pub(crate) struct Process {
     pub(crate) status: Status,
     /// Its threads as this process sees them, the leader first.
     pub(crate) tids: Vec<i32>,
+    /// Those of them that have children.
+    pub(crate) parents: Vec<i32>,
 }
 
 impl Process {
@@ -69,9 +71,11 @@ pub(crate) fn walk(root: i32) -> Result<Vec<Process>, InspectError> {
 fn look(pid: i32, parent: Pid) -> Result<(Process, Vec<i32>), ProcError> {
     let stat = stat::read(pid)?;
     let status = status::read(pid)?;
-    let process =
-        Process { pid, inner: status.inner_pid(), parent, tids: tasks::threads(pid)?, stat, status };
-    Ok((process, tasks::children(pid)?))
+    let tids = tasks::threads(pid)?;
+    let (parents, children): (Vec<i32>, Vec<Vec<i32>>) =
+        tasks::children_by_thread(pid, &tids)?.into_iter().unzip();
+    let process = Process { pid, inner: status.inner_pid(), parent, tids, parents, stat, status };
+    Ok((process, children.concat()))
 }
 
 /// All processes of a cgroup and of the groups below it, which are the container's own.

@@ -148,6 +148,7 @@ pub struct Target {
     writer: PageWriter,
     netns: Option<OwnedFd>,
     cgroup: Option<PathBuf>,
+    capabilities: Capabilities,
     files: Descriptions,
     not_send: PhantomData<*const ()>,
 }
@@ -162,6 +163,7 @@ impl Target {
         let TargetOptions { root, netns, cgroup } = options;
         let channel = Channel { agent: root.channel, number: root.channel_fd };
         let (skeleton, tape) = Skeleton::adopt(root.pid, &channel)?;
+        let capabilities = capabilities(root.pid)?;
         let mut target = Self {
             tree: Tree::new(skeleton),
             tape,
@@ -173,6 +175,7 @@ impl Target {
             writer: PageWriter::default(),
             netns,
             cgroup,
+            capabilities,
             files: Descriptions::default(),
             not_send: PhantomData,
         };
@@ -235,7 +238,7 @@ impl Target {
     /// A [`TargetError`]; the target is to be discarded.
     pub fn prepare(&mut self, ahead: &[Ahead]) -> Result<(), TargetError> {
         fail::fail_point!("target-prepare");
-        self.tree.prepare(ahead, &self.tape, self.channel.number)
+        self.tree.prepare(ahead, &self.tape, self.channel.number, &self.capabilities)
     }
 
     /// A handle that fills memory, for this or any other thread. It follows later calls of
@@ -260,7 +263,7 @@ impl Target {
         self.reconcile(&image.shape)?;
         times.reconcile = watch.lap("restore.reconcile");
 
-        let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, netns, .. } = self;
+        let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, netns, capabilities, .. } = self;
         let root = tree.root;
         let own;
         let netns = match netns.as_ref() {
@@ -284,7 +287,7 @@ impl Target {
         times.files = watch.lap("restore.files");
         fail::fail_point!("target-files");
 
-        let capabilities = capabilities(tree.get(root)?.host)?;
+        let capabilities = *capabilities;
         let mut restorer = Restorer { tree, tape, channel, image, capabilities };
         restorer.descriptors(&files)?;
         restorer.foreground(terminals, root_fs)?;

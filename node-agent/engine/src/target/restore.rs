@@ -176,10 +176,20 @@ impl Restorer<'_> {
             .map(|thread| thread.tid)
             .collect();
         for process in live(self.image) {
-            let own: BTreeSet<Pid> = process.threads.iter().map(|thread| thread.tid).collect();
+            let own: BTreeMap<Pid, &Thread> =
+                process.threads.iter().map(|thread| (thread.tid, thread)).collect();
+            let filtered = !attributes::one_history(process);
             let skeleton = self.tree.get(process.pid)?;
-            let stay = |tid: &Pid| all.contains(tid) && own.contains(tid);
-            let stay: Vec<Pid> = skeleton.threads.iter().map(|task| task.tid).filter(stay).collect();
+            // One that has other credentials by now, or filters of its own, cannot be changed any more: it is made anew.
+            let right = |task: &Task, thread: &Thread| {
+                task.creds
+                    .as_ref()
+                    .is_none_or(|creds| *creds == thread.creds && !(filtered && thread.seccomp_mode != 0))
+            };
+            let stay = |task: &&Task| {
+                all.contains(&task.tid) && own.get(&task.tid).is_some_and(|thread| right(task, thread))
+            };
+            let stay: Vec<Pid> = skeleton.threads.iter().filter(stay).map(|task| task.tid).collect();
             skeleton.set_threads(self.tape, &stay)?;
         }
         for process in live(self.image) {
@@ -226,17 +236,20 @@ impl Restorer<'_> {
             priority::apply(skeleton.host, first)?;
 
             let one_history = attributes::one_history(process);
-            let program = |thread: &Thread| {
+            let program = |task: &Task, thread: &Thread| {
                 let own =
                     Filters { mode: thread.seccomp_mode, list: &thread.seccomp_filters, all_threads: false };
                 let filters = if one_history { Filters::NONE } else { own };
                 let mut calls = attributes::thread_before_credentials(process, thread);
                 calls.extend(attributes::thread_signals(pid, thread).map_err(TargetError::Refused)?);
-                calls.extend(attributes::credentials(&thread.creds, &filters, &self.capabilities));
+                if task.creds.is_none() {
+                    calls.extend(attributes::credentials(&thread.creds, &filters, &self.capabilities));
+                }
                 calls.extend(attributes::thread_after_credentials(thread));
                 Ok(calls)
             };
-            run_all(&mut skeleton.threads, others, self.tape, program)?;
+            let scheduled = |task: &mut Task, thread: &Thread| priority::apply(task.host, thread);
+            run_all(&mut skeleton.threads, others, self.tape, program, scheduled)?;
             let all_threads = one_history && !others.is_empty();
             let filters = Filters { mode: first.seccomp_mode, list: &first.seccomp_filters, all_threads };
             let mut last = attributes::credentials(&first.creds, &filters, &self.capabilities);

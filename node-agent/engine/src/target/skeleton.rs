@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use image::shape::Mm;
+use image::state::Creds;
 use image::{Addr, Pid};
 use libc::SYS_munmap;
 use sys::Errno;
@@ -43,6 +44,8 @@ pub(crate) struct Task {
     pub(crate) tid: Pid,
     /// Its tid as the agent sees it.
     pub(crate) host: i32,
+    /// What it may do, if that was set ahead: nothing that takes a privilege can be asked of it any more.
+    pub(crate) creds: Option<Creds>,
     /// The tracee, except while it runs.
     stopped: Option<Stopped>,
 }
@@ -116,7 +119,7 @@ impl Task {
     pub(crate) fn new(tid: Pid, mut stopped: Stopped) -> Result<Self, TargetError> {
         // Every signal waits until the restored mask is set: nothing interrupts the tape.
         stopped.set_sigmask(u64::MAX).map_err(trace(tid))?;
-        Ok(Self { tid, host: stopped.tid(), stopped: Some(stopped) })
+        Ok(Self { tid, host: stopped.tid(), creds: None, stopped: Some(stopped) })
     }
 
     /// The stopped tracee.

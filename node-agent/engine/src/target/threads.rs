@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use image::Pid;
 use image::shape::Ahead;
-use image::state::Thread;
+use image::state::Creds;
 use libc::{SYS_clone3, SYS_close, SYS_exit, SYS_fcntl};
 use sys::ptrace::Event;
 use sys::regs::NO_SYSCALL;
 use sys::tape::target::TargetTape;
 
+use super::attributes::{self, Capabilities, Filters};
 use super::error::TargetError;
-use super::priority;
 use super::script::{Block, Call, call};
 use super::skeleton::{Skeleton, TAPE_SIZE, Task, lost, trace};
 use super::tree::Tree;
@@ -92,6 +92,32 @@ impl Skeleton {
     }
 }
 
+impl Skeleton {
+    /// Gives its threads, its first one aside, their credentials. All that is asked of them afterwards is what every
+    /// thread may do.
+    fn lower(&mut self, tape: &TargetTape, creds: &Creds, kernel: &Capabilities) -> Result<(), TargetError> {
+        let order: BTreeMap<Pid, usize> = self.threads.iter().map(|task| task.tid).zip(0..).collect();
+        let (mut fresh, mut known): (Vec<Task>, Vec<Task>) =
+            std::mem::take(&mut self.threads).into_iter().partition(|task| task.creds.is_none());
+        let calls = attributes::credentials(creds, &Filters::NONE, kernel);
+        let all = vec![(); fresh.len()];
+        let lowered = run_all(
+            &mut fresh,
+            &all,
+            tape,
+            |_, ()| Ok(calls.clone()),
+            |task, ()| {
+                task.creds = Some(creds.clone());
+                Ok(())
+            },
+        );
+        known.append(&mut fresh);
+        known.sort_by_key(|task| order.get(&task.tid).copied());
+        self.threads = known;
+        lowered
+    }
+}
+
 /// Has a thread end by itself: killed, it would take its process along.
 fn end(mut task: Task, at: u64) -> Result<(), TargetError> {
     let tid = task.tid;
@@ -112,29 +138,31 @@ fn end(mut task: Task, at: u64) -> Result<(), TargetError> {
 ///
 /// # Errors
 /// A [`TargetError`]; the threads are lost then.
-pub(crate) fn run_all(
+pub(crate) fn run_all<T>(
     tasks: &mut [Task],
-    threads: &[Thread],
+    asked: &[T],
     tape: &TargetTape,
-    program: impl Fn(&Thread) -> Result<Vec<Call>, TargetError>,
+    program: impl Fn(&Task, &T) -> Result<Vec<Call>, TargetError>,
+    landed: impl Fn(&mut Task, &T) -> Result<(), TargetError>,
 ) -> Result<(), TargetError> {
-    for (tasks, threads) in tasks.chunks_mut(TAPE_SIZE.slots).zip(threads.chunks(TAPE_SIZE.slots)) {
+    for (tasks, asked) in tasks.chunks_mut(TAPE_SIZE.slots).zip(asked.chunks(TAPE_SIZE.slots)) {
         let mut flights = Vec::with_capacity(tasks.len());
-        for (task, thread) in tasks.iter_mut().zip(threads) {
-            flights.push(task.send_off(tape, program(thread)?)?);
+        for (task, asked) in tasks.iter_mut().zip(asked) {
+            let calls = program(task, asked)?;
+            flights.push(task.send_off(tape, calls)?);
         }
-        for ((task, thread), flight) in tasks.iter_mut().zip(threads).zip(flights) {
+        for ((task, asked), flight) in tasks.iter_mut().zip(asked).zip(flights) {
             task.land(tape, flight)?;
-            priority::apply(task.host, thread)?;
+            landed(task, asked)?;
         }
     }
     Ok(())
 }
 
 impl Tree {
-    /// Makes the threads of these processes ahead, and ends those that were made for others. A number that a process
-    /// has by now, or a process that is not here, is passed over: the restore makes everything as the image says.
-    /// `channel`: a descriptor that every skeleton has.
+    /// Makes the threads of these processes ahead, with their credentials, and ends those that were made for others. A
+    /// number that a process has by now, or a process that is not here, is passed over: the restore makes everything as
+    /// the image says. `channel`: a descriptor that every skeleton has.
     ///
     /// # Errors
     /// As [`Skeleton::set_threads`].
@@ -143,28 +171,33 @@ impl Tree {
         ahead: &[Ahead],
         tape: &TargetTape,
         channel: i32,
+        capabilities: &Capabilities,
     ) -> Result<(), TargetError> {
         let mut used: BTreeSet<Pid> = self.skeletons.keys().copied().collect();
-        let mut wanted: BTreeMap<Pid, (Vec<Pid>, i32)> = BTreeMap::new();
-        for Ahead { pid, threads, highest_fd } in ahead {
-            let threads = threads.iter().copied().filter(|tid| used.insert(*tid)).collect();
-            wanted.insert(*pid, (threads, *highest_fd));
+        let mut wanted: BTreeMap<Pid, Ahead> = BTreeMap::new();
+        for ahead in ahead {
+            let threads = ahead.threads.iter().copied().filter(|tid| used.insert(*tid)).collect();
+            wanted.insert(ahead.pid, Ahead { threads, ..ahead.clone() });
         }
-        let nothing = (Vec::new(), -1);
+        let nothing = Ahead { highest_fd: -1, ..Ahead::default() };
         // Numbers become free before they are used again elsewhere.
         for (pid, skeleton) in &mut self.skeletons {
-            let (threads, _) = wanted.get(pid).unwrap_or(&nothing);
+            let Ahead { threads, creds, .. } = wanted.get(pid).unwrap_or(&nothing);
             let wanted: BTreeSet<Pid> = threads.iter().copied().collect();
-            let stay: Vec<Pid> =
-                skeleton.threads.iter().map(|task| task.tid).filter(|tid| wanted.contains(tid)).collect();
+            let stays =
+                |task: &&Task| wanted.contains(&task.tid) && (task.creds.is_none() || task.creds == *creds);
+            let stay: Vec<Pid> = skeleton.threads.iter().filter(stays).map(|task| task.tid).collect();
             skeleton.set_threads(tape, &stay)?;
         }
         for (pid, skeleton) in &mut self.skeletons {
-            let (threads, highest_fd) = wanted.get(pid).unwrap_or(&nothing);
+            let Ahead { threads, highest_fd, creds, .. } = wanted.get(pid).unwrap_or(&nothing);
             if skeleton.threads.is_empty() && *highest_fd >= FEW {
                 skeleton.widen_table(tape, channel, *highest_fd)?;
             }
             skeleton.set_threads(tape, threads)?;
+            if let Some(creds) = creds {
+                skeleton.lower(tape, creds, capabilities)?;
+            }
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::chown;
 use std::path::PathBuf;
@@ -56,8 +56,6 @@ pub(super) struct Coming {
     owner: Option<(u32, u32)>,
     /// Until the mounts are complete.
     maker: Option<Maker>,
-    /// The record of a Ready copy, as it was written ahead.
-    ahead: Vec<u8>,
     discarded: bool,
 }
 
@@ -165,7 +163,6 @@ impl Coming {
                 owner: UserNamespace::of(&spec).and_then(|user| user.root()),
                 spec,
                 maker: None,
-                ahead: Vec::new(),
                 discarded: false,
             }),
             Err(error) => {
@@ -198,24 +195,8 @@ impl Coming {
             targets: Targets::default(),
             owner: None,
             maker: None,
-            ahead: Vec::new(),
             discarded: false,
         })
-    }
-
-    /// Its record as that of a Ready copy with this root process, and its bytes.
-    fn ready_record(&self, root_pid: i32) -> Result<(Record, Vec<u8>), PortError> {
-        let root = Some(self.failed("record", Process::of(root_pid))?);
-        let mut record = Record { root, ..self.record.clone() };
-        if let Stage::Incoming { ready, .. } = &mut record.stage {
-            *ready = true;
-        }
-        let bytes = self.failed("record", serde_json::to_vec_pretty(&record))?;
-        Ok((record, bytes))
-    }
-
-    fn ready_path(&self) -> PathBuf {
-        self.runtime.dir(&self.record.name).record().with_extension("ready")
     }
 
     fn pid(&self) -> i32 {
@@ -300,15 +281,6 @@ impl ContainerTarget for Coming {
         let areas = areas::open(&self.spec, &self.rootfs, &self.record.rootfs);
         let areas = self.failed("open the files of", areas)?;
         self.targets.set(0, Target::new(areas, self.externals.log.clone()));
-        // In the pause the name alone is changed: a file that has not been on the disk would have to go there first.
-        let (_, ahead) = self.ready_record(self.pid())?;
-        let path = self.ready_path();
-        let written = File::create(&path).and_then(|mut file| {
-            file.write_all(&ahead)?;
-            file.sync_all()
-        });
-        self.failed("record", written)?;
-        self.ahead = ahead;
         let (name, targets) = (self.record.name.to_string(), self.targets.clone());
         Ok(Box::new(Applying { name, targets, owner: self.owner }))
     }
@@ -328,12 +300,11 @@ impl ContainerTarget for Coming {
     }
 
     fn ready(&mut self, root_pid: i32) -> Result<(), PortError> {
-        let (record, bytes) = self.ready_record(root_pid)?;
-        self.record = record;
-        let (path, new) = (self.runtime.dir(&self.record.name).record(), self.ready_path());
-        // A crash of the host takes the copy along: no need to wait for the disk.
-        let written = if bytes == self.ahead { Ok(()) } else { fs::write(&new, bytes) };
-        let saved = written.and_then(|()| fs::rename(&new, &path));
+        self.record.root = Some(self.failed("record", Process::of(root_pid))?);
+        if let Stage::Incoming { ready, .. } = &mut self.record.stage {
+            *ready = true;
+        }
+        let saved = self.record.save_in_place(&self.runtime.dir(&self.record.name).record());
         self.failed("record", saved)
     }
 

@@ -52,6 +52,7 @@ impl Context<'_> {
             registry: self.registry,
             findings: self.findings,
             mounts: &mut HashMap::new(),
+            files: &mut HashMap::new(),
             tracked: true,
         };
         work(&mut reader, &self.spec.externals)

@@ -154,10 +154,10 @@ pub(crate) fn thread(
     ids: &IdMaps,
     findings: &mut Findings,
 ) -> Result<Thread, SourceError> {
-    let (pid, tid) = (found.process.pid, parked.tid);
+    let tid = parked.tid;
     let fail = |error| trace_error("read a thread", error);
     let kernel = |what: &'static str| move |errno| SourceError::kernel(what, tid, errno);
-    let status = status::read_thread(pid, tid)?;
+    let status = &parked.status;
     let stopped = parked.parked.thread();
     let outcome = parked.outcomes.first().cloned().unwrap_or_default();
     let inner = status.inner_pid();
@@ -210,7 +210,7 @@ pub(crate) fn thread(
         }),
         robust_list: (head != 0).then_some(RobustList { head, len }),
         clear_child_tid: outcome.word(ask.tid_address),
-        creds: creds(&status, ids, outcome.result(ask.securebits))
+        creds: creds(status, ids, outcome.result(ask.securebits))
             .ok_or_else(|| SourceError::kernel("read the users of", tid, sys::Errno::EOVERFLOW))?,
         seccomp_mode: status.seccomp,
         seccomp_filters: seccomp_filters
@@ -228,7 +228,7 @@ pub(crate) fn thread(
         },
         affinity: affinity.iter().flat_map(|word| word.to_le_bytes()).collect(),
         ioprio: u32::try_from(prctl::ioprio(tid).map_err(kernel("ioprio_get"))?).unwrap_or(0),
-        comm: proc::read(pid, &format!("task/{tid}/comm"))?.strip_suffix(b"\n").unwrap_or_default().to_vec(),
+        comm: status.name.clone(),
         timer_slack_ns: u64::try_from(outcome.result(ask.timer_slack)).unwrap_or(0),
         pdeath_signal: low_i32(outcome.word(ask.death_signal)),
     })
@@ -252,7 +252,7 @@ fn pending(parked: &ParkedThread, which: PendingSignals) -> Result<Vec<SigInfo>,
 }
 
 /// Credentials as the thread itself sees them; `None` when its user namespace does not have one of its ids.
-fn creds(status: &status::Status, ids: &IdMaps, securebits: i64) -> Option<Creds> {
+pub(crate) fn creds(status: &status::Status, ids: &IdMaps, securebits: i64) -> Option<Creds> {
     let [inheritable, permitted, effective, bounding, ambient] = status.caps;
     let four = |map: &IdMap, list: &[u32; 4]| -> Option<[u32; 4]> {
         let list: Option<Vec<u32>> = list.iter().map(|id| map.inside(*id)).collect();

@@ -120,6 +120,7 @@ fn in_flight(table: &mut Table, fd: OwnedFd, context: &mut Context<'_>) -> Resul
     let link = format!("fd/{number}");
     let metadata = crate::proc::links::metadata(own, &link)?;
     let process = Process {
+        parents: Vec::new(),
         pid: own,
         inner: 0,
         parent: 0,
