@@ -56,14 +56,18 @@ fn migrate_as(spec: &TreeSpec, cgroup: Option<&Path>) -> (Carrier, Image, Restor
     let options = TargetOptions { root, netns: None, cgroup: cgroup.map(Path::to_owned) };
     let mut target = Target::build(options).unwrap();
     let mut sink = Local(target.writer());
-    for _ in 0..2 {
+    for turn in 0..2 {
         let shape = source.shape().unwrap();
         target.reconcile(&shape).unwrap();
-        // Not what the image will say: one thread too many, and one too few.
+        // Not what the image will say: one thread too many, and one too few, and in a container other users.
         let mut ahead = source.ahead().unwrap();
         for process in &mut ahead {
             process.threads.pop();
             process.threads.push(1 + (process.pid + 7777) % 30_000);
+            if turn == 1 && cgroup.is_some() {
+                let creds = process.creds.as_mut().unwrap();
+                (creds.uid, creds.cap_effective, creds.cap_permitted) = ([65534; 4], 0, 0);
+            }
         }
         target.prepare(&ahead).unwrap();
         source.round(&mut sink).unwrap();
@@ -82,6 +86,28 @@ fn migrate_as(spec: &TreeSpec, cgroup: Option<&Path>) -> (Carrier, Image, Restor
     source.kill().unwrap();
     ready.resume().unwrap();
     (carrier, image, times)
+}
+
+/// What each thread of a process may do, by its number in its own namespace.
+fn privileges(pid: i32) -> BTreeMap<i32, (image::state::Creds, u8)> {
+    let of = |tid| {
+        let status = engine::proc::status::read_thread(pid, tid).unwrap();
+        let [cap_inheritable, cap_permitted, cap_effective, cap_bounding, cap_ambient] = status.caps;
+        let creds = image::state::Creds {
+            uid: status.uid,
+            gid: status.gid,
+            groups: status.groups.clone(),
+            cap_inheritable,
+            cap_permitted,
+            cap_effective,
+            cap_bounding,
+            cap_ambient,
+            no_new_privs: status.no_new_privs,
+            ..Default::default()
+        };
+        (status.inner_pid(), (creds, status.seccomp))
+    };
+    tasks::threads(pid).unwrap().into_iter().map(of).collect()
 }
 
 /// A file of the test's own, removed at its end.
@@ -159,7 +185,10 @@ fn a_container_of_its_own_namespace_is_held_by_its_cgroup_alone() {
         terminals: Vec::new(),
         namespaces: Namespaces::Own,
     };
+    let old = privileges(init);
     let (carrier, image, times) = migrate_as(&spec, Some(&here.0));
+    assert!(old.len() > 2, "{old:?}");
+    assert_eq!(privileges(carrier.pid), old);
     println!("{times:?} total {:?}", times.total());
     assert_eq!(image.shape.processes[0].pid, 1);
     assert_eq!(fs::read_to_string(format!("/proc/{}/comm", carrier.pid)).unwrap(), "python3\n");

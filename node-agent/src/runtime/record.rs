@@ -174,7 +174,7 @@ mod tests {
     fn a_shorter_record_takes_the_place_of_a_longer_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("record.json");
-        let long = serde_json::json!({"kind": "Record", "ready": false});
+        let long = serde_json::json!({"kind": "a longer record than the other one", "ready": false});
         fs::write(&path, serde_json::to_vec_pretty(&long).unwrap()).unwrap();
         let process = Process { pid: 7, start: 8, boot: "b".to_owned() };
         write_in_place(&path, &process).unwrap();

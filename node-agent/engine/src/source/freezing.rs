@@ -23,6 +23,7 @@ use super::traced::Tapes;
 use super::tree::Process;
 use super::{FreezeReport, failpoint};
 use crate::account;
+use crate::proc::status::Status;
 use crate::proc::timers;
 
 /// Longest time until a cgroup whose tasks are all stopped reports itself frozen.
@@ -140,7 +141,15 @@ impl Source {
             State::Frozen(frozen) => frozen.parked.values().flatten(),
             State::Tracking | State::Done => return Ok(()),
         };
-        let statuses = parked.map(|thread| (thread.tid, thread.status.clone())).collect();
+        let statuses: HashMap<i32, Status> =
+            parked.map(|thread| (thread.tid, thread.status.clone())).collect();
+        // What has ended since, or was about to when the tree was walked, is something else by now.
+        let exact = tree.iter().filter(|process| !process.is_zombie()).flat_map(|process| &process.tids);
+        let tree = if exact.clone().all(|tid| statuses.contains_key(tid)) {
+            tree
+        } else {
+            super::tree::walk(self.looker.spec.root)?
+        };
         self.looker.stopped = Some(Standstill { tracer: own_tid(), statuses });
         let look = self.looker.look_at(tree, Flags::Remembered, Depth::Everything, &mut findings);
         self.looker.stopped = None;
