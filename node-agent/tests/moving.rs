@@ -394,6 +394,70 @@ fn a_lock_whose_holder_dies_stays_closed_until_it_is_lifted() {
     assert!(ping());
 }
 
+/// Prints what UDP datagrams to port 4000 say, in the order in which they come.
+const SNIFFER: &str = "
+import socket
+s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+print('ready', flush=True)
+while True:
+    packet = s.recv(2000)
+    if packet[9] == 17 and packet[22:24] == (4000).to_bytes(2, 'big'): print(packet[28:].decode(), flush=True)
+";
+
+/// Sends datagrams to port 4000.
+fn send(lan: &Lan, address: &str, text: &str) {
+    let program = "import socket, sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(sys.argv[2].encode(), (sys.argv[1], 4000))";
+    assert!(lan.client(&["python3", "-c", program, address, text]).status.success());
+}
+
+#[test]
+fn what_arrives_directly_waits_for_what_the_source_still_had() {
+    let lan = Lan::new();
+    let node = Node::new(Some(lan.bridge.clone()));
+    let name = start(&node, Some(&lan), &["sleep", "1000"], |_| {});
+    let record = node.runtime.record(&name).unwrap();
+    let address = lan.address(2).to_string();
+    wait_for("it answers", || answers(&lan, &address));
+    let netns = fs::File::open(format!("/proc/{}/ns/net", record.root.clone().unwrap().pid)).unwrap();
+    let mut lock = Lock::prepare(&record.link, netns.into(), record.network.mac).unwrap();
+    let other = Node::new(Some(lan.bridge.clone()));
+    let spec = moving(&node).source(name.as_str()).unwrap().spec().unwrap();
+    let mut copy =
+        moving(&other).incoming(&incoming(&name, spec)).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let inside = other.runtime.record(&name).unwrap().root.unwrap().pid;
+    let mut sniffer = Command::new("nsenter")
+        .args(["-t", &inside.to_string(), "-n", "python3", "-c", SNIFFER])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(sniffer.stdout.take().unwrap()));
+    let mut line = || lines.next().unwrap().unwrap();
+    assert_eq!(line(), "ready");
+
+    lock.engage().unwrap();
+    send(&lan, &address, "held");
+    let frames = lock.held(Duration::from_secs(5)).unwrap();
+    assert_eq!(frames.len(), 1);
+    send(&lan, &address, "late");
+    let late = lock.held(Duration::from_secs(5)).unwrap();
+    copy.attach().unwrap();
+    copy.deliver(&frames).unwrap();
+    copy.announce().unwrap();
+    for n in 0..5 {
+        send(&lan, &address, &format!("direct {n}"));
+    }
+    copy.deliver(&late).unwrap();
+    copy.open().unwrap();
+    send(&lan, &address, "open");
+    copy.open().unwrap();
+    let came: Vec<String> = std::iter::repeat_with(line).take(8).collect();
+    assert_eq!(came, ["held", "late", "direct 0", "direct 1", "direct 2", "direct 3", "direct 4", "open"]);
+    sniffer.kill().unwrap();
+    sniffer.wait().unwrap();
+    lock.release().unwrap();
+    copy.discard().unwrap();
+}
+
 #[test]
 fn held_frames_reach_the_container_at_its_new_place() {
     // The same addresses behind two links: the old one locked, the new one attached at commit.
@@ -421,6 +485,7 @@ fn held_frames_reach_the_container_at_its_new_place() {
     copy.attach().unwrap();
     copy.announce().unwrap();
     copy.deliver(&frames).unwrap();
+    copy.open().unwrap();
     let ended = { ping }.wait().unwrap();
     assert!(ended.success(), "the held request was answered from the new place");
     let mac = record.network.mac.0;

@@ -23,13 +23,13 @@ use super::port::Replay;
 use super::{Context as _, Mac, NetworkError};
 
 /// Priority of the filters, so that others on the link are left alone.
-const PRIORITY: u16 = 1;
+pub(super) const PRIORITY: u16 = 1;
 
 /// How long frames may still come after the filters went.
 const SETTLE: Duration = Duration::from_millis(2);
 
 /// Largest frame: a segment that the link's offloading has not cut.
-const MAX_FRAME: usize = 128 * 1024;
+pub(super) const MAX_FRAME: usize = 128 * 1024;
 
 /// A lock, open at first.
 #[derive(Debug)]
@@ -212,7 +212,7 @@ impl Drop for Lock {
 }
 
 /// Every frame that waits in a TAP.
-fn drain(tap: &Tap, buffer: &mut [u8]) -> sys::Result<Vec<Vec<u8>>> {
+pub(super) fn drain(tap: &Tap, buffer: &mut [u8]) -> sys::Result<Vec<Vec<u8>>> {
     let mut frames = Vec::new();
     while let Some(length) = tap.read_frame(buffer)? {
         frames.push(buffer[..length].to_vec());
@@ -241,6 +241,6 @@ pub fn lift_leftovers(link: &str) -> Result<(), NetworkError> {
     lift().during(|| format!("unlock the network of {link}"))
 }
 
-fn gone_is_fine(error: Errno) -> sys::Result<()> {
+pub(super) fn gone_is_fine(error: Errno) -> sys::Result<()> {
     if error == Errno::ENODEV { Ok(()) } else { Err(error) }
 }

@@ -8,6 +8,7 @@ use sys::net::packet::{PacketSocket, announcement};
 use sys::net::{Message, Netlink};
 use sys::ns::{self, Kind};
 
+use super::hold::Hold;
 use super::{Addressing, Context as _, INSIDE, Mac, NetworkError};
 
 /// The prepared end of a link.
@@ -17,13 +18,15 @@ pub struct Port {
     netlink: Netlink,
     attach: Option<Message>,
     replay: Replay,
+    /// What arrives directly waits here.
+    hold: Hold,
     mac: Mac,
     announcements: Vec<Vec<u8>>,
 }
 
 impl Port {
-    /// Prepares the link with host end `link` that [`super::create`] made for process `pid`.
-    /// `None` for a container without a link.
+    /// Prepares the link with host end `link` that [`super::create`] made for process `pid`, and closes it for what
+    /// arrives directly. `None` for a container without a link.
     ///
     /// # Errors
     /// When a part of it is not there.
@@ -45,8 +48,14 @@ impl Port {
             None => None,
         };
         let netns = ns::open(pid, Kind::Net).during(what)?;
+        // An earlier agent may have closed it.
+        super::lift_leftovers(link)?;
+        let hold = Hold::close(&mut netlink, link, index).during(what)?;
+        let replay = Replay::open(index, netns.as_fd(), network.mac).during(what)?;
+        replay.outside.bypass_filters().during(what)?;
         Ok(Some(Self {
-            replay: Replay::open(index, netns.as_fd(), network.mac).during(what)?,
+            replay,
+            hold,
             link: link.to_owned(),
             netlink,
             attach,
@@ -69,6 +78,16 @@ impl Port {
     pub fn attach(&mut self) -> Result<(), NetworkError> {
         let Some(message) = &self.attach else { return Ok(()) };
         self.netlink.execute(message).during(|| format!("attach {} to its bridge", self.link))
+    }
+
+    /// Lets frames that arrive directly reach the container, those first that have come since [`Port::attach`]. Called
+    /// again a little later it lets the very last of these through. Answers how many had waited.
+    ///
+    /// # Errors
+    /// When the way stays closed.
+    pub fn open(&mut self) -> Result<usize, NetworkError> {
+        let opened = self.hold.open(&mut self.netlink, &self.replay.outside);
+        opened.during(|| format!("open {}", self.link))
     }
 
     /// Tells the network where the container is, from inside of its namespace.

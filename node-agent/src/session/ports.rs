@@ -469,6 +469,13 @@ pub trait ContainerTarget: Send {
     /// When it cannot be attached; may be called again.
     fn attach(&mut self) -> Result<(), PortError>;
 
+    /// Lets frames that arrive directly reach the container; until then they wait, so that those which the source
+    /// still had come first. To be called again a little later, for the very last of those.
+    ///
+    /// # Errors
+    /// When the way stays closed; may be called again.
+    fn open(&mut self) -> Result<(), PortError>;
+
     /// Tells the network where its addresses are now: gratuitous ARP, unsolicited neighbour advertisement.
     ///
     /// # Errors

@@ -224,6 +224,11 @@ impl Session {
                             return Ok((resumed, took, steps));
                         }
                     }
+                    // The target was announced: what has not come here by now goes there.
+                    PeerMessage::Attached => {
+                        let frames = held(&mut self.lock, Duration::ZERO);
+                        link.send(&PeerMessage::Late { frames, last: true })?;
+                    }
                     PeerMessage::RoundDone { .. } => {}
                     other => {
                         tracing::warn!(answer = other.name(), "unexpected answer to Commit; asking again");
@@ -233,7 +238,7 @@ impl Session {
             }
             let frames = held(&mut self.lock, Duration::ZERO);
             if !frames.is_empty() {
-                link.send(&PeerMessage::Late(frames))?;
+                link.send(&PeerMessage::Late { frames, last: false })?;
             }
         }
         Err(LinkError::Timeout { peer: self.begin.peer.clone(), limit: ACK_TIMEOUT })
@@ -283,7 +288,7 @@ impl Session {
             }
             last = Instant::now();
             let Some(link) = self.link.as_mut() else { break };
-            if link.send(&PeerMessage::Late(frames)).is_err() {
+            if link.send(&PeerMessage::Late { frames, last: false }).is_err() {
                 break;
             }
         }

@@ -22,8 +22,9 @@ use crate::transfer::bulk::chain;
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::PeerMessage;
 
-/// How long is waited for frames that were on their way to the source when the container was announced.
-const STRAGGLERS: Duration = Duration::from_millis(2);
+/// How long is waited at most for frames that were on their way to the source when the container was announced. What
+/// arrives directly waits for them.
+const STRAGGLERS: Duration = Duration::from_millis(5);
 /// How long late frames are taken after the takeover.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -214,6 +215,10 @@ impl Waiting {
         account::end();
         pass("session-target-completing-thawed");
         self.stragglers();
+        retry("open the container's network", &self.publish, || self.container.open());
+        if let Err(error) = self.container.open() {
+            tracing::debug!(error = %chain(&error), "the last frames that waited are lost");
+        }
         retry("record the container", &self.publish, || self.container.adopt(epoch));
         let owned = Record::Owned { container, epoch };
         retry("journal the ownership", &self.publish, || {
@@ -238,14 +243,22 @@ impl Waiting {
         self.late_frames();
     }
 
-    /// Delivers what still went to the source when the container was announced here, before the disk is waited for:
-    /// the longer it takes, the more of what arrives directly would overtake it.
+    /// Delivers what still went to the source when the container was announced here.
     fn stragglers(&mut self) {
         let until = Instant::now() + STRAGGLERS;
         let Some(link) = self.link.as_mut() else { return };
+        // The Ack will find out.
+        if link.send(&PeerMessage::Attached).is_err() {
+            return;
+        }
         while link.wait(until.saturating_duration_since(Instant::now())).is_ok_and(|readable| readable) {
             match link.read() {
-                Ok(PeerMessage::Late(frames)) => deliver(&mut *self.container, &frames),
+                Ok(PeerMessage::Late { frames, last }) => {
+                    deliver(&mut *self.container, &frames);
+                    if last {
+                        return;
+                    }
+                }
                 Ok(other) => tracing::warn!(message = other.name(), "out of order after Commit"),
                 // The Ack will find out.
                 Err(_) => return,
@@ -258,7 +271,7 @@ impl Waiting {
         let Some(link) = self.link.as_mut() else { return };
         while let Ok(message) = link.recv(until.saturating_duration_since(Instant::now()), &mut || false) {
             match message {
-                PeerMessage::Late(frames) => deliver(&mut *self.container, &frames),
+                PeerMessage::Late { frames, .. } => deliver(&mut *self.container, &frames),
                 // Repeated before it had our Ack.
                 PeerMessage::Commit { held } => deliver(&mut *self.container, &held),
                 _ => return,

@@ -160,8 +160,15 @@ pub enum PeerMessage {
         /// [`PeerMessage::Ack::resumed`] by step.
         steps: Vec<(String, Duration)>,
     },
+    /// Target, after Commit: its container is announced and runs. In answer to it: [`PeerMessage::Late`] with `last`.
+    Attached,
     /// Source, after Commit: frames that came late.
-    Late(Vec<EthernetFrame>),
+    Late {
+        /// The frames.
+        frames: Vec<EthernetFrame>,
+        /// In answer to Attached: what arrives at the target directly need not wait for others.
+        last: bool,
+    },
     /// Source: it is over; discard your copy.
     Abort {
         /// Why.
@@ -217,7 +224,8 @@ impl PeerMessage {
             Self::Ready { .. } => "Ready",
             Self::Commit { .. } => "Commit",
             Self::Ack { .. } => "Ack",
-            Self::Late(_) => "Late",
+            Self::Late { .. } => "Late",
+            Self::Attached => "Attached",
             Self::Abort { .. } => "Abort",
             Self::Failed { .. } => "Failed",
             Self::Lost => "Lost",

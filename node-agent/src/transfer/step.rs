@@ -64,7 +64,7 @@ pub fn step(state: SessionState, message: &PeerMessage) -> Result<SessionState, 
             Ready
         }
         (Ready, PeerMessage::Commit { .. }) => Committed,
-        (Committed, PeerMessage::Late(_)) => Committed,
+        (Committed, PeerMessage::Late { .. }) => Committed,
         (Greeted | Checked | Filling { .. } | Ready, PeerMessage::Abort { .. }) => Aborted,
         (state, message) => return Err(OutOfState { state, message: message.name() }),
     })
@@ -96,7 +96,7 @@ mod tests {
                 held: vec![],
             },
             PeerMessage::Commit { held: vec![] },
-            PeerMessage::Late(vec![]),
+            PeerMessage::Late { frames: vec![], last: false },
         ]
     }
 

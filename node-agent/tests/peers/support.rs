@@ -347,6 +347,11 @@ impl ContainerTarget for FakeIncoming {
         Ok(())
     }
 
+    fn open(&mut self) -> Result<(), PortError> {
+        self.log.add("open");
+        Ok(())
+    }
+
     fn announce(&mut self) -> Result<(), PortError> {
         self.log.add("announce");
         Ok(())

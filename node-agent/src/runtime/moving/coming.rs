@@ -312,6 +312,13 @@ impl ContainerTarget for Coming {
         self.port.as_mut().map_or(Ok(()), |port| port.attach().map_err(failed))
     }
 
+    fn open(&mut self) -> Result<(), PortError> {
+        let Some(port) = &mut self.port else { return Ok(()) };
+        let waited = port.open().map_err(failed)?;
+        tracing::debug!(waited, "frames that came directly");
+        Ok(())
+    }
+
     fn announce(&mut self) -> Result<(), PortError> {
         self.port.as_ref().map_or(Ok(()), |port| port.announce().map_err(failed))
     }
@@ -332,6 +339,7 @@ impl ContainerTarget for Coming {
             return Ok(());
         }
         self.network = None;
+        self.port = None;
         self.maker = None;
         self.targets.clear();
         let lock = self.runtime.lock_of(&self.record.name);
