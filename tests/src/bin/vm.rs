@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         if wanted(name) {
             // One guest a case: what one leaves behind does not touch the next.
             let cases =
-                ["host", "writer", "reader"].into_iter().chain(lifecycle::CASES.iter().map(|case| case.name));
+                ["host", "writer", "reader", "large"].into_iter().chain(lifecycle::CASES.iter().map(|case| case.name));
             for case in cases.filter(|case| case.contains(&options.case) && !vm::TOO_MUCH.contains(case)) {
                 report(&format!("{name} {case}"), cases::run(series, &[case]));
             }

@@ -22,6 +22,8 @@ const CASE: Duration = Duration::from_secs(240);
 const WRITER: (&str, &str) = ("8", "1");
 /// The same for one whose memory is looked at much more than it is written.
 const READER: (&str, &str) = ("32", "0");
+/// The same with much more memory: what a look at it costs by the GiB shows in the difference.
+const LARGE: (&str, &str) = ("512", "0");
 /// What Debian's python3 has and no test needs.
 const UNUSED_PYTHON: &[&str] = &[
     "__pycache__",
@@ -111,6 +113,7 @@ fn case(name: &str) -> Result<()> {
         "host" => host(),
         "writer" => checked(WRITER),
         "reader" => checked(READER),
+        "large" => checked(LARGE),
         other => {
             let case = lifecycle::CASES.iter().find(|case| case.name == other);
             (case.with_context(|| format!("no case is called {other:?}"))?.run)()
