@@ -40,8 +40,9 @@ fn main() -> ExitCode {
     for (name, series) in [("6.1", Series::V6_1), ("6.12", Series::V6_12)] {
         if wanted(name) {
             // One guest a case: what one leaves behind does not touch the next.
-            let cases =
-                ["host", "writer", "reader", "large"].into_iter().chain(lifecycle::CASES.iter().map(|case| case.name));
+            let cases = ["host", "writer", "reader", "large"]
+                .into_iter()
+                .chain(lifecycle::CASES.iter().map(|case| case.name));
             for case in cases.filter(|case| case.contains(&options.case) && !vm::TOO_MUCH.contains(case)) {
                 report(&format!("{name} {case}"), cases::run(series, &[case]));
             }

@@ -17,7 +17,7 @@ use crate::{client, lifecycle};
 /// The argument that makes a test binary do one case: it is followed by the case's name.
 const ASKED: &str = "__guest";
 /// Longest time for a case, at the speed of an emulated machine.
-const CASE: Duration = Duration::from_secs(240);
+const CASE: Duration = Duration::from_secs(480);
 /// Memory of a self-checking program, MiB, and the rate at which it writes, MB/s.
 const WRITER: (&str, &str) = ("8", "1");
 /// The same for one whose memory is looked at much more than it is written.

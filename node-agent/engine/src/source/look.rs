@@ -12,7 +12,7 @@ use super::findings::Findings;
 use super::ipc;
 use super::mm::{self, MappedFiles, Mapping, MmReader};
 use super::registry::{Handle, Registry};
-use super::rules;
+use super::rules::{self, Rules, Settled};
 use super::sockets::{self, Kind};
 use super::spec::TreeSpec;
 use super::terminals;
@@ -63,6 +63,8 @@ pub(crate) struct Looker {
     pub(crate) tracked: bool,
     /// Set while the tree stands still.
     pub(crate) stopped: Option<Standstill>,
+    /// Processes whose namespaces need not be looked at again.
+    settled: Settled,
     /// Files of mappings, in this look.
     files: MappedFiles,
 }
@@ -150,6 +152,7 @@ impl Looker {
             groups: Vec::new(),
             tracked: false,
             stopped: None,
+            settled: Settled::new(),
             files: HashMap::new(),
         })
     }
@@ -175,7 +178,13 @@ impl Looker {
         findings: &mut Findings,
     ) -> Result<Look, InspectError> {
         if depth == Depth::Everything {
-            rules::check(&self.spec, &tree, &self.view.ids, self.stopped.as_ref(), findings)?;
+            let mut rules = Rules {
+                spec: &self.spec,
+                ids: &self.view.ids,
+                stopped: self.stopped.as_ref(),
+                settled: &mut self.settled,
+            };
+            rules::check(&mut rules, &tree, findings)?;
             self.groups = multicast::read(self.spec.root)?;
         }
         account::lap("freeze.look-rules");

@@ -1,6 +1,8 @@
 //! What cannot be carried over, beside single mappings and descriptors.
 
+use std::cell::OnceCell;
 use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use sys::{Errno, kcmp};
@@ -17,16 +19,49 @@ use crate::proc::{ProcError, links, status};
 /// Those that a thread can leave alone.
 const THREAD_NAMESPACES: [&str; 4] = ["net", "mnt", "uts", "ipc"];
 
+/// CAP_SYS_ADMIN, without which no namespace can be left, see namespaces(7): but for user_namespaces(7), whose number is
+/// compared each time. In a mask of capabilities.
+const SYS_ADMIN: u64 = 1 << 21;
+
+/// Processes, by pid and start time, whose namespaces and those of their threads were found to be the container's, and
+/// which can neither leave them nor get the capability to do so; with the number of their user namespace.
+pub(crate) type Settled = HashMap<(i32, u64), Option<u64>>;
+
+/// What [`check`] goes by.
+pub(crate) struct Rules<'a> {
+    /// The tree as it was given.
+    pub(crate) spec: &'a TreeSpec,
+    /// Users and groups of its user namespace.
+    pub(crate) ids: &'a IdMaps,
+    /// Set while it stands still.
+    pub(crate) stopped: Option<&'a Standstill>,
+    /// What is known from one look to the next.
+    pub(crate) settled: &'a mut Settled,
+}
+
+/// Namespaces of the root, read when they are needed.
+struct Own(i32, OnceCell<Vec<(&'static str, Option<u64>)>>);
+
+impl Own {
+    fn all(&self) -> Result<&[(&'static str, Option<u64>)], InspectError> {
+        if self.1.get().is_none() {
+            let read = |name| Ok::<_, InspectError>((name, namespace(self.0, name)?));
+            let all: Vec<_> = links::NAMESPACES.into_iter().map(read).collect::<Result<_, _>>()?;
+            let _ = self.1.set(all);
+        }
+        Ok(self.1.get().map_or(&[], Vec::as_slice))
+    }
+}
+
 const END: &str = "end it before the move";
 
-/// All rules about processes, threads and the tree. `stopped`: set while it stands still.
+/// All rules about processes, threads and the tree.
 pub(crate) fn check(
-    spec: &TreeSpec,
+    rules: &mut Rules<'_>,
     tree: &[Process],
-    ids: &IdMaps,
-    stopped: Option<&Standstill>,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
+    let spec = rules.spec;
     let Some(root) = tree.first() else {
         return Err(InspectError::NoSuchProcess { pid: spec.root });
     };
@@ -34,13 +69,12 @@ pub(crate) fn check(
         return Err(InspectError::NoSuchProcess { pid: spec.root });
     }
     container_namespaces(spec, root, findings)?;
-    let mut own = Vec::with_capacity(links::NAMESPACES.len());
-    for name in links::NAMESPACES {
-        own.push((name, namespace(root.pid, name)?));
-    }
+    let own = Own(root.pid, OnceCell::new());
+    let keys: HashSet<(i32, u64)> = tree.iter().map(Process::key).collect();
+    rules.settled.retain(|key, _| keys.contains(key));
     for process in tree {
         // A process that ends while it is looked at is no reason to refuse.
-        match check_process((root, &own), process, ids, stopped, findings) {
+        match check_process(rules, &own, process, findings) {
             Err(InspectError::Proc(error)) if error.is_gone() => {}
             other => other?,
         }
@@ -49,7 +83,7 @@ pub(crate) fn check(
     if let Some(cgroup) = &spec.cgroup {
         membership(cgroup, tree, findings)?;
         // While we trace it, it is frozen by us.
-        if stopped.is_none() {
+        if rules.stopped.is_none() {
             frozen_already(cgroup, findings)?;
         }
     }
@@ -57,14 +91,13 @@ pub(crate) fn check(
 }
 
 fn check_process(
-    (root, namespaces): (&Process, &[(&str, Option<u64>)]),
+    rules: &mut Rules<'_>,
+    root: &Own,
     process: &Process,
-    ids: &IdMaps,
-    stopped: Option<&Standstill>,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
     let pid = process.inner;
-    let own_tracer = stopped.map_or(0, |stopped| stopped.tracer);
+    let own_tracer = rules.stopped.map_or(0, |stopped| stopped.tracer);
     if process.is_zombie() {
         if process.tids.len() > 1 {
             findings.process(pid, "its main thread has exited while others run", END);
@@ -96,42 +129,61 @@ fn check_process(
         findings.process(pid, "it is a 32-bit program", "use its 64-bit build");
     }
     label(process, findings);
-    if let Some(reason) = unmapped(&process.status, ids) {
+    if let Some(reason) = unmapped(&process.status, rules.ids) {
         findings.process(pid, reason, END);
     }
-    for (name, ours) in namespaces.iter().filter(|_| process.pid != root.pid) {
-        if namespace(process.pid, name)? != *ours {
-            findings.process(
-                pid,
-                format!("it lives in another {name} namespace than the container's root: nested namespaces are not carried yet"),
-                END,
-            );
+    let user = namespace(process.pid, "user")?;
+    let settled = rules.settled.get(&process.key()) == Some(&user);
+    let before = findings.list.len();
+    if !settled && process.pid != root.0 {
+        for (name, ours) in root.all()? {
+            if namespace(process.pid, name)? != *ours {
+                findings.process(
+                    pid,
+                    format!("it lives in another {name} namespace than the container's root: nested namespaces are not carried yet"),
+                    END,
+                );
+            }
         }
     }
+    let mut may = may_leave(&process.status);
     if process.tids.len() > 1 {
-        let own = THREAD_NAMESPACES.map(|name| namespace(process.pid, name));
-        let [net, mnt, uts, ipc] = own;
-        let own = [net?, mnt?, uts?, ipc?];
+        let own = if settled {
+            None
+        } else {
+            let [net, mnt, uts, ipc] = THREAD_NAMESPACES.map(|name| namespace(process.pid, name));
+            Some([net?, mnt?, uts?, ipc?])
+        };
         for tid in process.tids.iter().skip(1) {
-            check_thread(process, *tid, own, (ids, stopped), findings)?;
+            may |= check_thread(rules, process, *tid, own, findings)?;
         }
+    }
+    if !settled && !may && findings.list.len() == before {
+        rules.settled.insert(process.key(), user);
     }
     Ok(())
 }
 
+/// Whether a thread can leave namespaces, or can get to be able to.
+fn may_leave(status: &Status) -> bool {
+    status.caps.iter().any(|caps| caps & SYS_ADMIN != 0)
+}
+
+/// `namespaces`: those of its process; `None` when they are known to be the same. Answers whether it can leave them.
 fn check_thread(
+    rules: &Rules<'_>,
     process: &Process,
     tid: i32,
-    namespaces: [Option<u64>; 4],
-    (ids, stopped): (&IdMaps, Option<&Standstill>),
+    namespaces: Option<[Option<u64>; 4]>,
     findings: &mut Findings,
-) -> Result<(), InspectError> {
+) -> Result<bool, InspectError> {
+    let stopped = rules.stopped;
     let own_tracer = stopped.map_or(0, |stopped| stopped.tracer);
     let thread = match stopped.and_then(|stopped| stopped.statuses.get(&tid)) {
         Some(known) => known.clone(),
         None => match status::read_thread(process.pid, tid) {
             Ok(thread) => thread,
-            Err(error) if error.is_gone() => return Ok(()),
+            Err(error) if error.is_gone() => return Ok(false),
             Err(error) => return Err(error.into()),
         },
     };
@@ -143,7 +195,7 @@ fn check_thread(
             "detach the debugger or tracer",
         );
     }
-    if let Some(reason) = unmapped(&thread, ids) {
+    if let Some(reason) = unmapped(&thread, rules.ids) {
         findings.thread(process.inner, thread.inner_pid(), reason, END);
     }
     let own = [
@@ -162,7 +214,7 @@ fn check_thread(
             Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
         }
     }
-    for (name, leader) in THREAD_NAMESPACES.into_iter().zip(namespaces) {
+    for (name, leader) in THREAD_NAMESPACES.into_iter().zip(namespaces.into_iter().flatten()) {
         match links::read(process.pid, &format!("task/{tid}/ns/{name}")) {
             Ok(link) if links::parse_bracketed(&link) == leader => {}
             Ok(_) => findings.thread(
@@ -175,7 +227,7 @@ fn check_thread(
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    Ok(may_leave(&thread))
 }
 
 /// A user or group that the container's user namespace does not have: it could not be set inside.
@@ -310,8 +362,9 @@ fn place(
 fn membership(cgroup: &Path, tree: &[Process], findings: &mut Findings) -> Result<(), InspectError> {
     let members = cgroup_members(cgroup)
         .map_err(|source| ProcError::Read { path: cgroup.display().to_string(), source })?;
+    let known: HashSet<i32> = tree.iter().map(|process| process.pid).collect();
     for pid in &members {
-        if !tree.iter().any(|process| process.pid == *pid) {
+        if !known.contains(pid) {
             // It may have been born between the two looks.
             let Ok(status) = status::read(*pid) else {
                 continue;
@@ -324,7 +377,7 @@ fn membership(cgroup: &Path, tree: &[Process], findings: &mut Findings) -> Resul
         }
     }
     for process in tree.iter().filter(|process| !process.is_zombie()) {
-        if !members.contains(&process.pid) {
+        if members.binary_search(&process.pid).is_err() {
             findings.process(process.inner, "it is not in the container's cgroup", END);
         }
     }
