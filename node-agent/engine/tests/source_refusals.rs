@@ -342,6 +342,31 @@ fn namespaces_and_tracers() {
     assert_eq!(inspect(&workload.spec()).unwrap().refusals, []);
 }
 
+/// What cannot leave its namespaces is not looked at again, but for the one way that takes no capability.
+#[test]
+fn a_user_namespace_made_after_the_first_look() {
+    let code = "import ctypes, os, sys, time\nlibc = ctypes.CDLL(None)\n\
+        (r, w), (answers, answer) = os.pipe(), os.pipe()\n\
+        if os.fork() == 0:\n    libc.prctl(24, 21, 0, 0, 0); os.setgid(65534); os.setuid(65534); libc.prctl(1, 9)\n\
+        \x20   os.write(answer, b'x'); os.read(r, 1)\n\
+        \x20   left = libc.unshare(0x40000000) == 0, libc.unshare(0x10000000) == 0, libc.unshare(0x40000000) == 0\n\
+        \x20   os.write(answer, b'%d%d%d' % left); time.sleep(1000)\n\
+        os.read(answers, 1)\nprint('ready')\n\
+        for line in sys.stdin:\n    os.write(w, b'x'); print(os.read(answers, 3).decode())";
+    let mut workload = Workload::python(code);
+    let mut source = Source::attach(&workload.spec()).unwrap();
+    source.shape().unwrap();
+    assert_eq!(workload.ask(""), "011", "no network namespace before the user namespace");
+    match source.freeze() {
+        Err(SourceError::Refused(list)) => {
+            let found = |name: &str| list.iter().any(|refusal| refusal.reason.contains(name));
+            assert!(found("another user namespace") && found("another net namespace"), "{list:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    source.abort().unwrap();
+}
+
 #[test]
 fn cgroups() {
     let cgroup = Cgroup::new("refusals");
