@@ -405,6 +405,7 @@ mod tests {
             pages_checked: Some(4),
             pages_wrong: Some(0),
             per_connection: vec![ConnectionReport { gaps, ..ConnectionReport::default() }],
+            ..Report::default()
         };
         (vec![Move { migration, from_ms: 100.0, to_ms: 200.0 }], report)
     }

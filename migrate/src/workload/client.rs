@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::memory::{expected_checksum, mix};
 use super::wire::{Op, Reply, Request};
 
+/// For how long replies are counted together, and how often the server is asked what it has written.
+const TICK: Duration = Duration::from_millis(100);
 /// Silences kept of one connection; the longest are what matters.
 const GAPS_KEPT: usize = 4096;
 
@@ -40,6 +42,9 @@ pub(crate) struct Options {
     /// Shortest silence that is listed with its time.
     #[arg(long, default_value = "2500us", value_parser = humantime::parse_duration)]
     list_gaps_from: Duration,
+    /// Ask the server every 100 ms, on one more connection, how many pages it has written.
+    #[arg(long)]
+    watch_writes: bool,
 }
 
 /// A time without a reply on one connection.
@@ -61,14 +66,24 @@ pub(crate) struct ConnectionReport {
     pub(crate) wrong: u64,
     pub(crate) max_gap: Option<Gap>,
     pub(crate) gaps: Vec<Gap>,
+    /// Replies in each 100 ms of the run.
+    #[serde(skip)]
+    pub(crate) per_tick: Vec<u64>,
     /// Why the connection ended early.
     pub(crate) error: Option<String>,
     /// What the first wrong reply was.
     pub(crate) first_wrong: Option<String>,
 }
 
+/// How many pages the server had written at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Written {
+    pub(crate) at_unix_ms: f64,
+    pub(crate) pages: u64,
+}
+
 /// What the client prints at its end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) connections: u32,
     pub(crate) connections_lost: u32,
@@ -82,6 +97,12 @@ pub(crate) struct Report {
     pub(crate) pages_checked: Option<u64>,
     /// How many of them were wrong.
     pub(crate) pages_wrong: Option<u64>,
+    /// When the run began, milliseconds since 1970.
+    pub(crate) began_unix_ms: f64,
+    /// Replies of all connections in each 100 ms since then.
+    pub(crate) replies_per_100ms: Vec<u64>,
+    /// What the server had written, every 100 ms; empty unless it was asked.
+    pub(crate) written: Vec<Written>,
     pub(crate) per_connection: Vec<ConnectionReport>,
 }
 
@@ -122,27 +143,40 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     }
     println!("{}", serde_json::json!({"event": "connected", "connections": streams.len()}));
     let stop = AtomicBool::new(false);
-    let mut connections = thread::scope(|scope| {
+    let watched =
+        options.watch_writes.then(|| connect(options.connect, options.connect_timeout)).transpose()?;
+    let (began, began_unix_ms) = (Instant::now(), unix_ms());
+    let (mut connections, written) = thread::scope(|scope| {
         let handles: Vec<_> = (0..)
             .zip(&streams)
             .map(|(index, stream)| {
                 let stop = &stop;
-                scope.spawn(move || Connection::new(index, stream, options).run(stop))
+                scope.spawn(move || Connection::new(index, stream, options).run(stop, began))
             })
             .collect();
+        let watcher = watched.map(|stream| {
+            let (stop, timeout) = (&stop, options.reply_timeout);
+            scope.spawn(move || watch_writes(&stream, timeout, stop))
+        });
         wait_for_the_end(options.duration);
         stop.store(true, Ordering::Relaxed);
-        handles
+        let connections = handles
             .into_iter()
             .map(|handle| {
                 let died =
                     || ConnectionReport { error: Some("client thread died".into()), ..Default::default() };
                 handle.join().unwrap_or_else(|_| died())
             })
-            .collect::<Vec<_>>()
+            .collect::<Vec<_>>();
+        (connections, watcher.map(|watcher| watcher.join()))
     });
     let check = check_all(&streams, &mut connections);
-    let report = summarise(connections, check);
+    let written = match written {
+        Some(Ok(written)) => written.context("ask what the server has written")?,
+        Some(Err(_)) => anyhow::bail!("the thread that asks what was written died"),
+        None => Vec::new(),
+    };
+    let report = Report { began_unix_ms, written, ..summarise(connections, check) };
     println!("{}", serde_json::to_string(&report)?);
     Ok(report.nothing_lost())
 }
@@ -157,6 +191,24 @@ fn connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
             outcome => return outcome,
         }
     }
+}
+
+/// Asks again and again how much was written, until `stop`.
+fn watch_writes(stream: &TcpStream, timeout: Duration, stop: &AtomicBool) -> io::Result<Vec<Written>> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(timeout))?;
+    let mut all = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let request = Request { op: Op::Written, seq: all.len() as u64 + 1, key: 0 };
+        request.write_to(stream)?;
+        let reply = Reply::read_from(stream)?;
+        if (reply.seq, reply.counter) != (request.seq, request.seq) {
+            return Err(io::Error::other(format!("reply {} where {} was due", reply.counter, request.seq)));
+        }
+        all.push(Written { at_unix_ms: unix_ms(), pages: reply.page });
+        thread::sleep(TICK);
+    }
+    Ok(all)
 }
 
 fn wait_for_the_end(duration: Option<Duration>) {
@@ -181,6 +233,9 @@ fn summarise(per_connection: Vec<ConnectionReport>, check: Option<Reply>) -> Rep
     let requests = sum(|c| c.sent);
     let replies = sum(|c| c.replies);
     let lost = per_connection.iter().filter(|c| c.error.is_some()).count();
+    let ticks = per_connection.iter().map(|c| c.per_tick.len()).max().unwrap_or(0);
+    let in_tick = |tick| per_connection.iter().filter_map(|c| c.per_tick.get(tick)).sum();
+    let replies_per_100ms = (0..ticks).map(in_tick).collect();
     let longest = per_connection.iter().filter_map(|c| c.max_gap).map(|g| g.ms).fold(0.0, f64::max);
     Report {
         connections: u32::try_from(per_connection.len()).unwrap_or(u32::MAX),
@@ -192,7 +247,9 @@ fn summarise(per_connection: Vec<ConnectionReport>, check: Option<Reply>) -> Rep
         max_gap_ms: longest,
         pages_checked: check.map(|reply| reply.page),
         pages_wrong: check.map(|reply| reply.version),
+        replies_per_100ms,
         per_connection,
+        ..Report::default()
     }
 }
 
@@ -210,7 +267,7 @@ impl<'a> Connection<'a> {
         Self { stream, options, report, versions: HashMap::new() }
     }
 
-    fn run(mut self, stop: &AtomicBool) -> ConnectionReport {
+    fn run(mut self, stop: &AtomicBool, began: Instant) -> ConnectionReport {
         let mut last = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             if let Err(error) = self.ask() {
@@ -218,6 +275,7 @@ impl<'a> Connection<'a> {
                 break;
             }
             self.note_silence(last.elapsed());
+            self.count(began.elapsed());
             last = Instant::now();
             thread::sleep(self.options.interval);
         }
@@ -266,6 +324,14 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
+    fn count(&mut self, at: Duration) {
+        let tick = usize::try_from(at.as_millis() / TICK.as_millis()).unwrap_or(0);
+        if self.report.per_tick.len() <= tick {
+            self.report.per_tick.resize(tick + 1, 0);
+        }
+        self.report.per_tick[tick] += 1;
+    }
+
     fn note_silence(&mut self, silence: Duration) {
         let ms = silence.as_secs_f64() * 1000.0;
         let gap = Gap { at_unix_ms: unix_ms() - ms, ms };
@@ -299,6 +365,7 @@ mod tests {
             interval: Duration::ZERO,
             reply_timeout: Duration::from_secs(1),
             list_gaps_from: Duration::from_millis(3),
+            watch_writes: false,
         }
     }
 
@@ -360,11 +427,39 @@ mod tests {
         let (client, server) = pair();
         drop(server);
         let options = options();
-        let report = Connection::new(0, &client, &options).run(&AtomicBool::new(false));
+        let report = Connection::new(0, &client, &options).run(&AtomicBool::new(false), Instant::now());
         assert!(report.error.is_some());
         let report = summarise(vec![report], None);
         assert_eq!((report.connections_lost, report.requests_lost), (1, 1));
         assert!(!report.nothing_lost());
+    }
+
+    #[test]
+    fn replies_are_counted_by_time_over_all_connections() {
+        let (client, _server) = pair();
+        let options = options();
+        let counted = |times: &[u64]| {
+            let mut connection = Connection::new(0, &client, &options);
+            times.iter().for_each(|ms| connection.count(Duration::from_millis(*ms)));
+            connection.report
+        };
+        let report = summarise(vec![counted(&[5, 99, 100, 310]), counted(&[7])], None);
+        assert_eq!(report.replies_per_100ms, [3, 1, 0, 1]);
+    }
+
+    #[test]
+    fn writes_are_watched_on_a_connection_of_their_own() {
+        let (client, server) = pair();
+        let stop = AtomicBool::new(false);
+        let seen = thread::scope(|scope| {
+            let watcher = scope.spawn(|| watch_writes(&client, Duration::from_secs(5), &stop).unwrap());
+            let request = Request::read_from(&server).unwrap().unwrap();
+            assert_eq!(request.op, Op::Written);
+            stop.store(true, Ordering::Relaxed);
+            right(&request, 1, 1).write_to(&server).unwrap();
+            watcher.join().unwrap()
+        });
+        assert_eq!(seen.len(), 1);
     }
 
     #[test]
