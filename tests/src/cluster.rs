@@ -263,14 +263,7 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::move_to`].
     pub fn patient_move(&self, container: &str, node: &str) -> Result<Value> {
-        self.move_within(container, node, if in_guest() { PATIENCE } else { "3s" })
-    }
-
-    /// The same with another longest pause to aim at.
-    ///
-    /// # Errors
-    /// As [`Cluster::move_to`].
-    pub fn move_within(&self, container: &str, node: &str, downtime: &str) -> Result<Value> {
+        let downtime = if in_guest() { PATIENCE } else { "3s" };
         self.must(["move", container, "--to", node, "--max-downtime", downtime, "-o", "json"])?.json()
     }
 

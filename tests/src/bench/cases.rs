@@ -84,8 +84,8 @@ pub struct Case {
     pub amount: u32,
     /// What is moved.
     pub load: Load,
-    /// The longest pause to aim at, where the default would not end.
-    pub max_downtime: Option<&'static str>,
+    /// The longest pause to aim at.
+    pub max_downtime: &'static str,
 }
 
 impl Case {
@@ -111,6 +111,17 @@ impl Case {
         }
     }
 
+    /// Descriptors that an agent needs for it: in the pause one for each of the container's and one more for each
+    /// connection.
+    #[must_use]
+    pub fn agent_descriptors(&self) -> u64 {
+        1024 + match self.load {
+            Load::Population(wanted) => u64::from(wanted.descriptors),
+            Load::Connections(count) => 2 * u64::from(count),
+            _ => 0,
+        }
+    }
+
     /// The memory and rate with which bare copying can be compared.
     #[must_use]
     pub fn bare(&self) -> Option<(u32, u32)> {
@@ -124,24 +135,30 @@ impl Case {
 /// The case that the others with state are compared with.
 pub const NOTHING: &str = "state-nothing";
 
+/// What `migrate move` aims at.
+const DEFAULT: &str = "50ms";
+/// For what costs more, or is predicted to. A container is frozen as soon as it fits and one more round would not shorten
+/// its pause, so what is written to fast may be frozen earlier than a lower limit would have it.
+const LONG: &str = "1s";
+
 const fn idle(name: &'static str, mib: u32) -> Case {
-    Case { name, group: Group::Idle, amount: mib, load: Load::Own { mib, dirty: 0 }, max_downtime: None }
+    Case { name, group: Group::Idle, amount: mib, load: Load::Own { mib, dirty: 0 }, max_downtime: DEFAULT }
 }
 
-const fn writers(name: &'static str, dirty: u32, max_downtime: Option<&'static str>) -> Case {
+const fn writers(name: &'static str, dirty: u32, max_downtime: &'static str) -> Case {
     Case { name, group: Group::Writers, amount: dirty, load: Load::Own { mib: 256, dirty }, max_downtime }
 }
 
-const fn large(name: &'static str, dirty: u32, max_downtime: Option<&'static str>) -> Case {
+const fn large(name: &'static str, dirty: u32, max_downtime: &'static str) -> Case {
     Case { name, group: Group::Large, amount: dirty, load: Load::Own { mib: 1024, dirty }, max_downtime }
 }
 
 const fn program(name: &'static str, load: Load) -> Case {
-    Case { name, group: Group::Programs, amount: 0, load, max_downtime: Some("1s") }
+    Case { name, group: Group::Programs, amount: 0, load, max_downtime: LONG }
 }
 
 const fn population(name: &'static str, group: Group, amount: u32, population: Population) -> Case {
-    Case { name, group, amount, load: Load::Population(population), max_downtime: Some("1s") }
+    Case { name, group, amount, load: Load::Population(population), max_downtime: LONG }
 }
 
 const fn processes(name: &'static str, processes: u32) -> Case {
@@ -163,12 +180,12 @@ const fn connections(name: &'static str, count: u32) -> Case {
         group: Group::Connections,
         amount: count,
         load: Load::Connections(count),
-        max_downtime: Some("1s"),
+        max_downtime: LONG,
     }
 }
 
 const fn state(name: &'static str, state: State) -> Case {
-    Case { name, group: Group::State, amount: 0, load: Load::State(state), max_downtime: None }
+    Case { name, group: Group::State, amount: 0, load: Load::State(state), max_downtime: LONG }
 }
 
 /// 32 processes, each of which forks two, with four threads each.
@@ -181,12 +198,12 @@ pub const CASES: &[Case] = &[
     idle("idle-1GiB", 1024),
     idle("idle-4GiB", 4096),
     idle("idle-8GiB", 8192),
-    writers("50MB/s-256MiB", 50, None),
-    writers("100MB/s-256MiB", 100, None),
-    writers("200MB/s-256MiB", 200, Some("1s")),
-    writers("400MB/s-256MiB", 400, Some("5s")),
-    large("100MB/s-1GiB", 100, None),
-    large("1000MB/s-1GiB", 1000, Some("60s")),
+    writers("50MB/s-256MiB", 50, DEFAULT),
+    writers("100MB/s-256MiB", 100, DEFAULT),
+    writers("200MB/s-256MiB", 200, LONG),
+    writers("400MB/s-256MiB", 400, "5s"),
+    large("100MB/s-1GiB", 100, DEFAULT),
+    large("1000MB/s-1GiB", 1000, "60s"),
     program("redis-512MiB", Load::Redis { keys: 131_072 }),
     program("nginx", Load::Nginx),
     program("shared-8-workers", Load::Shared),

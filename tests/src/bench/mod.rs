@@ -27,7 +27,7 @@ use self::report::{Report, Without};
 use crate::suite;
 use crate::workload::connections::allow_descriptors;
 
-/// What the agent's unit in `deploy/` allows it, and the hosts here inherit.
+/// Descriptors that the agent's unit in `deploy/` allows it; the hosts here inherit what this program has.
 const DESCRIPTORS: u64 = 1_048_576;
 
 /// Arguments of the benchmark.
@@ -68,14 +68,14 @@ pub fn run(args: &Args) -> Result<()> {
         wanted.iter().for_each(|case| println!("{}", case.name));
         return Ok(());
     }
-    allow_descriptors(DESCRIPTORS)?;
+    let descriptors = allow_descriptors(DESCRIPTORS)?;
     let mut report = Report::default();
     for case in wanted {
         eprintln!("{} ...", case.name);
         let name = case.name;
         let lacks = match suite::missing(case.programs()) {
             Some(reason) => Some(reason),
-            None => measure::lacks_memory(case)?,
+            None => measure::lacks(case, descriptors)?,
         };
         if let Some(reason) = lacks {
             eprintln!("{name} is skipped: {reason}");

@@ -24,7 +24,9 @@ impl Held {
     /// # Errors
     /// When one cannot be made or is not answered rightly.
     pub fn connect(address: SocketAddr, count: usize) -> Result<Self> {
-        allow_descriptors(count as u64 + BESIDES)?;
+        let wanted = count as u64 + BESIDES;
+        let allowed = allow_descriptors(wanted)?;
+        ensure!(allowed >= wanted, "RLIMIT_NOFILE is {allowed} and cannot be raised");
         let mut held = Self { streams: Vec::with_capacity(count), answers: 1 };
         for number in 0..count {
             let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))
@@ -53,16 +55,25 @@ impl Held {
     }
 }
 
-/// Lets this process, and those that it starts, have so many descriptors.
+/// Lets this process, and those that it starts, have so many descriptors, or as many as it may; answers how many these
+/// are.
 ///
 /// # Errors
-/// When it may not.
-pub fn allow_descriptors(wanted: u64) -> Result<()> {
+/// When the limit cannot be read.
+pub fn allow_descriptors(wanted: u64) -> Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft < wanted {
-        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).context("raise RLIMIT_NOFILE")?;
+    if soft >= wanted {
+        return Ok(soft);
     }
-    Ok(())
+    // More than the hard limit takes CAP_SYS_RESOURCE.
+    match setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)) {
+        Ok(()) => Ok(wanted),
+        Err(_) => {
+            let most = hard.min(wanted);
+            setrlimit(Resource::RLIMIT_NOFILE, most, hard)?;
+            Ok(most)
+        }
+    }
 }
 
 fn ask(mut stream: &TcpStream) -> Result<()> {
