@@ -27,7 +27,8 @@ use crate::settings::{Output, Settings};
 use crate::verbs::container::new_request_id;
 use crate::verbs::moving;
 use crate::verbs::refused;
-use crate::workload::client::{Report, unix_ms};
+use crate::workload::client::unix_ms;
+use crate::workload::report::Report;
 
 /// The container's name, address and port.
 const CONTAINER: &str = "web";
@@ -381,7 +382,7 @@ mod tests {
     use proto::v1::{Downtime, Round};
 
     use super::*;
-    use crate::workload::client::{ConnectionReport, Gap};
+    use crate::workload::report::{ConnectionReport, Gap};
 
     fn sample() -> (Vec<Move>, Report) {
         let migration = Migration {

@@ -80,10 +80,15 @@ impl Move {
         all
     }
 
-    /// The longest gap of any client that overlaps it.
+    /// Gaps of clients that overlap it.
+    fn gaps<'a>(&self, heard: &'a Heard) -> impl Iterator<Item = &'a Gap> {
+        let (from, to) = (self.from_ms, self.to_ms);
+        heard.gaps.iter().filter(move |gap| gap.at_unix_ms <= to && gap.at_unix_ms + gap.ms >= from)
+    }
+
+    /// The longest of them.
     fn longest_gap(&self, heard: &Heard) -> Option<Gap> {
-        let within = |gap: &&Gap| gap.at_unix_ms <= self.to_ms && gap.at_unix_ms + gap.ms >= self.from_ms;
-        heard.gaps.iter().filter(within).max_by(|a, b| a.ms.total_cmp(&b.ms)).copied()
+        self.gaps(heard).max_by(|a, b| a.ms.total_cmp(&b.ms)).copied()
     }
 
     /// A time of its object, milliseconds since 1970.
@@ -92,14 +97,14 @@ impl Move {
         Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs_f64() * 1e3)
     }
 
-    /// From when to when the container ran while it was copied. Its end is when the longest gap of a client began, which
-    /// is closer than what the object tells.
+    /// From when to when the container ran while it was copied. Its end is when the last gap began that was as long as the
+    /// pause, which is closer than what the object tells.
     fn pre_copy(&self, heard: &Heard) -> Option<(f64, f64)> {
         let from = self.time("/metadata/creationTimestamp")?;
-        let finished = self.time("/status/finishTime")?;
-        let froze = finished - self.downtime();
-        let gap = self.longest_gap(heard).filter(|gap| gap.ms >= self.downtime() && gap.at_unix_ms > from);
-        let to = gap.map_or(froze, |gap| gap.at_unix_ms.min(froze));
+        let froze = self.time("/status/finishTime")? - self.downtime();
+        let pauses = self.gaps(heard).filter(|gap| gap.ms >= self.downtime());
+        let began = pauses.map(|gap| gap.at_unix_ms).filter(|at| (from..froze).contains(at)).reduce(f64::max);
+        let to = began.unwrap_or(froze);
         (to - from >= TELLING_MS).then_some((from, to))
     }
 }
@@ -183,6 +188,7 @@ fn row(case: &Case, moves: &[Move], heard: &Heard, resident: f64, cpu: f64, bare
         gaps: Gaps {
             longest_ms: heard.longest_gap_ms,
             per_move_ms: spread(&gap),
+            longest_after_ms: spread(&|m| m.longest_gap(heard).map_or(0.0, |gap| gap.at_unix_ms - m.from_ms)),
             over_downtime: spread(&|m| gap(m) / m.downtime().max(1e-3)),
         },
         total_seconds: total,
@@ -225,7 +231,6 @@ fn throughput(moves: &[Move], heard: &Heard) -> Option<Throughput> {
     let (mut replies, mut writes) = (Vec::new(), Vec::new());
     for m in moves {
         let Some((from, to)) = m.pre_copy(heard) else { continue };
-        // The last reply before the pause may have come at any moment of an interval.
         for (series, ratios) in [(&heard.replies, &mut replies), (&heard.written, &mut writes)] {
             let before = series.rate(from - BEFORE.as_secs_f64() * 0.9e3, from);
             let during = series.rate(from, to);

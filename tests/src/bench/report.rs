@@ -48,7 +48,9 @@ pub struct Gaps {
     pub longest_ms: f64,
     /// The longest one in each move.
     pub per_move_ms: Spread,
-    /// The same divided by the move's downtime.
+    /// When it began, after the move was asked for: whether it is the pause.
+    pub longest_after_ms: Spread,
+    /// The longest one divided by the move's downtime.
     pub over_downtime: Spread,
 }
 
