@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn rates_are_taken_between_moments() {
         let series = Series::of_counts(1000.0, 100.0, &[10.0, 10.0, 0.0, 20.0]);
-        assert_eq!(series.rate(1000.5, 1100.0), Some(100.0));
+        assert_eq!(series.rate(1025.0, 1100.0), Some(100.0));
         assert_eq!(series.rate(1050.0, 1250.0), Some(75.0));
         assert_eq!(series.rate(1200.0, 1300.0), Some(0.0));
         assert_eq!(series.rate(900.0, 1100.0), None);
