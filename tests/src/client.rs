@@ -2,6 +2,7 @@
 //! argument. A line on its standard input asks whether every client has answers still, closing it ends the run;
 //! the answer to either is a verdict, one JSON line.
 
+use std::fmt;
 use std::io::BufRead as _;
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
@@ -31,7 +32,7 @@ pub fn unix_ms() -> f64 {
 }
 
 /// What the clients of one run saw.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Verdict {
     /// Replies that were checked and right.
     pub replies: u64,
@@ -42,6 +43,18 @@ pub struct Verdict {
     pub gaps: Vec<Gap>,
     /// What was wrong; empty when nothing was.
     pub errors: Vec<String>,
+}
+
+/// With the number of listed gaps instead of a list that fills screens.
+impl fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verdict")
+            .field("replies", &self.replies)
+            .field("longest_gap_ms", &self.longest_gap_ms)
+            .field("gaps", &self.gaps.len())
+            .field("errors", &self.errors)
+            .finish()
+    }
 }
 
 /// Runs as a client process when the arguments say so.

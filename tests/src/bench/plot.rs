@@ -116,7 +116,12 @@ fn lines(dir: &Path, picture: &Picture<'_>, lines: &[Line]) -> Result<()> {
     let y = decades(all().flat_map(|(_, pause)| [pause.min, pause.max])).log_scale();
     let most = all().map(|(x, _)| *x).fold(0.0, f64::max);
     let mut builder = ChartBuilder::on(&area);
-    builder.margin(20).x_label_area_size(60).y_label_area_size(80).caption(picture.title, (FONT, TITLE));
+    builder
+        .margin(20)
+        .margin_right(50)
+        .x_label_area_size(60)
+        .y_label_area_size(80)
+        .caption(picture.title, (FONT, TITLE));
     if picture.factors {
         let x = decades(all().map(|(x, _)| *x));
         draw(builder.build_cartesian_2d(x.log_scale(), y).map_err(failed)?, picture, &lines)?;

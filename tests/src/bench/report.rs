@@ -16,7 +16,7 @@ pub const GIB: f64 = 1024.0 * MIB;
 /// Median, minimum and maximum.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Spread {
-    /// Of an even number of values the higher one of the two in the middle.
+    /// Of an even number of values the middle of the two in the middle.
     pub median: f64,
     /// The least.
     pub min: f64,
@@ -31,7 +31,8 @@ impl Spread {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or_default();
-        Self { median: at(values.len() / 2), min: at(0), max: at(values.len().saturating_sub(1)) }
+        let last = values.len().saturating_sub(1);
+        Self { median: f64::midpoint(at(last / 2), at(values.len() / 2)), min: at(0), max: at(last) }
     }
 }
 
@@ -295,7 +296,7 @@ mod tests {
     fn medians_and_extremes() {
         let spread = Spread::of([3.0, 1.0, 2.0]);
         assert_eq!((spread.median, spread.min, spread.max), (2.0, 1.0, 3.0));
-        assert_eq!(median([1.0, 2.0]), 2.0);
+        assert_eq!((median([1.0, 2.0]), median([7.0])), (1.5, 7.0));
         assert_eq!(median([]), 0.0);
     }
 
