@@ -22,6 +22,6 @@ typos:
 test:
     cargo test --workspace
 
-# Figures: pause, gap, bytes (a table; --json for machines).
+# Figures: pause, gap, bytes, cost (tables; --json for machines, --svg DIR for pictures).
 bench *ARGS:
     cargo run --release -p tests --bin bench -- {{ARGS}}

@@ -27,7 +27,8 @@ use crate::settings::{Output, Settings};
 use crate::verbs::container::new_request_id;
 use crate::verbs::moving;
 use crate::verbs::refused;
-use crate::workload::client::{Report, unix_ms};
+use crate::workload::client::unix_ms;
+use crate::workload::report::Report;
 
 /// The container's name, address and port.
 const CONTAINER: &str = "web";
@@ -381,7 +382,7 @@ mod tests {
     use proto::v1::{Downtime, Round};
 
     use super::*;
-    use crate::workload::client::{ConnectionReport, Gap};
+    use crate::workload::report::{ConnectionReport, Gap};
 
     fn sample() -> (Vec<Move>, Report) {
         let migration = Migration {
@@ -405,6 +406,7 @@ mod tests {
             pages_checked: Some(4),
             pages_wrong: Some(0),
             per_connection: vec![ConnectionReport { gaps, ..ConnectionReport::default() }],
+            ..Report::default()
         };
         (vec![Move { migration, from_ms: 100.0, to_ms: 200.0 }], report)
     }

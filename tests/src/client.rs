@@ -2,27 +2,59 @@
 //! argument. A line on its standard input asks whether every client has answers still, closing it ends the run;
 //! the answer to either is a verdict, one JSON line.
 
+use std::fmt;
 use std::io::BufRead as _;
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::workload::{http, redis};
+use crate::workload::connections::Held;
+use crate::workload::{http, lines, redis};
+
+/// A time without an answer.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Gap {
+    /// When it began, milliseconds since 1970.
+    pub at_unix_ms: f64,
+    /// How long it was.
+    pub ms: f64,
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() * 1e3)
+}
 
 /// What the clients of one run saw.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Verdict {
     /// Replies that were checked and right.
     pub replies: u64,
     /// The longest time any client waited between two replies, milliseconds.
     pub longest_gap_ms: f64,
+    /// Gaps of [`LISTED`] and more, those of all clients.
+    #[serde(default)]
+    pub gaps: Vec<Gap>,
     /// What was wrong; empty when nothing was.
     pub errors: Vec<String>,
+}
+
+/// With the number of listed gaps instead of a list that fills screens.
+impl fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verdict")
+            .field("replies", &self.replies)
+            .field("longest_gap_ms", &self.longest_gap_ms)
+            .field("gaps", &self.gaps.len())
+            .field("errors", &self.errors)
+            .finish()
+    }
 }
 
 /// Runs as a client process when the arguments say so.
@@ -67,15 +99,36 @@ fn run(args: &[String]) -> Result<Verdict> {
             let (path, sha256) = (arg(2)?, arg(3)?);
             Ok(many(arg(4)?.parse()?, &|_, stop| http::check(address, path, sha256, stop)))
         }
+        // http-once ADDRESS PATH SHA256
+        "http-once" => {
+            let begun = AtomicBool::new(false);
+            http::check(address, arg(2)?, arg(3)?, &|| begun.swap(true, Ordering::Relaxed))?;
+            Ok(Verdict::default())
+        }
         // lines ADDRESS CLIENTS: asks `check` and expects `ok N ...` with N rising by one
-        "lines" => Ok(many(arg(2)?.parse()?, &|id, stop| crate::workload::lines::check(address, id, stop))),
+        "lines" => Ok(many(arg(2)?.parse()?, &|id, stop| lines::check(address, id, stop))),
+        // connections ADDRESS COUNT: so many say nothing until the end, one more asks all the time
+        "connections" => {
+            let mut held = Held::connect(address, arg(2)?.parse()?)?;
+            let mut verdict = many(1, &|id, stop| lines::check(address, id, stop));
+            match held.ask_all() {
+                Ok(answers) => verdict.replies += answers,
+                Err(error) => verdict.errors.push(format!("{error:#}")),
+            }
+            Ok(verdict)
+        }
         // ask ADDRESS QUESTION ANSWER: one line each
-        "ask" => crate::workload::lines::ask(address, arg(2)?, arg(3)?).map(|()| Verdict::default()),
+        "ask" => lines::ask(address, arg(2)?, arg(3)?).map(|()| Verdict::default()),
         other => bail!("no client is called {other}"),
     }
 }
 
 type Check<'a> = dyn Fn(usize, &dyn Fn() -> bool) -> Result<(u64, Duration)> + Sync + 'a;
+
+/// Shortest gap that is listed with its time.
+pub const LISTED: Duration = Duration::from_millis(5);
+/// Gaps listed of one client.
+const GAPS_KEPT: usize = 20_000;
 
 /// How long a client may take for its next answers when it is asked whether it has any.
 const PROGRESS: Duration = Duration::from_secs(40);
@@ -124,6 +177,9 @@ fn many(clients: usize, check: &Check<'_>) -> Verdict {
             }
         }
     });
+    for answers in answers.into_iter().filter_map(|answers| answers.into_inner().ok()) {
+        verdict.gaps.extend(answers.gaps);
+    }
     verdict
 }
 
@@ -133,20 +189,32 @@ struct Answers {
     count: u64,
     last: Instant,
     longest: Duration,
+    gaps: Vec<Gap>,
     /// Why it ended.
     error: String,
 }
 
 impl Default for Answers {
     fn default() -> Self {
-        Self { count: 0, last: Instant::now(), longest: Duration::ZERO, error: String::new() }
+        Self {
+            count: 0,
+            last: Instant::now(),
+            longest: Duration::ZERO,
+            gaps: Vec::new(),
+            error: String::new(),
+        }
     }
 }
 
 impl Answers {
     fn another(&mut self) {
         self.count += 1;
-        self.longest = self.longest.max(self.last.elapsed());
+        let gap = self.last.elapsed();
+        self.longest = self.longest.max(gap);
+        if gap >= LISTED && self.gaps.len() < GAPS_KEPT {
+            let ms = gap.as_secs_f64() * 1e3;
+            self.gaps.push(Gap { at_unix_ms: unix_ms() - ms, ms });
+        }
         self.last = Instant::now();
     }
 }

@@ -203,6 +203,22 @@ impl Cluster {
         Ok(Background { child: Some(child), stdout })
     }
 
+    /// Makes a bundle for container `name` that runs `command` and can write to the directories `rw`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_bundle(&self, name: &str, rw: &[&str], command: &[&str]) -> Result<PathBuf> {
+        let bundle = self.dir.join("bundles").join(name);
+        let mut args = vec!["dev", "bundle", "--out", bundle.to_str().unwrap_or_default()];
+        for path in rw {
+            args.extend(["--rw", path]);
+        }
+        args.push("--");
+        args.extend(command);
+        self.must(args)?;
+        Ok(bundle)
+    }
+
     /// Makes a bundle that runs `command` and starts it as container `name` on `node`.
     ///
     /// # Errors
@@ -215,14 +231,7 @@ impl Cluster {
         rw: &[&str],
         command: &[&str],
     ) -> Result<PathBuf> {
-        let bundle = self.dir.join("bundles").join(name);
-        let mut args = vec!["dev", "bundle", "--out", bundle.to_str().unwrap_or_default()];
-        for path in rw {
-            args.extend(["--rw", path]);
-        }
-        args.push("--");
-        args.extend(command);
-        self.must(args)?;
+        let bundle = self.make_bundle(name, rw, command)?;
         self.start_bundle(name, node, ip, &bundle)?;
         Ok(bundle)
     }

@@ -8,12 +8,14 @@
 //! * [`stage`] is a container under checking clients that is moved while they do.
 //! * [`aborts`] ends migrations at every boundary, [`crash`] kills agents at random moments.
 //! * [`lifecycle`] moves real programs there and back.
+//! * [`mod@bench`] measures moves.
 //! * [`vm`] boots other kernels, with the same programs and tests inside.
 //! * [`suite`] turns functions into tests that can be skipped with a reason.
 
 #![forbid(unsafe_code)]
 
 pub mod aborts;
+pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod crash;

@@ -8,16 +8,26 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, wait_for};
 use crate::suite::Case;
-use crate::workload::{FILES_PROGRAM, MEMORY_PROGRAM, MOUNTS_PROGRAM, PYTHON_PROGRAM, http, system};
+use crate::workload::{
+    FILES_PROGRAM, MEMORY_PROGRAM, MOUNTS_PROGRAM, PYTHON_PROGRAM, http, nginx, python, redis, system,
+};
 
 /// All of them.
 pub const CASES: &[Case] = &[
-    Case { name: "redis_with_512_mib_under_load_moves_three_times", programs: &["redis-server"], run: redis },
-    Case { name: "nginx_with_keep_alive_downloads_moves_there_and_back", programs: &["nginx"], run: nginx },
+    Case {
+        name: "redis_with_512_mib_under_load_moves_three_times",
+        programs: &["redis-server"],
+        run: redis_server,
+    },
+    Case {
+        name: "nginx_with_keep_alive_downloads_moves_there_and_back",
+        programs: &["nginx"],
+        run: nginx_server,
+    },
     Case {
         name: "python_with_threads_timers_pipes_moves_there_and_back",
         programs: &["python3"],
-        run: python,
+        run: python_program,
     },
     Case {
         name: "memory_that_is_moved_and_given_back_moves_there_and_back",
@@ -55,30 +65,11 @@ fn moves(cluster: &Cluster, name: &str, nodes: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn redis() -> Result<()> {
+fn redis_server() -> Result<()> {
     let cluster = Cluster::up()?;
-    let address: SocketAddr = "10.77.0.100:6379".parse()?;
-    let keys = 131_072.to_string();
-    cluster.run_container(
-        "redis",
-        "node-a",
-        "10.77.0.100/24",
-        &["/data"],
-        &[
-            "/usr/bin/redis-server",
-            "--bind",
-            "0.0.0.0",
-            "--protected-mode",
-            "no",
-            "--save",
-            "",
-            "--dir",
-            "/data",
-        ],
-    )?;
-    cluster.wait_for_port(address)?;
-    let at = address.to_string();
-    cluster.client_once(&["redis-fill", &at, &keys])?;
+    let keys = 131_072;
+    let at = redis::start(&cluster, "redis", "10.77.0.100", keys)?.to_string();
+    let keys = keys.to_string();
     let clients = cluster.client(&["redis", &at, &keys, "8"])?;
     moves(&cluster, "redis", &["node-b", "node-a", "node-b"])?;
     let verdict = clients.verdict()?;
@@ -89,28 +80,11 @@ fn redis() -> Result<()> {
     Ok(())
 }
 
-fn nginx() -> Result<()> {
+fn nginx_server() -> Result<()> {
     let cluster = Cluster::up()?;
-    let address: SocketAddr = "10.77.0.101:8080".parse()?;
-    let content: Vec<u8> =
-        (0..4_000_000_u32).flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
-    let sha256 = http::hash(&content);
-    let configuration = "worker_processes 4; daemon off; error_log stderr; pid /data/nginx.pid;\n\
-        events { worker_connections 64; }\n\
-        http { access_log off; client_body_temp_path /data/b; proxy_temp_path /data/p; fastcgi_temp_path /data/f;\n\
-        uwsgi_temp_path /data/u; scgi_temp_path /data/s; keepalive_requests 1000000;\n\
-        server { listen 8080; root /data; } }\n";
-    let bundle = cluster.dir().join("bundles/nginx");
-    let out = bundle.to_str().unwrap_or_default();
-    let command = ["/usr/sbin/nginx", "-c", "/data/nginx.conf", "-e", "stderr", "-g", "user root;"];
-    let mut args = vec!["dev", "bundle", "--out", out, "--rw", "/data", "--"];
-    args.extend(command);
-    cluster.must(args)?;
-    std::fs::write(bundle.join("rootfs/data/nginx.conf"), configuration)?;
-    std::fs::write(bundle.join("rootfs/data/file"), &content)?;
-    cluster.start_bundle("nginx", "node-a", "10.77.0.101/24", &bundle)?;
-    cluster.wait_for_port(address)?;
-    let clients = cluster.client(&["http", &address.to_string(), "/file", &sha256, "4"])?;
+    let content = nginx::content(4_000_000);
+    let address = nginx::start(&cluster, "nginx", "10.77.0.101", &content)?;
+    let clients = cluster.client(&["http", &address.to_string(), nginx::PATH, &http::hash(&content), "4"])?;
     moves(&cluster, "nginx", &["node-b", "node-a"])?;
     let verdict = clients.verdict()?;
     ensure!(verdict.replies > 4, "too few downloads to mean anything: {verdict:?}");
@@ -119,22 +93,9 @@ fn nginx() -> Result<()> {
     Ok(())
 }
 
-/// Starts a program of python's on the first node; answers where it serves.
-fn start_python(cluster: &Cluster, name: &str, program: &str) -> Result<SocketAddr> {
-    let bundle = cluster.dir().join("bundles").join(name);
-    let out = bundle.to_str().unwrap_or_default();
-    let command = ["/usr/bin/python3", "/data/program.py"];
-    cluster.must(["dev", "bundle", "--out", out, "--rw", "/data", "--"].iter().chain(&command))?;
-    std::fs::write(bundle.join("rootfs/data/program.py"), program)?;
-    cluster.start_bundle(name, "node-a", "10.77.0.102/24", &bundle)?;
-    let address = "10.77.0.102:7000".parse()?;
-    cluster.wait_for_port(address)?;
-    Ok(address)
-}
-
 fn memory() -> Result<()> {
     let cluster = Cluster::up()?;
-    let address = start_python(&cluster, "memory", MEMORY_PROGRAM)?;
+    let address = python::start(&cluster, "memory", "10.77.0.102", MEMORY_PROGRAM, &[], None)?;
     let clients = cluster.client(&["lines", &address.to_string(), "1"])?;
     for node in ["node-b", "node-a", "node-b"] {
         patient_move(&cluster, "memory", node)?;
@@ -146,9 +107,9 @@ fn memory() -> Result<()> {
     Ok(())
 }
 
-fn python() -> Result<()> {
+fn python_program() -> Result<()> {
     let cluster = Cluster::up()?;
-    let address = start_python(&cluster, "python", PYTHON_PROGRAM)?;
+    let address = python::start(&cluster, "python", "10.77.0.102", PYTHON_PROGRAM, &[], None)?;
     let clients = cluster.client(&["lines", &address.to_string(), "3"])?;
     moves(&cluster, "python", &["node-b", "node-a", "node-b"])?;
     wait_for("the log is still there", Duration::from_secs(5), || {

@@ -17,13 +17,14 @@ pub struct Case {
     pub run: fn() -> Result<()>,
 }
 
-/// Why this machine cannot run the case, if it cannot.
-fn missing(case: &Case) -> Option<String> {
+/// Why this machine cannot run what needs root and these programs, if it cannot.
+#[must_use]
+pub fn missing(programs: &[&str]) -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("root is needed".into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    case.programs
+    programs
         .iter()
         .find(|program| {
             !std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|dir| dir.join(program).exists())
@@ -41,7 +42,7 @@ pub fn main(cases: &[Case]) -> ExitCode {
         .iter()
         .map(|case| {
             let case = *case;
-            match missing(&case) {
+            match missing(case.programs) {
                 Some(reason) if ci => {
                     Trial::test(case.name, move || Err(Failed::from(format!("skipped under CI: {reason}"))))
                 }

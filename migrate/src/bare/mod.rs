@@ -8,7 +8,7 @@ mod source;
 mod target;
 mod wire;
 
-use std::io::{BufRead as _, BufReader, Read, Write};
+use std::io::{BufRead as _, BufReader, BufWriter, Read, Write};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::path::Path;
@@ -31,8 +31,12 @@ use crate::workload::memory::PAGE_BYTES;
 
 /// Bytes that one read takes from the source's memory.
 const BATCH: usize = 1 << 20;
+/// Pieces of memory that one read takes.
+const RUNS: usize = 256;
 /// Rounds at most.
 const ROUNDS: u32 = 12;
+/// Bytes that tell how fast the connection alone is.
+const RAW: usize = 256 << 20;
 /// A round this small is not worth another one.
 const FEW: usize = 1 << 20;
 
@@ -83,6 +87,8 @@ struct Figures {
     rounds: u32,
     total_ms: f64,
     pause_ms: f64,
+    /// How fast the same connection takes bytes that are nobody's memory.
+    raw_bytes_per_second: f64,
 }
 
 /// Runs it once and prints one JSON object.
@@ -162,8 +168,10 @@ fn measure(options: &Options, dir: &Path) -> Result<Figures> {
         Box::new(StreamOwned::new(client, tcp))
     };
     let pid = source.pid()?;
+    let stream = BufWriter::with_capacity(BATCH, stream);
     let mut copy = Copy { pid, pagemap: Pagemap::open(pid)?, range, stream, buffer: vec![0; BATCH], sent: 0 };
-    let figures = copy.all()?;
+    let raw_bytes_per_second = copy.raw()?;
+    let figures = Figures { raw_bytes_per_second, ..copy.all()? };
     let equal = copy.digests_are_equal()?;
     drop((source, target));
     ensure!(equal, "the copy is not what the source holds");
@@ -174,12 +182,31 @@ struct Copy {
     pid: i32,
     pagemap: Pagemap,
     range: Range<u64>,
-    stream: Box<dyn Stream>,
+    /// Pages that lie alone are sent with others, as a migration does.
+    stream: BufWriter<Box<dyn Stream>>,
     buffer: Vec<u8>,
     sent: usize,
 }
 
 impl Copy {
+    /// Sends bytes that have no place, and answers how many a second arrive.
+    fn raw(&mut self) -> Result<f64> {
+        let began = Instant::now();
+        for _ in 0..RAW / BATCH {
+            Header::Nowhere { len: BATCH }.write(&mut self.stream)?;
+            self.stream.write_all(&self.buffer)?;
+        }
+        self.round_trip()?;
+        Ok(RAW as f64 / began.elapsed().as_secs_f64())
+    }
+
+    /// Waits until everything that was sent is where it belongs.
+    fn round_trip(&mut self) -> Result<()> {
+        Header::Round.write(&mut self.stream)?;
+        self.stream.flush()?;
+        Ok(self.stream.get_mut().read_exact(&mut [0])?)
+    }
+
     fn all(&mut self) -> Result<Figures> {
         let began = Instant::now();
         let mut last = usize::MAX;
@@ -202,6 +229,7 @@ impl Copy {
             rounds: rounds + 1,
             total_ms: began.elapsed().as_secs_f64() * 1e3,
             pause_ms: stopped.elapsed().as_secs_f64() * 1e3,
+            raw_bytes_per_second: 0.0,
         })
     }
 
@@ -218,37 +246,59 @@ impl Copy {
         let mut written = Vec::new();
         self.pagemap.scan_written(self.range.clone(), true, &mut written)?;
         let mut bytes = 0;
+        let mut batch: Vec<Run> = Vec::new();
+        let mut held = 0;
         for range in written {
             let mut at = range.start;
             while at < range.end {
-                let len = usize::try_from(range.end - at)?.min(BATCH);
-                let buffer = self.buffer.get_mut(..len).context("buffer")?;
-                let read = read_runs(self.pid, &[Run { address: at, len }], buffer)?;
-                ensure!(read == len, "the source's memory went away");
-                let offset = usize::try_from(at - self.range.start)?;
-                Header::Run { offset, len }.write(&mut self.stream)?;
-                self.stream.write_all(buffer)?;
+                let len = usize::try_from(range.end - at)?.min(BATCH - held);
+                batch.push(Run { address: at, len });
                 at += len as u64;
                 bytes += len;
+                held += len;
+                if held == BATCH || batch.len() == RUNS {
+                    self.send(&batch, held)?;
+                    batch.clear();
+                    held = 0;
+                }
             }
         }
-        Header::Round.write(&mut self.stream)?;
-        self.stream.flush()?;
-        self.stream.read_exact(&mut [0])?;
+        self.send(&batch, held)?;
+        self.round_trip()?;
         self.sent += bytes;
         Ok(bytes)
+    }
+
+    /// Reads `len` bytes with one call and sends each run with its place.
+    fn send(&mut self, runs: &[Run], len: usize) -> Result<()> {
+        let buffer = self.buffer.get_mut(..len).context("buffer")?;
+        let read = if runs.is_empty() { 0 } else { read_runs(self.pid, runs, buffer)? };
+        ensure!(read == len, "the source's memory went away");
+        let mut rest = &*buffer;
+        for run in runs {
+            let (part, after) = rest.split_at_checked(run.len).context("buffer")?;
+            rest = after;
+            let offset = usize::try_from(run.address - self.range.start)?;
+            Header::Run { offset, len: run.len }.write(&mut self.stream)?;
+            self.stream.write_all(part)?;
+        }
+        Ok(())
     }
 
     /// The source stands still.
     fn digests_are_equal(&mut self) -> Result<bool> {
         Header::Digest.write(&mut self.stream)?;
         self.stream.flush()?;
-        let len = usize::try_from(self.range.end - self.range.start)?;
-        let mut all = vec![0; len];
-        let read = read_runs(self.pid, &[Run { address: self.range.start, len }], &mut all)?;
-        ensure!(read == len, "the source's memory went away");
+        let mut ours = 0;
+        for address in self.range.clone().step_by(BATCH) {
+            let len = usize::try_from(self.range.end - address)?.min(BATCH);
+            let part = self.buffer.get_mut(..len).context("buffer")?;
+            let read = read_runs(self.pid, &[Run { address, len }], part)?;
+            ensure!(read == len, "the source's memory went away");
+            ours = wire::digest(ours, part);
+        }
         let mut theirs = [0; 8];
-        self.stream.read_exact(&mut theirs)?;
-        Ok(u64::from_le_bytes(theirs) == wire::digest(&all))
+        self.stream.get_mut().read_exact(&mut theirs)?;
+        Ok(u64::from_le_bytes(theirs) == ours)
     }
 }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use proto::tls::{Tls, TlsFiles};
 use rustls::{ServerConnection, StreamOwned};
 
@@ -30,6 +30,7 @@ pub(super) fn run(options: &Options, dir: &Path) -> Result<()> {
 }
 
 fn fill(mut stream: impl Read + Write, memory: &mut [u8]) -> Result<()> {
+    let mut nowhere = vec![0; super::BATCH];
     loop {
         match Header::read(&mut stream)? {
             Header::Run { offset, len } => {
@@ -37,12 +38,16 @@ fn fill(mut stream: impl Read + Write, memory: &mut [u8]) -> Result<()> {
                 let place = memory.get_mut(offset..end).context("a run is outside of the memory")?;
                 stream.read_exact(place)?;
             }
+            Header::Nowhere { len } => {
+                ensure!(len <= super::BATCH, "too much for nowhere");
+                stream.read_exact(&mut nowhere[..len])?;
+            }
             Header::Round => {
                 stream.write_all(&[1])?;
                 stream.flush()?;
             }
             Header::Digest => {
-                stream.write_all(&digest(memory).to_le_bytes())?;
+                stream.write_all(&digest(0, memory).to_le_bytes())?;
                 stream.flush()?;
                 return Ok(());
             }

@@ -15,6 +15,11 @@ pub(super) enum Header {
         /// Bytes.
         len: usize,
     },
+    /// So many bytes for no place follow.
+    Nowhere {
+        /// Bytes.
+        len: usize,
+    },
     /// Everything of a round has been sent: answer one byte.
     Round,
     /// Answer the digest of the memory, and end.
@@ -24,6 +29,8 @@ pub(super) enum Header {
 /// Lengths that are no lengths.
 const ROUND: u64 = u64::MAX;
 const DIGEST: u64 = u64::MAX - 1;
+/// An offset that is none.
+const NOWHERE: u64 = u64::MAX;
 
 impl Header {
     pub(super) fn read(from: &mut impl Read) -> io::Result<Self> {
@@ -38,6 +45,7 @@ impl Header {
         Ok(match word(8) {
             ROUND => Self::Round,
             DIGEST => Self::Digest,
+            len if word(0) == NOWHERE => Self::Nowhere { len: size(len)? },
             len => Self::Run { offset: size(word(0))?, len: size(len)? },
         })
     }
@@ -45,6 +53,7 @@ impl Header {
     pub(super) fn write(self, to: &mut impl Write) -> io::Result<()> {
         let (offset, len) = match self {
             Self::Run { offset, len } => (offset as u64, len as u64),
+            Self::Nowhere { len } => (NOWHERE, len as u64),
             Self::Round => (0, ROUND),
             Self::Digest => (0, DIGEST),
         };
@@ -60,9 +69,9 @@ pub(super) fn tune(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)
 }
 
-/// Tells two memories apart.
-pub(super) fn digest(memory: &[u8]) -> u64 {
-    memory.chunks(8).fold(0, |sum, chunk| {
+/// Tells two memories apart. `before` is the digest of what lies before this part, whose length is a multiple of eight.
+pub(super) fn digest(before: u64, part: &[u8]) -> u64 {
+    part.chunks(8).fold(before, |sum, chunk| {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);
         mix(sum ^ u64::from_le_bytes(word))
@@ -75,7 +84,12 @@ mod tests {
 
     #[test]
     fn headers_come_back_as_they_were() {
-        for header in [Header::Run { offset: 4096, len: 1 << 20 }, Header::Round, Header::Digest] {
+        for header in [
+            Header::Run { offset: 4096, len: 1 << 20 },
+            Header::Nowhere { len: 7 },
+            Header::Round,
+            Header::Digest,
+        ] {
             let mut bytes = Vec::new();
             header.write(&mut bytes).unwrap();
             assert_eq!(Header::read(&mut bytes.as_slice()).unwrap(), header);
@@ -87,9 +101,10 @@ mod tests {
         let one = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
         let mut other = one;
         other[9] ^= 1;
-        assert_ne!(digest(&one), digest(&other));
+        assert_ne!(digest(0, &one), digest(0, &other));
         other[9] ^= 1;
+        assert_eq!(digest(digest(0, &one[..8]), &one[8..]), digest(0, &one), "it goes on from part to part");
         other.rotate_left(8);
-        assert_ne!(digest(&one), digest(&other));
+        assert_ne!(digest(0, &one), digest(0, &other));
     }
 }

@@ -8,11 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
 
 use super::memory::{expected_checksum, mix};
+use super::report::{ConnectionReport, Gap, Report, Written, summarise};
 use super::wire::{Op, Reply, Request};
 
+/// For how long replies are counted together, and how often the server is asked what it has written.
+const TICK: Duration = Duration::from_millis(100);
 /// Silences kept of one connection; the longest are what matters.
 const GAPS_KEPT: usize = 4096;
 
@@ -40,68 +42,9 @@ pub(crate) struct Options {
     /// Shortest silence that is listed with its time.
     #[arg(long, default_value = "2500us", value_parser = humantime::parse_duration)]
     list_gaps_from: Duration,
-}
-
-/// A time without a reply on one connection.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Gap {
-    /// When it began, milliseconds since 1970.
-    pub(crate) at_unix_ms: f64,
-    /// How long it was, from one reply to the next.
-    pub(crate) ms: f64,
-}
-
-/// One connection's record.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct ConnectionReport {
-    pub(crate) index: u32,
-    pub(crate) sent: u64,
-    pub(crate) replies: u64,
-    /// Replies that were repeated, out of order, wrong or older than one before.
-    pub(crate) wrong: u64,
-    pub(crate) max_gap: Option<Gap>,
-    pub(crate) gaps: Vec<Gap>,
-    /// Why the connection ended early.
-    pub(crate) error: Option<String>,
-    /// What the first wrong reply was.
-    pub(crate) first_wrong: Option<String>,
-}
-
-/// What the client prints at its end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Report {
-    pub(crate) connections: u32,
-    pub(crate) connections_lost: u32,
-    pub(crate) requests: u64,
-    pub(crate) replies: u64,
-    /// Requests that never had a right reply.
-    pub(crate) requests_lost: u64,
-    pub(crate) replies_wrong: u64,
-    pub(crate) max_gap_ms: f64,
-    /// Pages that the server verified at the end; `None` when it could not be asked.
-    pub(crate) pages_checked: Option<u64>,
-    /// How many of them were wrong.
-    pub(crate) pages_wrong: Option<u64>,
-    pub(crate) per_connection: Vec<ConnectionReport>,
-}
-
-impl Report {
-    /// The longest silence of any connection that overlaps the given time (milliseconds since 1970).
-    pub(crate) fn longest_gap_between(&self, from_ms: f64, to_ms: f64) -> f64 {
-        let all = self.per_connection.iter().flat_map(|c| &c.gaps);
-        all.filter(|gap| gap.at_unix_ms <= to_ms && gap.at_unix_ms + gap.ms >= from_ms)
-            .map(|gap| gap.ms)
-            .fold(0.0, f64::max)
-    }
-
-    /// True when every request was answered rightly on the connection it was made on.
-    pub(crate) fn nothing_lost(&self) -> bool {
-        self.connections_lost == 0
-            && self.requests_lost == 0
-            && self.replies_wrong == 0
-            && self.pages_checked.is_some()
-            && self.pages_wrong == Some(0)
-    }
+    /// Ask the server every 100 ms, on one more connection, how many pages it has written.
+    #[arg(long)]
+    watch_writes: bool,
 }
 
 /// Milliseconds since 1970.
@@ -122,27 +65,40 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     }
     println!("{}", serde_json::json!({"event": "connected", "connections": streams.len()}));
     let stop = AtomicBool::new(false);
-    let mut connections = thread::scope(|scope| {
+    let watched =
+        options.watch_writes.then(|| connect(options.connect, options.connect_timeout)).transpose()?;
+    let (began, began_unix_ms) = (Instant::now(), unix_ms());
+    let (mut connections, written) = thread::scope(|scope| {
         let handles: Vec<_> = (0..)
             .zip(&streams)
             .map(|(index, stream)| {
                 let stop = &stop;
-                scope.spawn(move || Connection::new(index, stream, options).run(stop))
+                scope.spawn(move || Connection::new(index, stream, options).run(stop, began))
             })
             .collect();
+        let watcher = watched.map(|stream| {
+            let (stop, timeout) = (&stop, options.reply_timeout);
+            scope.spawn(move || watch_writes(&stream, timeout, stop))
+        });
         wait_for_the_end(options.duration);
         stop.store(true, Ordering::Relaxed);
-        handles
+        let connections = handles
             .into_iter()
             .map(|handle| {
                 let died =
                     || ConnectionReport { error: Some("client thread died".into()), ..Default::default() };
                 handle.join().unwrap_or_else(|_| died())
             })
-            .collect::<Vec<_>>()
+            .collect::<Vec<_>>();
+        (connections, watcher.map(|watcher| watcher.join()))
     });
     let check = check_all(&streams, &mut connections);
-    let report = summarise(connections, check);
+    let written = match written {
+        Some(Ok(written)) => written.context("ask what the server has written")?,
+        Some(Err(_)) => anyhow::bail!("the thread that asks what was written died"),
+        None => Vec::new(),
+    };
+    let report = Report { began_unix_ms, written, ..summarise(connections, check) };
     println!("{}", serde_json::to_string(&report)?);
     Ok(report.nothing_lost())
 }
@@ -157,6 +113,24 @@ fn connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
             outcome => return outcome,
         }
     }
+}
+
+/// Asks again and again how much was written, until `stop`.
+fn watch_writes(stream: &TcpStream, timeout: Duration, stop: &AtomicBool) -> io::Result<Vec<Written>> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(timeout))?;
+    let mut all = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let request = Request { op: Op::Written, seq: all.len() as u64 + 1, key: 0 };
+        request.write_to(stream)?;
+        let reply = Reply::read_from(stream)?;
+        if (reply.seq, reply.counter) != (request.seq, request.seq) {
+            return Err(io::Error::other(format!("reply {} where {} was due", reply.counter, request.seq)));
+        }
+        all.push(Written { at_unix_ms: unix_ms(), pages: reply.page });
+        thread::sleep(TICK);
+    }
+    Ok(all)
 }
 
 fn wait_for_the_end(duration: Option<Duration>) {
@@ -176,26 +150,6 @@ fn check_all(streams: &[TcpStream], connections: &mut [ConnectionReport]) -> Opt
     (reply.seq == request.seq && reply.counter == report.replies + 1).then_some(reply)
 }
 
-fn summarise(per_connection: Vec<ConnectionReport>, check: Option<Reply>) -> Report {
-    let sum = |f: fn(&ConnectionReport) -> u64| per_connection.iter().map(f).sum::<u64>();
-    let requests = sum(|c| c.sent);
-    let replies = sum(|c| c.replies);
-    let lost = per_connection.iter().filter(|c| c.error.is_some()).count();
-    let longest = per_connection.iter().filter_map(|c| c.max_gap).map(|g| g.ms).fold(0.0, f64::max);
-    Report {
-        connections: u32::try_from(per_connection.len()).unwrap_or(u32::MAX),
-        connections_lost: u32::try_from(lost).unwrap_or(u32::MAX),
-        requests,
-        replies,
-        requests_lost: requests.saturating_sub(replies),
-        replies_wrong: sum(|c| c.wrong),
-        max_gap_ms: longest,
-        pages_checked: check.map(|reply| reply.page),
-        pages_wrong: check.map(|reply| reply.version),
-        per_connection,
-    }
-}
-
 struct Connection<'a> {
     stream: &'a TcpStream,
     options: &'a Options,
@@ -210,7 +164,7 @@ impl<'a> Connection<'a> {
         Self { stream, options, report, versions: HashMap::new() }
     }
 
-    fn run(mut self, stop: &AtomicBool) -> ConnectionReport {
+    fn run(mut self, stop: &AtomicBool, began: Instant) -> ConnectionReport {
         let mut last = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             if let Err(error) = self.ask() {
@@ -218,6 +172,7 @@ impl<'a> Connection<'a> {
                 break;
             }
             self.note_silence(last.elapsed());
+            self.count(began.elapsed());
             last = Instant::now();
             thread::sleep(self.options.interval);
         }
@@ -266,6 +221,14 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
+    fn count(&mut self, at: Duration) {
+        let tick = usize::try_from(at.as_millis() / TICK.as_millis()).unwrap_or(0);
+        if self.report.per_tick.len() <= tick {
+            self.report.per_tick.resize(tick + 1, 0);
+        }
+        self.report.per_tick[tick] += 1;
+    }
+
     fn note_silence(&mut self, silence: Duration) {
         let ms = silence.as_secs_f64() * 1000.0;
         let gap = Gap { at_unix_ms: unix_ms() - ms, ms };
@@ -299,6 +262,7 @@ mod tests {
             interval: Duration::ZERO,
             reply_timeout: Duration::from_secs(1),
             list_gaps_from: Duration::from_millis(3),
+            watch_writes: false,
         }
     }
 
@@ -360,7 +324,7 @@ mod tests {
         let (client, server) = pair();
         drop(server);
         let options = options();
-        let report = Connection::new(0, &client, &options).run(&AtomicBool::new(false));
+        let report = Connection::new(0, &client, &options).run(&AtomicBool::new(false), Instant::now());
         assert!(report.error.is_some());
         let report = summarise(vec![report], None);
         assert_eq!((report.connections_lost, report.requests_lost), (1, 1));
@@ -368,12 +332,30 @@ mod tests {
     }
 
     #[test]
-    fn gaps_are_attributed_to_their_time() {
-        let gaps = vec![Gap { at_unix_ms: 1000.0, ms: 50.0 }, Gap { at_unix_ms: 3000.0, ms: 7.0 }];
-        let connection = ConnectionReport { gaps, ..Default::default() };
-        let report = summarise(vec![connection], None);
-        assert!((report.longest_gap_between(1020.0, 1500.0) - 50.0).abs() < 1e-9);
-        assert!((report.longest_gap_between(2000.0, 4000.0) - 7.0).abs() < 1e-9);
-        assert!(report.longest_gap_between(1051.0, 2999.0).abs() < 1e-9);
+    fn replies_are_counted_by_time_over_all_connections() {
+        let (client, _server) = pair();
+        let options = options();
+        let counted = |times: &[u64]| {
+            let mut connection = Connection::new(0, &client, &options);
+            times.iter().for_each(|ms| connection.count(Duration::from_millis(*ms)));
+            connection.report
+        };
+        let report = summarise(vec![counted(&[5, 99, 100, 310]), counted(&[7])], None);
+        assert_eq!(report.replies_per_100ms, [3, 1, 0, 1]);
+    }
+
+    #[test]
+    fn writes_are_watched_on_a_connection_of_their_own() {
+        let (client, server) = pair();
+        let stop = AtomicBool::new(false);
+        let seen = thread::scope(|scope| {
+            let watcher = scope.spawn(|| watch_writes(&client, Duration::from_secs(5), &stop).unwrap());
+            let request = Request::read_from(&server).unwrap().unwrap();
+            assert_eq!(request.op, Op::Written);
+            stop.store(true, Ordering::Relaxed);
+            right(&request, 1, 1).write_to(&server).unwrap();
+            watcher.join().unwrap()
+        });
+        assert_eq!(seen.len(), 1);
     }
 }

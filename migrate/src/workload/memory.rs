@@ -36,6 +36,8 @@ pub(crate) struct Seen {
 pub(crate) struct Memory {
     pages: Vec<Page>,
     versions: Vec<AtomicU64>,
+    /// How often any page was written.
+    written: AtomicU64,
 }
 
 /// A 64-bit finaliser (splitmix64): neighbouring inputs give unrelated outputs.
@@ -72,7 +74,7 @@ impl Memory {
             })
             .collect();
         let versions = (0..count).map(|_| AtomicU64::new(0)).collect();
-        let memory = Self { pages, versions };
+        let memory = Self { pages, versions, written: AtomicU64::new(0) };
         for page in 0..count {
             memory.write(page);
         }
@@ -83,6 +85,11 @@ impl Memory {
     pub(crate) fn range(&self) -> std::ops::Range<u64> {
         let range = self.pages.as_ptr_range();
         range.start.addr() as u64..range.end.addr() as u64
+    }
+
+    /// How many pages have been written, those written again counted again.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// How many pages there are.
@@ -108,6 +115,7 @@ impl Memory {
         page.checksum.store(sum, Ordering::Relaxed);
         page.lock.store(lock + 2, Ordering::Release);
         self.versions[index].store(version, Ordering::Release);
+        self.written.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Verifies one page. `None` when it is wrong: its words, its checksum, or a version other than the recorded.
@@ -161,8 +169,9 @@ mod tests {
     #[test]
     fn fresh_and_rewritten_pages_are_sound() {
         let memory = Memory::new(8);
-        assert_eq!(memory.check_all(), 0);
+        assert_eq!((memory.check_all(), memory.written()), (0, 8));
         memory.write(3);
+        assert_eq!(memory.written(), 9);
         let seen = memory.read(3).unwrap();
         assert_eq!(seen.version, 2);
         assert_eq!(seen.checksum, expected_checksum(3, 2));

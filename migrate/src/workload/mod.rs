@@ -6,5 +6,6 @@
 
 pub(crate) mod client;
 pub(crate) mod memory;
+pub(crate) mod report;
 pub(crate) mod server;
 pub(crate) mod wire;

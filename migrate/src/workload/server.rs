@@ -118,6 +118,7 @@ fn answer(memory: &Memory, request: &Request, counter: u64) -> Reply {
             let wrong = memory.check_all() as u64;
             Reply { page: count, version: wrong, sound: wrong == 0, ..blank }
         }
+        Op::Written => Reply { page: memory.written(), ..blank },
     }
 }
 
@@ -132,5 +133,7 @@ mod tests {
         assert_eq!((reply.seq, reply.counter, reply.page, reply.version, reply.sound), (9, 3, 2, 1, true));
         let reply = answer(&memory, &Request { op: Op::CheckAll, seq: 10, key: 0 }, 4);
         assert_eq!((reply.page, reply.version, reply.sound), (4, 0, true));
+        memory.write(1);
+        assert_eq!(answer(&memory, &Request { op: Op::Written, seq: 11, key: 0 }, 5).page, 5);
     }
 }

@@ -16,6 +16,8 @@ pub(crate) enum Op {
     Read,
     /// Verify every page: the reply's `page` is how many there are, its `version` how many are wrong.
     CheckAll,
+    /// Answer in `page` how many pages have been written.
+    Written,
 }
 
 /// A request.
@@ -64,6 +66,7 @@ impl Request {
         let op: u32 = match self.op {
             Op::Read => 1,
             Op::CheckAll => 2,
+            Op::Written => 3,
         };
         bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
         bytes[4..8].copy_from_slice(&op.to_le_bytes());
@@ -91,6 +94,7 @@ impl Request {
         let op = match u32_at(&bytes, 4) {
             1 => Op::Read,
             2 => Op::CheckAll,
+            3 => Op::Written,
             _ => return Err(invalid("unknown operation")),
         };
         Ok(Some(Self { op, seq: u64_at(&bytes, 8), key: u64_at(&bytes, 16) }))

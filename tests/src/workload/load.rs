@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::cluster::Cluster;
 use crate::workload::SERVED_PROGRAM;
@@ -39,6 +39,18 @@ impl State {
             Self::Tmpfs => TMPFS.to_owned(),
         }
     }
+
+    /// What prints it.
+    fn shown(self) -> &'static str {
+        match self {
+            Self::Nothing => "",
+            Self::Groups => GROUPS_SHOWN,
+            Self::Network | Self::Counting => NETWORK_SHOWN,
+            Self::Mounts => "awk '{print $5, $6}' /proc/$1/mountinfo | sort",
+            Self::Tmpfs => "nsenter -t \"$1\" -m sha256sum /data/mem/content",
+            Self::Files => FILES_SHOWN,
+        }
+    }
 }
 
 const GROUPS: &str = r#"
@@ -53,6 +65,41 @@ while IFS=: read -r _ controllers path; do
         [ "$controllers" != pids ] || echo $((100 + n)) > "$dir/g$n/pids.max"
     done
 done < /proc/$1/cgroup
+"#;
+
+const GROUPS_SHOWN: &str = r#"
+while IFS=: read -r _ controllers path; do
+    dir=/sys/fs/cgroup/${controllers:-unified}$path
+    [ -d "$dir" ] || dir=/sys/fs/cgroup$path
+    for group in "$dir"/g*; do
+        [ -d "$group" ] || continue
+        echo "$controllers ${group##*/}"
+        for limit in "$group"/memory.limit_in_bytes "$group"/pids.max; do [ ! -e "$limit" ] || cat "$limit"; done
+    done
+done < /proc/$1/cgroup
+"#;
+
+const NETWORK_SHOWN: &str = r#"
+nsenter -t "$1" -n sh -e <<'END'
+ip -4 -o addr show | awk '{print $2, $4}' | sort
+ip -o link show | awk -F': ' '{print $2}' | sed 's/@.*//' | sort
+ip -4 route show | sort
+nft -s list ruleset
+END
+"#;
+
+/// A file that is just being written is looked at again.
+const FILES_SHOWN: &str = r#"
+nsenter -t "$1" -m sh -e <<'END'
+find /data/files -type f | wc -l
+right='^([0-9]+|changed [0-9]+)$'
+wrong=$(find /data/files -type f -exec grep -LE "$right" {} + || true)
+for again in 1 2 3; do
+    sleep 0.1
+    [ -z "$wrong" ] || wrong=$(grep -LE "$right" $wrong || true)
+done
+echo "wrong: $wrong"
+END
 "#;
 
 const NETWORK: &str = r#"
@@ -96,14 +143,11 @@ END
 /// # Errors
 /// When any of that fails.
 pub fn start(cluster: &Cluster, name: &str, ip: &str, state: State) -> Result<()> {
-    let bundle = cluster.dir().join("bundles").join(name);
-    let out = bundle.to_str().context("path")?;
-    let mut args = vec!["dev", "bundle", "--out", out, "--rw", "/data", "--"];
-    args.extend(["/usr/bin/python3", "/data/served.py"]);
+    let mut command = vec!["/usr/bin/python3", "/data/served.py"];
     if state == State::Files {
-        args.push("/data/files");
+        command.push("/data/files");
     }
-    cluster.must(args)?;
+    let bundle = cluster.make_bundle(name, &["/data"], &command)?;
     let data = bundle.join("rootfs/data");
     fs::write(data.join("served.py"), SERVED_PROGRAM)?;
     if state == State::Files {
@@ -111,9 +155,22 @@ pub fn start(cluster: &Cluster, name: &str, ip: &str, state: State) -> Result<()
     }
     cluster.start_bundle(name, "node-a", &format!("{ip}/24"), &bundle)?;
     cluster.wait_for_port(format!("{ip}:7000").parse()?)?;
-    let first = "exec sh -ec \"$1\" sh \"$(pgrep -o -f '^/usr/bin/python3 /data/served.py')\"";
-    cluster.exec_ok("node-a", &["sh", "-ec", first, "sh", &state.script()])?;
+    on_node(cluster, "node-a", &state.script())?;
     Ok(())
+}
+
+/// What of its state must be the same after moves, as text; the container is on `node`.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn shown(cluster: &Cluster, node: &str, state: State) -> Result<String> {
+    on_node(cluster, node, state.shown())
+}
+
+/// Runs a script on a node as root with the container's first process as `$1`; answers what it prints.
+fn on_node(cluster: &Cluster, node: &str, script: &str) -> Result<String> {
+    let first = "exec sh -ec \"$1\" sh \"$(pgrep -o -f '^/usr/bin/python3 /data/served.py')\"";
+    Ok(cluster.exec_ok(node, &["sh", "-ec", first, "sh", script])?.stdout)
 }
 
 fn fill(dir: &Path) -> Result<()> {

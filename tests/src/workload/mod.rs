@@ -1,8 +1,11 @@
 //! Programs that are moved, and clients that check them.
 
+pub mod connections;
 pub mod http;
 pub mod lines;
 pub mod load;
+pub mod nginx;
+pub mod python;
 pub mod redis;
 pub mod system;
 
@@ -37,3 +40,11 @@ pub const STATE_SCRIPT: &str = include_str!("state.sh");
 /// A python3 program that answers `check` on TCP port 7000 and does nothing else, unless it has a directory of files to
 /// change.
 pub const SERVED_PROGRAM: &str = include_str!("served.py");
+
+/// A python3 program with processes, threads and descriptors in any number; it answers `check` and `verify` on TCP port
+/// 7000.
+pub const POPULATION_PROGRAM: &str = include_str!("population.py");
+
+/// A python3 program whose eight processes share memory and a listening socket; it answers as [`POPULATION_PROGRAM`], each
+/// process one connection at a time.
+pub const SHARED_PROGRAM: &str = include_str!("shared.py");

@@ -7,6 +7,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::cluster::Cluster;
+
+const COMMAND: &[&str] =
+    &["/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", "/data"];
+
+/// Starts it on the first node and fills it with `keys` values; answers where it serves.
+///
+/// # Errors
+/// When it does not start or take them.
+pub fn start(cluster: &Cluster, name: &str, ip: &str, keys: u64) -> Result<SocketAddr> {
+    let address: SocketAddr = format!("{ip}:6379").parse()?;
+    cluster.run_container(name, "node-a", &format!("{ip}/24"), &["/data"], COMMAND)?;
+    cluster.wait_for_port(address)?;
+    cluster.client_once(&["redis-fill", &address.to_string(), &keys.to_string()])?;
+    Ok(address)
+}
+
 /// Bytes of one value.
 pub const VALUE_BYTES: usize = 4096;
 
