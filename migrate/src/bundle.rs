@@ -210,7 +210,7 @@ fn config(args: &[String], binds: &BTreeSet<PathBuf>, options: &Options) -> Resu
                 {"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}, {"type": "network"},
             ],
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/sysrq-trigger"],
-            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq"],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"],
         },
     });
     if let Some(first) = options.userns {

@@ -40,7 +40,7 @@ impl Session {
         let mut files = FileRound::default();
         let beside = match &self.shape {
             None => {
-                self.ahead(&shape)?;
+                files = self.ahead(&shape)?;
                 true
             }
             Some(known) if named(known) == named(&shape) => true,
@@ -72,7 +72,9 @@ impl Session {
         // A broken stream is the target's way to say that it gave up: its message says why.
         let pages = pages.map_err(|error| self.why(error.into()))?;
         if let Some(sent) = beside {
-            files = sent.map_err(|error| self.why(error.into()))?;
+            let sent = sent.map_err(|error| self.why(error.into()))?;
+            files.entries += sent.entries;
+            files.bytes += sent.bytes;
         }
         bulk_end(&mut self.bulk, index).map_err(|error| self.why(error))?;
         self.round += 1;
@@ -80,10 +82,11 @@ impl Session {
     }
 
     /// The files that are mapped, so that skeletons can map them while all others travel.
-    fn ahead(&mut self, shape: &Shape) -> Result<(), Failure> {
+    fn ahead(&mut self, shape: &Shape) -> Result<FileRound, Failure> {
         let paths: Vec<PathBuf> = named(shape).into_iter().map(|(path, ..)| PathBuf::from(path)).collect();
-        self.lone_file_round(|files, sink| files.ahead(&paths, sink))?;
-        self.end_round_zero()
+        let sent = self.lone_file_round(|files, sink| files.ahead(&paths, sink))?;
+        self.end_round_zero()?;
+        Ok(sent)
     }
 
     /// Sends what changed in the files, as a round of its own if anything did. The target applies it before

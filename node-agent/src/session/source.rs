@@ -249,9 +249,9 @@ impl Session {
         loop {
             self.step(Phase::PreCopy, "round")?;
             self.watch_cpus();
+            self.mounts()?;
             let began = Instant::now();
             let sent_before = self.bulk.as_ref().map_or(0, BulkSender::sent);
-            self.mounts()?;
             let Sent { pages: stats, files } = self.copy_round(When::Running)?;
             let index = self.round - 1;
             self.send(&PeerMessage::RoundEnd { index })?;

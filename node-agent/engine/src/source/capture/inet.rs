@@ -1,7 +1,8 @@
 //! TCP and UDP sockets.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use image::sockets::{Datagram, Tcp, TcpConnection, TcpState, Udp};
 use libc::{IPPROTO_TCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM};
@@ -18,8 +19,8 @@ use crate::source::sockets::tcp_state;
 /// A TCP socket that is in repair mode now and must be taken out of it on abort.
 #[derive(Debug)]
 pub(crate) struct InRepair {
-    /// A duplicate of its descriptor.
-    pub(crate) socket: std::os::fd::OwnedFd,
+    /// Our duplicate of its descriptor.
+    pub(crate) socket: Rc<OwnedFd>,
     /// SO_REUSEADDR, which repair mode overwrites.
     pub(crate) reuse_address: bool,
 }
@@ -74,14 +75,7 @@ pub(crate) fn capture_tcp(
 }
 
 fn connection(open: &Open, in_repair: &mut Vec<InRepair>) -> Result<TcpConnection, tcp::DumpError> {
-    let kernel = |what| {
-        move |source: std::io::Error| tcp::DumpError::Kernel {
-            what,
-            source: Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO)),
-        }
-    };
-    // The way out of repair mode is kept before the way in is taken.
-    let socket = open.file.try_clone().map_err(kernel("dup"))?;
+    let socket = Rc::clone(&open.file);
     let dump = tcp::dump(open.file.as_fd())?;
     in_repair.push(InRepair { socket, reuse_address: dump.reuse_address });
     let window = dump.window;

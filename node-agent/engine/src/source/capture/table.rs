@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use image::Pid;
 use sys::{Errno, kcmp};
@@ -17,7 +18,7 @@ pub(crate) struct Open {
     /// Its id in the image.
     pub(crate) id: u32,
     /// Our duplicate.
-    pub(crate) file: OwnedFd,
+    pub(crate) file: Rc<OwnedFd>,
     /// A process that has it, in the container's numbering, and the number there; for one that is only in
     /// flight in a socket, 0 and our own number.
     pub(crate) holder: (Pid, i32),
@@ -92,7 +93,7 @@ impl Table {
         group.insert(at, self.open.len());
         self.open.push(Open {
             id,
-            file: file().map_err(|errno| SourceError::kernel("duplicate a descriptor", pid, errno))?,
+            file: Rc::new(file().map_err(|errno| SourceError::kernel("duplicate a descriptor", pid, errno))?),
             holder: (inner, descriptor.fd),
             holder_pid: pid,
             info: descriptor.info.clone(),
