@@ -117,7 +117,7 @@ impl Case {
     pub fn agent_descriptors(&self) -> u64 {
         1024 + match self.load {
             Load::Population(wanted) => u64::from(wanted.descriptors),
-            Load::Connections(count) => 2 * u64::from(count),
+            Load::Connections(count) => u64::from(count),
             _ => 0,
         }
     }

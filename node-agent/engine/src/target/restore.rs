@@ -282,9 +282,14 @@ impl Restorer<'_> {
                     let program = load(&[call], TAPE_SIZE).program;
                     runs.push(self.tape.start(task.take()?, program).map_err(on_tape(thread.tid))?);
                 }
-                for ((thread, task), run) in chunk.iter_mut().zip(runs) {
+                let mut asked = Vec::with_capacity(runs.len());
+                for ((thread, _), run) in chunk.iter().zip(runs) {
+                    let one = self.tape.interrupt_asleep(run, SLEEP_LIMIT);
+                    asked.push(one.map_err(on_tape(thread.tid))?);
+                }
+                for ((thread, task), asked) in chunk.iter_mut().zip(asked) {
                     let (stopped, value) =
-                        self.tape.interrupt_asleep(run, SLEEP_LIMIT).map_err(on_tape(thread.tid))?;
+                        self.tape.interrupted(asked, SLEEP_LIMIT).map_err(on_tape(thread.tid))?;
                     task.put(stopped);
                     answers.insert(thread.tid, value);
                 }

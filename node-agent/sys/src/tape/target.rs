@@ -71,6 +71,20 @@ pub struct TargetRun {
     program: Program,
 }
 
+/// A skeleton that was interrupted in the call that it entered, or has ended its tape before.
+#[derive(Debug)]
+pub struct TargetAsked {
+    entered: Entered,
+    slot: Slot,
+    program: Program,
+}
+
+#[derive(Debug)]
+enum Entered {
+    Ended(Stopped),
+    Interrupted(Running),
+}
+
 /// A skeleton whose tape has ended.
 #[derive(Debug)]
 pub struct TargetDone {
@@ -291,16 +305,36 @@ impl TargetTape {
         limit: Duration,
     ) -> Result<(Stopped, i64), TargetError> {
         let run = self.start(skeleton, program)?;
-        self.interrupt_asleep(run, limit)
+        let asked = self.interrupt_asleep(run, limit)?;
+        self.interrupted(asked, limit)
     }
 
-    /// The second half of [`TargetTape::enter_and_interrupt`], for many threads at once.
+    /// The second third of [`TargetTape::enter_and_interrupt`], for many threads at once: while one wakes up, the next is
+    /// interrupted.
     ///
     /// # Errors
     /// As [`TargetTape::finish`].
-    pub fn interrupt_asleep(&self, run: TargetRun, limit: Duration) -> Result<(Stopped, i64), TargetError> {
+    pub fn interrupt_asleep(&self, run: TargetRun, limit: Duration) -> Result<TargetAsked, TargetError> {
         let TargetRun { running, slot, program } = run;
-        let result = self.wait_asleep(running, limit);
+        match self.wait_asleep(running, limit) {
+            Ok(entered) => Ok(TargetAsked { entered, slot, program }),
+            Err(error) => {
+                self.free.borrow_mut().push(slot);
+                Err(error)
+            }
+        }
+    }
+
+    /// The last third.
+    ///
+    /// # Errors
+    /// As [`TargetTape::finish`].
+    pub fn interrupted(&self, asked: TargetAsked, limit: Duration) -> Result<(Stopped, i64), TargetError> {
+        let TargetAsked { entered, slot, program } = asked;
+        let result = match entered {
+            Entered::Ended(stopped) => Ok((stopped, None)),
+            Entered::Interrupted(running) => self.stopped_asleep(running, limit),
+        };
         let answer = result.map(|(stopped, interrupted)| {
             let outcome = program.outcome(&self.area, &self.layout, slot);
             let value = interrupted.unwrap_or_else(|| outcome.results().first().copied().unwrap_or(0));
@@ -310,40 +344,43 @@ impl TargetTape {
         answer
     }
 
-    fn wait_asleep(
-        &self,
-        mut running: Running,
-        limit: Duration,
-    ) -> Result<(Stopped, Option<i64>), TargetError> {
+    fn wait_asleep(&self, mut running: Running, limit: Duration) -> Result<Entered, TargetError> {
         let tid = running.tid();
         let end = Instant::now() + limit;
         while is_runnable(tid) && Instant::now() < end {
             running = match running.wait(Duration::ZERO)? {
                 Event::TimedOut(running) => running,
-                Event::Stopped(stopped) => return self.ended(stopped),
+                Event::Stopped(stopped) => return self.ended(stopped).map(Entered::Ended),
                 Event::Exited(tid, _) => return Err(TraceError::Gone { tid }.into()),
             };
         }
         running.interrupt()?;
-        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-        let stopped = running.wait(left)?.stopped()?;
+        Ok(Entered::Interrupted(running))
+    }
+
+    fn stopped_asleep(
+        &self,
+        running: Running,
+        limit: Duration,
+    ) -> Result<(Stopped, Option<i64>), TargetError> {
+        let stopped = running.wait(limit)?.stopped()?;
         if stopped.stop() != Stop::Interrupt {
-            return self.ended(stopped);
+            return Ok((self.ended(stopped)?, None));
         }
         let regs = stopped.regs()?;
         if regs.syscall().is_some() {
             return Ok((stopped, Some(regs.result())));
         }
         // Interrupted between two instructions of the loop: let it end.
-        let (stopped, _) = self.until_end(stopped.cont(0)?, left)?;
+        let (stopped, _) = self.until_end(stopped.cont(0)?, limit)?;
         Ok((stopped, None))
     }
 
-    fn ended(&self, mut stopped: Stopped) -> Result<(Stopped, Option<i64>), TargetError> {
+    fn ended(&self, mut stopped: Stopped) -> Result<Stopped, TargetError> {
         let rip = stopped.regs()?.rip;
         if stopped.stop() == Stop::Signal(libc::SIGTRAP) && rip == self.address() + code::TARGET_END {
             stopped.forget_interrupt();
-            return Ok((stopped, None));
+            return Ok(stopped);
         }
         Err(TargetError::Unexpected { tid: stopped.tid(), stop: stopped.stop(), rip })
     }
@@ -351,7 +388,8 @@ impl TargetTape {
 
 /// Whether thread `tid` is on a CPU or waits for one.
 fn is_runnable(tid: Tid) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{tid}/stat")) else { return false };
+    // Not /proc/TID/stat, for which the kernel adds up all threads of the process.
+    let Ok(stat) = fs::read_to_string(format!("/proc/{tid}/task/{tid}/stat")) else { return false };
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
 }
 
