@@ -111,8 +111,7 @@ impl Case {
         }
     }
 
-    /// Descriptors that an agent needs for it: in the pause one for each of the container's and one more for each
-    /// connection.
+    /// Descriptors that an agent needs for it: in the pause one for each open file of the container.
     #[must_use]
     pub fn agent_descriptors(&self) -> u64 {
         1024 + match self.load {
