@@ -18,6 +18,8 @@ pub const NODES: [&str; 2] = ["node-a", "node-b"];
 pub const NAME: &str = "py";
 /// How long the traces of an attempt may take to go.
 const SETTLE: Duration = Duration::from_secs(20);
+/// Traces that stay longer than this are told while they are waited for.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// The self-checking python program under three clients that never reconnect.
 #[derive(Debug)]
@@ -218,9 +220,14 @@ impl Stage {
     fn is_clean(&self, node: &str, expected: Option<Residue>) -> Result<()> {
         let Some(expected) = expected else { return Ok(()) };
         let mut last = String::new();
+        let (began, mut told) = (Instant::now(), false);
         let clean = wait_for("nothing is left", SETTLE, || match self.cluster.residue(node) {
             Ok(now) => {
                 last = now.against(&expected);
+                if !told && !last.is_empty() && began.elapsed() > SLOW {
+                    println!("{node} still, after {SLOW:?}:\n{last}");
+                    told = true;
+                }
                 (now == expected).then_some(())
             }
             Err(error) => {
