@@ -235,7 +235,8 @@ async fn groups_of_the_container_and_limits_set_by_hand_move_there_and_back() {
             value.lines = vec!["44".to_owned()];
         }
     }
-    assert_eq!(look(&here).trees, again.trees);
+    let said = log(&one, &name);
+    assert_eq!(look(&here).trees, again.trees, "it said {}", &said[said.len().saturating_sub(500)..]);
     let back = last_line(&one, &name).0;
     wait_for("it runs on at home", || last_line(&one, &name).0 > back + 20);
     assert_eq!(last_line(&one, &name).1, inside);
