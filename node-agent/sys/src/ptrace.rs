@@ -18,7 +18,7 @@ use std::time::Duration;
 pub use error::Error;
 pub use memory::{PendingSignals, RseqConfiguration};
 pub use seccomp::InstalledFilter;
-pub use stopped::Stopped;
+pub use stopped::{Stopped, kill_all};
 pub use wait::{Event, Exit, Stop, StoppedAll, TraceEvent, stop_all};
 
 use crate::Errno;

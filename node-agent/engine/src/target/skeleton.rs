@@ -392,8 +392,8 @@ impl Skeleton {
 
     /// Kills it, waits until it is dead and takes its exit status, so that its parent can have it.
     pub(crate) fn kill(self) {
-        drop(self.threads);
-        drop(self.leader);
+        let tasks = self.threads.into_iter().chain(std::iter::once(self.leader));
+        sys::ptrace::kill_all(tasks.filter_map(|task| task.stopped));
     }
 }
 

@@ -250,6 +250,15 @@ impl Stopped {
     }
 }
 
+/// Kills these tracees, which were seized with [`Options::EXITKILL`], all at once: those of one process die together, and
+/// none of them need be the last.
+pub fn kill_all(tracees: impl IntoIterator<Item = Stopped>) {
+    let tids: Vec<Tid> =
+        tracees.into_iter().map(|stopped| std::mem::ManuallyDrop::new(stopped).core.tid).collect();
+    tids.iter().for_each(|tid| kill(*tid));
+    super::wait::reap_all(tids);
+}
+
 impl Drop for Stopped {
     fn drop(&mut self) {
         if self.core.options.has(Options::EXITKILL) {

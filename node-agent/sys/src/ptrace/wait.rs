@@ -234,6 +234,20 @@ pub(super) fn let_go(core: Core) {
     }
 }
 
+/// Takes the statuses of tracees that were killed, as they die: the last thread of a pid namespace's first process dies
+/// only when the others are gone, see pid_namespaces(7). For at most two seconds.
+pub(super) fn reap_all(mut tids: Vec<Tid>) {
+    let end = Instant::now() + Duration::from_secs(2);
+    while !tids.is_empty() && Instant::now() < end {
+        tids.retain(|tid| match look(*tid) {
+            Ok(Some(status)) => libc::WIFSTOPPED(status),
+            Ok(None) | Err(Errno::EINTR) => true,
+            Err(_) => false,
+        });
+        std::thread::yield_now();
+    }
+}
+
 /// Takes the status of a tracee that was killed, for at most a second.
 pub(super) fn reap(tid: Tid) {
     while let Ok(Some(status)) = poll(tid, Duration::from_secs(1)) {
