@@ -461,6 +461,13 @@ fn what_arrives_directly_waits_for_what_the_source_still_had() {
     copy.open().unwrap();
     let came: Vec<String> = std::iter::repeat_with(line).take(8).collect();
     assert_eq!(came, ["held", "late", "direct 0", "direct 1", "direct 2", "direct 3", "direct 4", "open"]);
+    // What still comes late while it is being moved on is held by the next lock.
+    let there = other.runtime.record(&name).unwrap();
+    let netns = fs::File::open(format!("/proc/{inside}/ns/net")).unwrap();
+    let mut next = Lock::prepare(&there.link, netns.into(), there.network.mac).unwrap();
+    next.engage().unwrap();
+    copy.deliver(&late).unwrap();
+    held(&mut next, "late");
     sniffer.kill().unwrap();
     sniffer.wait().unwrap();
     lock.release().unwrap();

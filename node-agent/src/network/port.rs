@@ -52,7 +52,7 @@ impl Port {
         super::lift_leftovers(link)?;
         let hold = Hold::close(&mut netlink, link, index).during(what)?;
         let replay = Replay::open(index, netns.as_fd(), network.mac).during(what)?;
-        replay.outside.bypass_filters().during(what)?;
+        replay.outside.bypass_filters(true).during(what)?;
         Ok(Some(Self {
             replay,
             hold,
@@ -87,6 +87,8 @@ impl Port {
     /// When the way stays closed.
     pub fn open(&mut self) -> Result<usize, NetworkError> {
         let opened = self.hold.open(&mut self.netlink, &self.replay.outside);
+        // The container may be moved on while frames still come late: they stay before the next lock.
+        let opened = opened.and_then(|count| self.replay.outside.bypass_filters(false).map(|()| count));
         opened.during(|| format!("open {}", self.link))
     }
 

@@ -181,7 +181,7 @@ fn the_lock_holds_frames_and_gives_them_back() {
     // Held frames go past the lock.
     one.run(move || {
         let out = PacketSocket::open(11).unwrap();
-        out.bypass_filters().unwrap();
+        out.bypass_filters(true).unwrap();
         frames.iter().for_each(|frame| out.send(frame).unwrap());
     })
     .unwrap();

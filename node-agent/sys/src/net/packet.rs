@@ -29,12 +29,12 @@ impl PacketSocket {
         Ok(Self { fd })
     }
 
-    /// Sends past queueing disciplines and egress filters (PACKET_QDISC_BYPASS), so past a network lock.
+    /// Sends past queueing disciplines and egress filters (PACKET_QDISC_BYPASS), so past a network lock, or no longer.
     ///
     /// # Errors
     /// None known.
-    pub fn bypass_filters(&self) -> Result<()> {
-        sock::set_int(self.fd.as_fd(), SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+    pub fn bypass_filters(&self, past: bool) -> Result<()> {
+        sock::set_int(self.fd.as_fd(), SOL_PACKET, PACKET_QDISC_BYPASS, i32::from(past))
     }
 
     /// Sends a frame, Ethernet header first.
