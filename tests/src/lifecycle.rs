@@ -367,15 +367,19 @@ fn network() -> Result<()> {
             .ok_or_else(|| anyhow::anyhow!("no counter in {rules}"))
     };
     // IPv6 examines its addresses, and a bridge its port, in their own time.
-    wait_for("the network is settled", Duration::from_secs(20), || {
-        let shown = inside("node-a", "ip addr").ok()?;
-        (!shown.contains("tentative") && !shown.contains("NO-CARRIER")).then_some(())
-    })?;
+    let settled = |node: &str| {
+        wait_for("the network is settled", Duration::from_secs(20), || {
+            let shown = inside(node, "ip addr").ok()?;
+            (!shown.contains("tentative") && !shown.contains("NO-CARRIER")).then_some(())
+        })
+    };
+    settled("node-a")?;
     let before = inside("node-a", SHOWN)?;
     let mut counted = passed("node-a")?;
     ensure!(counted > 0, "nothing passed the rules");
     for node in ["node-b", "node-a", "node-b"] {
         moves(&cluster, "net", &[node])?;
+        settled(node)?;
         let after = inside(node, SHOWN)?;
         ensure!(before == after, "on {node}:\n{after}\nbefore:\n{before}");
         let now = passed(node)?;
