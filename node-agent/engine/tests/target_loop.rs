@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use engine::PageSink;
 use engine::proc::tasks;
@@ -18,6 +19,9 @@ use engine::target::{Externals, PageWriter, RestoreTimes, Target, TargetOptions}
 use image::pages::Batch;
 use image::state::Image;
 use target_support::*;
+
+/// How long a copy may take until all of it has worked.
+const LIMIT: Duration = Duration::from_secs(20);
 
 struct Local(PageWriter);
 
@@ -212,10 +216,15 @@ fn a_threaded_python_program_goes_on_where_it_was() {
     assert_eq!(inner_pid(copy[0]), pid);
     let old = counts(before.last().unwrap());
     assert_eq!(old.len(), 9, "{old:?}");
-    wait_until("every part of the copy works", || {
+    let works = || {
         let new = counts(log.lines().last().unwrap());
         old.iter().all(|(name, value)| new.get(name).is_some_and(|now| now > value))
-    });
+    };
+    let end = Instant::now() + LIMIT;
+    while !works() {
+        assert!(Instant::now() < end, "not every part of the copy works:\n{old:?}\n{:?}", log.lines().last());
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let lines = log.lines();
     let bad: Vec<&String> = lines.iter().filter(|l| l.starts_with("BAD")).collect();
     assert!(bad.is_empty(), "{bad:#?}");
