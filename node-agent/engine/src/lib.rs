@@ -18,8 +18,8 @@ use std::io;
 
 use image::pages::Batch;
 
-/// Where a source's page contents go: the wire, or a checkpoint file.
-pub trait PageSink {
+/// Where a source's page contents go: the wire, or a checkpoint file. Several threads use it in turn.
+pub trait PageSink: Send {
     /// Takes one batch.
     ///
     /// # Errors

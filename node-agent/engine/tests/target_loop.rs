@@ -202,6 +202,85 @@ fn a_container_of_its_own_namespace_is_held_by_its_cgroup_alone() {
     assert!(bad.is_empty(), "{bad:#?}");
 }
 
+/// A timer with a period of 20 ms that nobody reads until a signal comes; then it is read five times.
+const UNREAD_TIMER: &str = "
+import ctypes, os, signal, struct, sys
+os.closerange(3, 1024)
+libc = ctypes.CDLL(None)
+timer = libc.timerfd_create(1, 0)
+libc.timerfd_settime(timer, 0, struct.pack('<4q', 0, 20_000_000, 0, 20_000_000), None)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+log = open(sys.argv[1], 'a', buffering=1)
+log.write(f'{timer}\\n')
+signal.pause()
+for _ in range(5):
+    log.write(f'{struct.unpack(\"<Q\", os.read(timer, 8))[0]}\\n')
+";
+
+#[test]
+fn a_timer_that_ran_out_unread_goes_on_with_its_period() {
+    let log = Scratch::new("timer");
+    let victim = Victim::spawn(Command::new("python3").args(["-c", UNREAD_TIMER]).arg(&log.0));
+    let (began, mut timer) = (Instant::now(), 0);
+    wait_until("the timer has run out", || {
+        timer = log.lines().first().and_then(|line| line.parse().ok()).unwrap_or(0);
+        let info = engine::proc::fdinfo::read(victim.pid(), timer);
+        timer > 0 && info.is_ok_and(|info| info.timerfd.is_some_and(|timer| timer.ticks > 0))
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    let (carrier, image, _) = migrate(victim.pid());
+    let pid = image.processes[0].pid;
+    let found = image.files.open.iter().find_map(|open| match open.kind {
+        image::files::FileKind::TimerFd { ticks, remaining_ns, .. } => Some((ticks, remaining_ns)),
+        _ => None,
+    });
+    let (ticks, remaining) = found.unwrap();
+    assert!((4..).contains(&ticks) && (1..=20_000_000).contains(&remaining), "{ticks} {remaining}");
+    let copy = descendants(carrier.pid).into_iter().find(|copy| inner_pid(*copy) == pid).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(copy), nix::sys::signal::Signal::SIGUSR1).unwrap();
+    wait_until("it was read", || log.lines().len() == 6);
+    let read: Vec<u64> = log.lines()[1..].iter().map(|line| line.parse().unwrap()).collect();
+    let passed = u64::try_from(began.elapsed().as_millis()).unwrap() / 20 + 2;
+    assert!(read[0] >= ticks && read.iter().sum::<u64>() <= passed, "{read:?} {passed}");
+}
+
+#[test]
+fn a_discarded_copy_with_threads_is_gone_soon() {
+    const THREADS: usize = 40;
+    let here = Cgroup::new("discarded");
+    let program = format!(
+        "import os, threading, time\nos.closerange(3, 1024)\nfor _ in range({THREADS}): threading.Thread(target=time.sleep, args=(1000,)).start()"
+    );
+    let mut command = Command::new("unshare");
+    let victim = Victim::spawn(command.args(["--pid", "--net", "--fork", "python3", "-c", &program]));
+    let threads = |pid| tasks::threads(pid).unwrap_or_default().len();
+    let init = || tasks::children(victim.pid()).ok()?.first().copied();
+    wait_until("its threads", || init().is_some_and(|init| threads(init) == THREADS + 1));
+    let spec = TreeSpec {
+        root: init().unwrap(),
+        cgroup: None,
+        externals: Vec::new(),
+        terminals: Vec::new(),
+        namespaces: Namespaces::Own,
+    };
+    let mut source = Source::attach(&spec).unwrap();
+    let (carrier, root) = Carrier::spawn();
+    sys::cgroup::add_process(&here.0, carrier.pid).unwrap();
+    let mut target =
+        Target::build(TargetOptions { root, netns: None, cgroup: Some(here.0.clone()) }).unwrap();
+    target.reconcile(&source.shape().unwrap()).unwrap();
+    target.prepare(&source.ahead().unwrap()).unwrap();
+    assert_eq!(threads(carrier.pid), THREADS + 1);
+    // The last thread of a pid namespace's first process waits for all the others.
+    let start = Instant::now();
+    target.discard();
+    while !fs::read_to_string(here.0.join("cgroup.procs")).unwrap().is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(5), "it is still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    source.abort().unwrap();
+}
+
 #[test]
 fn a_threaded_python_program_goes_on_where_it_was() {
     let log = Scratch::new("selfcheck");

@@ -181,25 +181,73 @@ pub fn peek_pipe(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
 /// # Errors
 /// As [`peek_pipe`].
 pub fn peek_packets(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
-    // tee copies slots; O_DIRECT on our write end makes the reads below keep the boundaries that the slots carry.
-    let (read, write) = pipe(libc::O_NONBLOCK | libc::O_DIRECT)?;
-    set_pipe_size(write.as_fd(), pipe_size(fd)?)?;
-    let flags = libc::SPLICE_F_NONBLOCK;
-    // SAFETY: tee takes two descriptors and two integers.
-    let copied = unsafe { libc::tee(fd.as_raw_fd(), write.as_raw_fd(), usize::MAX >> 33, flags) };
-    match Errno::result(copied) {
-        Err(Errno::EAGAIN) | Ok(0) => return Ok(Vec::new()),
-        other => drop(other?),
+    PipePeek::default().packets(fd)
+}
+
+/// Looks into pipes one after the other, through a pipe of its own.
+#[derive(Debug, Default)]
+pub struct PipePeek {
+    scratch: Option<Scratch>,
+}
+
+#[derive(Debug)]
+struct Scratch {
+    read: OwnedFd,
+    write: OwnedFd,
+    size: i32,
+    buffer: Vec<u8>,
+}
+
+impl PipePeek {
+    /// As [`peek_packets`].
+    ///
+    /// # Errors
+    /// As [`peek_pipe`].
+    pub fn packets(&mut self, fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
+        // Nearly all are empty.
+        if crate::tcp::inq(fd)? == 0 {
+            return Ok(Vec::new());
+        }
+        // One that failed may hold what it copied.
+        let mut scratch = match self.scratch.take() {
+            Some(scratch) => scratch,
+            None => Scratch::new()?,
+        };
+        let packets = scratch.packets(fd)?;
+        self.scratch = Some(scratch);
+        Ok(packets)
     }
-    drop(write);
-    let mut packets = Vec::new();
-    let mut buffer = vec![0; 65536];
-    loop {
-        match nix::unistd::read(&read, &mut buffer) {
-            Ok(0) | Err(Errno::EAGAIN) => return Ok(packets),
-            Ok(len) => packets.push(buffer[..len].to_vec()),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error),
+}
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        // tee copies slots; O_DIRECT on our write end makes the reads below keep the boundaries that the slots carry.
+        let (read, write) = pipe(libc::O_NONBLOCK | libc::O_DIRECT)?;
+        let size = pipe_size(write.as_fd())?;
+        Ok(Self { read, write, size, buffer: vec![0; 65536] })
+    }
+
+    fn packets(&mut self, fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
+        let size = pipe_size(fd)?;
+        if size > self.size {
+            set_pipe_size(self.write.as_fd(), size)?;
+            self.size = size;
+        }
+        let flags = libc::SPLICE_F_NONBLOCK;
+        // SAFETY: tee takes two descriptors and two integers.
+        let copied = unsafe { libc::tee(fd.as_raw_fd(), self.write.as_raw_fd(), usize::MAX >> 33, flags) };
+        match Errno::result(copied) {
+            Err(Errno::EAGAIN) | Ok(0) => return Ok(Vec::new()),
+            other => drop(other?),
+        }
+        let mut packets = Vec::new();
+        loop {
+            match nix::unistd::read(&self.read, &mut self.buffer) {
+                Ok(0) | Err(Errno::EAGAIN) => return Ok(packets),
+                Ok(len) => packets.push(self.buffer[..len].to_vec()),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 }

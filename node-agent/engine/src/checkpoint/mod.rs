@@ -44,7 +44,7 @@ pub enum LoadError {
 /// Pages into a checkpoint.
 struct Pages<'a, W>(&'a mut CheckpointWriter<W>);
 
-impl<W: Write> PageSink for Pages<'_, W> {
+impl<W: Write + Send> PageSink for Pages<'_, W> {
     fn batch(&mut self, batch: &Batch<'_>) -> io::Result<()> {
         self.0.pages(batch).map_err(io::Error::other)
     }
@@ -57,7 +57,7 @@ impl<W: Write> PageSink for Pages<'_, W> {
 ///
 /// # Errors
 /// See [`SaveError`].
-pub fn save<W: Write>(source: &mut Source, rounds: u32, to: W) -> Result<(W, Image), SaveError> {
+pub fn save<W: Write + Send>(source: &mut Source, rounds: u32, to: W) -> Result<(W, Image), SaveError> {
     let mut writer = CheckpointWriter::new(to);
     for _ in 0..rounds {
         writer.shape(&source.shape()?)?;

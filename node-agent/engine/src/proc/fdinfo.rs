@@ -1,5 +1,12 @@
 //! /proc/PID/fdinfo/FD of every type of descriptor.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+
 use super::{ProcError, hex, lines, number, octal, text, value, words};
 
 /// What a fdinfo file says.
@@ -44,6 +51,8 @@ pub struct EpollLine {
     pub data: u64,
     /// Inode number of the file.
     pub inode: u64,
+    /// Device, in the kernel's internal encoding (major << 20 | minor).
+    pub device: u64,
 }
 
 /// Lines of a timerfd.
@@ -144,6 +153,7 @@ fn parse_epoll(line: &[u8]) -> Option<EpollLine> {
         events: hex(next_after(b"events:")?)?,
         data: hex(next_after(b"data:")?)?,
         inode: keyed(line, "ino").and_then(hex).unwrap_or(0),
+        device: keyed(line, "sdev").and_then(hex).unwrap_or(0),
     })
 }
 
@@ -174,6 +184,20 @@ pub fn read(pid: i32, fd: i32) -> Result<FdInfo, ProcError> {
     parse(&super::read(pid, &format!("fdinfo/{fd}"))?)
 }
 
+/// Reads the same from /proc/PID/fdinfo, which is open: for many descriptors of one process.
+///
+/// # Errors
+/// [`ProcError`].
+pub fn read_in(dir: BorrowedFd<'_>, fd: i32) -> Result<FdInfo, ProcError> {
+    let name = fd.to_string();
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let bytes = nix::fcntl::openat(dir, name.as_str(), flags, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(|file| super::read_whole(&mut File::from(file)))
+        .map_err(|source| ProcError::Read { path: format!("/proc/PID/fdinfo/{fd}"), source })?;
+    parse(&bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,7 +223,10 @@ mod tests {
               tfd:        4 events: 40000019 data: ffffffffffffffff  pos:0 ino:6195 sdev:f\n",
         )
         .unwrap();
-        assert_eq!(info.epoll[0], EpollLine { fd: 0, events: 0x8000_0019, data: 0x1f, inode: 0x6563 });
+        assert_eq!(
+            info.epoll[0],
+            EpollLine { fd: 0, events: 0x8000_0019, data: 0x1f, inode: 0x6563, device: 0xf }
+        );
         assert_eq!(info.epoll[1].data, u64::MAX);
 
         let info =

@@ -77,27 +77,28 @@ pub fn read(pid: i32, name: &str) -> Result<Vec<u8>, ProcError> {
 /// # Errors
 /// [`ProcError::Read`].
 pub fn read_path(path: &str) -> Result<Vec<u8>, ProcError> {
-    // Not `read_to_end`, which first asks for size and position: procfs files have no size.
-    let read = |file: &mut File| {
-        let mut bytes = vec![0; 4096];
-        let mut len = 0;
-        loop {
-            match file.read(&mut bytes[len..]) {
-                Ok(0) => break,
-                Ok(more) => len += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-            if len == bytes.len() {
-                bytes.resize(len * 2, 0);
-            }
-        }
-        bytes.truncate(len);
-        Ok(bytes)
-    };
     File::open(path)
-        .and_then(|mut file| read(&mut file))
+        .and_then(|mut file| read_whole(&mut file))
         .map_err(|source| ProcError::Read { path: path.to_owned(), source })
+}
+
+/// Reads a file of procfs. Not `read_to_end`, which first asks for size and position: they have no size.
+pub(crate) fn read_whole(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 4096];
+    let mut len = 0;
+    loop {
+        match file.read(&mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if len == bytes.len() {
+            bytes.resize(len * 2, 0);
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 /// A file that holds one number, in the given radix.

@@ -5,6 +5,7 @@ use std::os::linux::fs::MetadataExt;
 use image::shape::FileIdentity;
 
 use super::error::InspectError;
+use super::facts::DescriptorFacts;
 use super::locks;
 use super::mm::{MmReader, makedev, object_kind};
 use super::registry::Handle;
@@ -12,7 +13,7 @@ use super::spec::External;
 use super::terminals;
 use super::tree::Process;
 use super::view::FileView;
-use crate::proc::fdinfo::{self, FdInfo};
+use crate::proc::fdinfo::FdInfo;
 use crate::proc::links;
 
 /// A descriptor as /proc shows it.
@@ -73,14 +74,14 @@ const O_PATH: u32 = 0o10_000_000;
 const S_IFMT: u32 = 0o170_000;
 
 impl MmReader<'_> {
-    /// Looks at one descriptor. `None`: it was closed meanwhile.
+    /// What a descriptor is. `None`: it was closed meanwhile.
     pub(crate) fn descriptor(
         &mut self,
         process: &Process,
-        fd: i32,
+        facts: DescriptorFacts,
         externals: &[External],
     ) -> Result<Option<Descriptor>, InspectError> {
-        match self.try_descriptor(process, fd, externals) {
+        match self.try_descriptor(process, facts, externals) {
             Ok(descriptor) => Ok(Some(descriptor)),
             Err(InspectError::Proc(error)) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
@@ -90,13 +91,10 @@ impl MmReader<'_> {
     fn try_descriptor(
         &mut self,
         process: &Process,
-        fd: i32,
+        facts: DescriptorFacts,
         externals: &[External],
     ) -> Result<Descriptor, InspectError> {
-        let link = format!("fd/{fd}");
-        let target = links::read(process.pid, &link)?;
-        let metadata = links::metadata(process.pid, &link)?;
-        let info = fdinfo::read(process.pid, fd)?;
+        let DescriptorFacts { fd, target, metadata, info, .. } = facts;
         let key = links::identity(&metadata);
         let external = externals
             .iter()
@@ -137,14 +135,12 @@ impl MmReader<'_> {
             return Ok(self.refuse(pid, fd, format!("{shown}: a kind of file that cannot move"), CLOSE));
         }
         if info.flags & O_PATH != 0 {
-            let file = self.view.file(process.pid, &format!("fd/{fd}"))?;
-            return Ok(self.path_only(pid, fd, &file));
+            return Ok(self.path_only(pid, fd, &self.view.file_of(target, metadata.clone())));
         }
         if metadata.st_dev() == self.view.shmem_dev {
             return Ok(self.memory_object(process, fd, target, metadata));
         }
-        let file = self.view.file(process.pid, &format!("fd/{fd}"))?;
-        self.named(process, fd, &file, info)
+        self.named(process, fd, &self.view.file_of(target, metadata.clone()), info)
     }
 
     /// A descriptor that stands for a path and opens nothing: any kind of file will do.

@@ -19,7 +19,7 @@ use super::memory::sent::PageSet;
 use super::memory::tracker::Tracker;
 use super::session::{Frozen, Source, State, Tracked, refuse, still_there};
 use super::stopping::{Held, places, stop_tree};
-use super::traced::Tapes;
+use super::traced::{SentOff, Tapes};
 use super::tree::Process;
 use super::{FreezeReport, failpoint};
 use crate::account;
@@ -103,6 +103,8 @@ impl Source {
             by_process.entry(pid).or_default().push(stopped);
         }
         let mut result = Ok(());
+        // All processes at once.
+        let mut under_way = Vec::with_capacity(tree.len());
         for process in tree {
             let mut stopped = by_process.remove(&process.pid).unwrap_or_default();
             if result.is_err() {
@@ -111,7 +113,21 @@ impl Source {
             }
             let places = places(&process.tids);
             stopped.sort_by_key(|thread| places.get(&thread.tid()).copied());
-            result = park_process(&mut self.tracked, frozen, process, stopped);
+            match send_process(&mut self.tracked, frozen, process, stopped) {
+                Ok(Some(sent)) => under_way.push((process, sent)),
+                Ok(None) => {}
+                Err(error) => result = Err(error),
+            }
+        }
+        for (process, sent) in under_way {
+            let Some(tapes) = self.tracked.get_mut(&process.pid).and_then(|known| known.tapes.as_mut())
+            else {
+                continue;
+            };
+            match tapes.land(process, sent) {
+                Ok(parked) => drop(frozen.parked.insert(process.pid, parked)),
+                Err(error) => result = result.and(Err(error)),
+            }
         }
         for (_, mut stopped) in by_process {
             frozen.held.stopped.append(&mut stopped);
@@ -233,15 +249,15 @@ impl Tracker for AllWritten {
     }
 }
 
-/// Runs the capture program on all threads of a process.
-fn park_process(
+/// Has all threads of a process run the capture program. `None`: they are parked already.
+fn send_process(
     tracked: &mut BTreeMap<i32, Tracked>,
     frozen: &mut Frozen,
     process: &Process,
     mut stopped: Vec<Stopped>,
-) -> Result<(), SourceError> {
+) -> Result<Option<SentOff>, SourceError> {
     if stopped.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let timers = match timers::read(process.pid) {
         Ok(timers) => timers,
@@ -256,38 +272,27 @@ fn park_process(
     let mut own = Program::new();
     // The first calls are the same ones: what they leave where is the same, too.
     ThreadAsk::add(&mut own);
-    let mut parked = Vec::new();
+    let program = |index: usize| if index == 0 { whole.clone() } else { own.clone() };
+    frozen.asks.insert(process.pid, (thread_ask, process_ask));
     let tapes = tracked.get_mut(&process.pid).and_then(|tracked| tracked.tapes.as_mut());
-    let current = tapes.filter(|tapes| tapes.is_current());
-    let mut fresh = None;
-    let tapes = match current {
-        Some(tapes) => tapes,
-        None => {
-            let first = stopped.remove(0);
-            let nap = frozen.held.nap(first.tid());
-            match Tapes::install(process, first, &nap) {
-                Ok((tapes, thread)) => {
-                    let tapes = fresh.insert(tapes);
-                    parked.push(tapes.again(thread, whole.clone())?);
-                    tapes
-                }
-                Err(error) => {
-                    frozen.held.stopped.append(&mut stopped);
-                    return Err(error);
-                }
-            }
+    if let Some(tapes) = tapes.filter(|tapes| tapes.is_current()) {
+        return Ok(Some(tapes.send_off(process, &mut frozen.held, stopped, program)));
+    }
+    let first = stopped.remove(0);
+    let nap = frozen.held.nap(first.tid());
+    let (mut tapes, thread) = match Tapes::install(process, first, &nap) {
+        Ok(installed) => installed,
+        Err(error) => {
+            frozen.held.stopped.append(&mut stopped);
+            return Err(error);
         }
     };
-    let done = parked.len();
-    let program = |index: usize| if index + done == 0 { whole.clone() } else { own.clone() };
-    let result = tapes.run(process, &mut frozen.held, stopped, program);
-    frozen.asks.insert(process.pid, (thread_ask, process_ask));
+    let mut parked = vec![tapes.again(thread, whole.clone())?];
+    let result = tapes.run(process, &mut frozen.held, stopped, |index| program(index + 1));
     let result = result.map(|mut threads| parked.append(&mut threads));
     frozen.parked.insert(process.pid, parked);
-    if let Some(tapes) = fresh {
-        keep_tapes(tracked, process, tapes)?;
-    }
-    result
+    keep_tapes(tracked, process, tapes)?;
+    result.map(|()| None)
 }
 
 /// Remembers the tapes of a process that was first seen at the freeze.

@@ -1,29 +1,27 @@
 //! One look at the whole tree through /proc.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
 
 use image::shape::{FileIdentity, ProcessShape, Shape};
-use sys::Errno;
 
 use super::descriptor::{Class, Descriptor};
 use super::error::InspectError;
+use super::facts::{self, Asked, Facts, SocketFacts};
 use super::findings::Findings;
 use super::ipc;
-use super::mm::{self, MappedFiles, Mapping, MmReader};
+use super::mm::{self, Files, Mapping, MmReader};
 use super::registry::{Handle, Registry};
 use super::rules::{self, Rules, Settled};
-use super::sockets::{self, Kind};
+use super::sockets::Kind;
 use super::spec::TreeSpec;
 use super::terminals;
 use super::tree::{self, Process};
 use super::view::View;
 use super::watches;
 use crate::account;
-use crate::proc::maps::{self, Entry};
+use crate::proc::maps::Entry;
 use crate::proc::multicast::{self, Group};
 use crate::proc::status::Status;
-use crate::proc::tasks;
 
 /// A process with its address space and descriptors.
 #[derive(Debug)]
@@ -65,8 +63,8 @@ pub(crate) struct Looker {
     pub(crate) stopped: Option<Standstill>,
     /// Processes whose namespaces need not be looked at again.
     settled: Settled,
-    /// Files of mappings, in this look.
-    files: MappedFiles,
+    /// What was asked of files in this look.
+    files: Files,
 }
 
 /// What is known of a tree that we have stopped.
@@ -132,8 +130,6 @@ impl IpcLook {
 }
 
 const LEAVE: &str = "have the program leave the group, or close the socket, before the move";
-/// Below this much resident memory smaps is cheap (about 10 ms a GiB).
-const SMALL_PAGES: u64 = 16 * 1024;
 
 impl Looker {
     pub(crate) fn new(spec: &TreeSpec) -> Result<Self, InspectError> {
@@ -153,7 +149,7 @@ impl Looker {
             tracked: false,
             stopped: None,
             settled: Settled::new(),
-            files: HashMap::new(),
+            files: Files::default(),
         })
     }
 
@@ -195,11 +191,15 @@ impl Looker {
         });
         // Containers mount and unmount, and numbers are used again.
         self.mounts.clear();
-        self.files.clear();
+        self.files = Files::default();
         self.registry.begin();
+        let asked = Asked { flags, depth, now: self.stopped.is_some(), groups: &self.groups };
+        let known = |process: &Process| self.flags.get(&process.key()).map(Vec::as_slice);
+        let facts = facts::read_all(&tree, asked, known);
+        account::lap("freeze.look-facts");
         let mut look = Look::default();
-        for process in tree {
-            match self.process(process, flags, depth, findings) {
+        for (process, facts) in tree.into_iter().zip(facts) {
+            match facts.and_then(|facts| self.process(process, facts, findings)) {
                 Ok(found) => look.processes.push(found),
                 // It ended while we looked.
                 Err(InspectError::Proc(error)) if error.is_gone() => {}
@@ -219,11 +219,12 @@ impl Looker {
         Ok(look)
     }
 
+    /// What a process is. Objects that are only open, not mapped, are memory all the same: descriptors are looked at
+    /// whatever the depth.
     fn process(
         &mut self,
         process: Process,
-        flags: Flags,
-        depth: Depth,
+        facts: Facts,
         findings: &mut Findings,
     ) -> Result<ProcessLook, InspectError> {
         let mut found = ProcessLook {
@@ -236,7 +237,6 @@ impl Looker {
         if found.process.is_zombie() {
             return Ok(found);
         }
-        let entries = self.entries(&found.process, flags)?;
         let mut reader = MmReader {
             view: &self.view,
             registry: &mut self.registry,
@@ -245,38 +245,23 @@ impl Looker {
             files: &mut self.files,
             tracked: self.tracked,
         };
-        found.mappings = reader.mappings(&found.process, &entries)?;
+        found.mappings = reader.mappings(&found.process, &facts.entries)?;
         found.exe = exe(&mut reader, &found.process)?;
-        if depth == Depth::Everything {
-            for fd in tasks::descriptors(found.process.pid)? {
-                if let Some(descriptor) = reader.descriptor(&found.process, fd, &self.spec.externals)? {
-                    found.descriptors.push(descriptor);
-                }
+        for mut facts in facts.descriptors {
+            let socket = facts.socket.take();
+            let Some(descriptor) = reader.descriptor(&found.process, facts, &self.spec.externals)? else {
+                continue;
+            };
+            if descriptor.class == Class::Socket
+                && let Some(socket) = socket
+                && let Some(kind) = judge(&found.process, descriptor.fd, socket, reader.findings)
+            {
+                found.sockets.insert(descriptor.fd, kind);
             }
-            found.sockets = socket_kinds(&found, self.stopped.is_some(), &self.groups, findings)?;
-        } else {
-            // Objects that are only open, not mapped, are memory all the same.
-            for fd in tasks::descriptors(found.process.pid)? {
-                reader.descriptor(&found.process, fd, &self.spec.externals)?;
-            }
+            found.descriptors.push(descriptor);
         }
+        self.flags.insert(found.process.key(), facts.entries);
         Ok(found)
-    }
-
-    fn entries(&mut self, process: &Process, flags: Flags) -> Result<Vec<Entry>, InspectError> {
-        if flags == Flags::Remembered
-            && process.stat.rss_pages > SMALL_PAGES
-            && let Some(known) = self.flags.get(&process.key())
-        {
-            let now = own_lines_out(maps::read_maps(process.pid)?);
-            let same = now.len() == known.len() && now.iter().zip(known).all(|(a, b)| a.same_line(b));
-            if same {
-                return Ok(known.clone());
-            }
-        }
-        let entries = own_lines_out(maps::read_smaps(process.pid)?);
-        self.flags.insert(process.key(), entries.clone());
-        Ok(entries)
     }
 
     fn shape(&self, processes: &[ProcessLook]) -> Result<Shape, InspectError> {
@@ -308,12 +293,6 @@ impl Looker {
     }
 }
 
-/// The lines of a process's mappings without those of this engine's tape.
-fn own_lines_out(mut entries: Vec<Entry>) -> Vec<Entry> {
-    entries.retain(|entry| !super::traced::is_tape(&entry.name));
-    entries
-}
-
 fn exe(reader: &mut MmReader<'_>, process: &Process) -> Result<FileIdentity, InspectError> {
     let file = reader.view.file(process.pid, "exe")?;
     let handle = Handle { pid: process.pid, link: "exe".to_owned() };
@@ -321,43 +300,16 @@ fn exe(reader: &mut MmReader<'_>, process: &Process) -> Result<FileIdentity, Ins
     Ok(identity.unwrap_or_default())
 }
 
-/// What the sockets of a process are. They are asked through duplicates of their descriptors.
-fn socket_kinds(
-    found: &ProcessLook,
-    now: bool,
-    groups: &[Group],
-    findings: &mut Findings,
-) -> Result<HashMap<i32, Kind>, InspectError> {
-    let mut kinds = HashMap::new();
-    let sockets = || found.descriptors.iter().filter(|descriptor| descriptor.class == Class::Socket);
-    if sockets().next().is_none() {
-        return Ok(kinds);
+/// What a socket is, unless it cannot move.
+fn judge(process: &Process, fd: i32, socket: SocketFacts, findings: &mut Findings) -> Option<Kind> {
+    if let Some(reason) = socket.membership {
+        findings.fd(process.inner, fd, reason, LEAVE);
     }
-    let pid = found.process.pid;
-    let Ok(pidfd) = sys::pidfd::open(pid) else {
-        return Ok(kinds);
-    };
-    for descriptor in sockets() {
-        let socket: OwnedFd = match sys::pidfd::getfd(pidfd.as_fd(), descriptor.fd) {
-            Ok(socket) => socket,
-            Err(Errno::EBADF | Errno::ESRCH) => continue,
-            Err(errno) => return Err(InspectError::kernel("duplicate a socket", pid, errno)),
-        };
-        match sockets::kind(socket.as_fd(), now) {
-            Ok(Ok(kind)) => {
-                if let Kind::Udp { .. } = kind
-                    && let Some(reason) = super::multicast::membership(socket.as_fd(), groups)
-                        .map_err(|errno| InspectError::kernel("ask a socket for memberships", pid, errno))?
-                {
-                    findings.fd(found.process.inner, descriptor.fd, reason, LEAVE);
-                }
-                kinds.insert(descriptor.fd, kind);
-            }
-            Ok(Err((reason, way_out))) => findings.fd(found.process.inner, descriptor.fd, reason, way_out),
-            // It was closed and the number used for another file.
-            Err(Errno::ENOTSOCK) => {}
-            Err(errno) => return Err(InspectError::kernel("ask a socket", pid, errno)),
+    match socket.kind {
+        Ok(kind) => Some(kind),
+        Err((reason, way_out)) => {
+            findings.fd(process.inner, fd, reason, way_out);
+            None
         }
     }
-    Ok(kinds)
 }

@@ -12,6 +12,7 @@ use super::findings::Findings;
 use super::registry::{Handle, Registry};
 use super::tree::Process;
 use super::view::{FileView, View};
+use crate::proc::links;
 use crate::proc::maps::Entry;
 
 /// A mapping with what the engine needs to read it, beside what goes into the image.
@@ -47,8 +48,30 @@ impl Mapping {
     }
 }
 
-/// Files of mappings, by device, inode and name.
-pub(crate) type MappedFiles = HashMap<((u32, u32), u64, Vec<u8>), FileView>;
+/// What a line of maps says of a file: device, inode, name.
+type Named = ((u32, u32), u64, Vec<u8>);
+
+/// What was asked of files in one look.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    /// Those of mappings.
+    mapped: HashMap<Named, FileView>,
+    /// Whether a path of the container leads to a file, by its device and inode.
+    leads: HashMap<(u64, u64), HashMap<Vec<u8>, bool>>,
+}
+
+impl Files {
+    /// [`View::leads_to`], asked once.
+    fn leads_to(&mut self, view: &View, file: &FileView) -> bool {
+        let paths = self.leads.entry(links::identity(&file.metadata)).or_default();
+        if let Some(known) = paths.get(&file.path) {
+            return *known;
+        }
+        let leads = view.leads_to(&file.path, &file.metadata);
+        paths.insert(file.path.clone(), leads);
+        leads
+    }
+}
 
 /// Everything that turning lines of /proc into parts of an image needs.
 #[derive(Debug)]
@@ -61,8 +84,8 @@ pub(crate) struct MmReader<'a> {
     pub(crate) findings: &'a mut Findings,
     /// File system types by mount id, as far as they were asked for in this look.
     pub(crate) mounts: &'a mut HashMap<i32, String>,
-    /// Files of mappings, as far as they were looked at in this look.
-    pub(crate) files: &'a mut MappedFiles,
+    /// Files, as far as they were looked at in this look.
+    pub(crate) files: &'a mut Files,
     /// Our own trackers are in place: userfaultfd flags say nothing about the program.
     pub(crate) tracked: bool,
 }
@@ -143,11 +166,11 @@ impl MmReader<'_> {
         }
         // A library has several mappings.
         let key = (entry.device, entry.inode, entry.name.clone());
-        let file = match self.files.get(&key) {
+        let file = match self.files.mapped.get(&key) {
             Some(known) => known.clone(),
             None => {
                 let file = self.view.file(process.pid, &link)?;
-                self.files.insert(key, file.clone());
+                self.files.mapped.insert(key, file.clone());
                 file
             }
         };
@@ -213,7 +236,7 @@ impl MmReader<'_> {
                 return None;
             }
             identity.ghost = Some(self.registry.ghost(file.key(), &identity.path, handle));
-        } else if !self.view.leads_to(&file.path, &file.metadata) {
+        } else if !self.files.leads_to(self.view, file) {
             self.findings.add(
                 pid,
                 subject,

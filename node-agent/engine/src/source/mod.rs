@@ -8,6 +8,7 @@ mod capture;
 mod clock;
 mod descriptor;
 mod error;
+mod facts;
 mod findings;
 mod freezing;
 mod inspect;
@@ -87,12 +88,28 @@ pub struct RoundStats {
     pub bytes: u64,
     /// Bytes of pages that wait for the last round because every round finds them written.
     pub held_back: u64,
-    /// Time spent in finding pages.
+    /// Time spent in finding pages, by all readers together.
     pub scan: Duration,
-    /// Time spent in reading pages and in the sink.
+    /// Time spent in reading pages and in the sink, by all readers together.
     pub copy: Duration,
     /// How long the tree stood still for it while it was not frozen; zero where tracking needs no stop.
     pub stopped: Duration,
+}
+
+impl RoundStats {
+    /// Both together.
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        Self {
+            pages: self.pages + other.pages,
+            zero_pages: self.zero_pages + other.zero_pages,
+            dropped_pages: self.dropped_pages + other.dropped_pages,
+            bytes: self.bytes + other.bytes,
+            held_back: self.held_back + other.held_back,
+            scan: self.scan + other.scan,
+            copy: self.copy + other.copy,
+            stopped: self.stopped + other.stopped,
+        }
+    }
 }
 
 /// What [`Source::freeze`] did.

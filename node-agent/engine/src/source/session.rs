@@ -19,10 +19,10 @@ use super::failpoint;
 use super::findings::Findings;
 use super::keyrings;
 use super::look::{Depth, Flags, Look, Looker, ProcessLook};
-use super::memory::batch::Batcher;
 use super::memory::last_pid;
 use super::memory::objects::ObjectMemory;
 use super::memory::process::{ObjectRanges, TrackedMemory};
+use super::memory::readers::Readers;
 use super::memory::sent::PageSet;
 use super::memory::soft_dirty::SoftDirty;
 use super::memory::tracker::{PagemapScan, Tracker};
@@ -50,7 +50,7 @@ pub struct Source {
     /// What the target holds of processes that are gone or have another address space now.
     pub(super) left_behind: HashMap<Pid, PageSet>,
     objects: ObjectMemory,
-    batcher: Batcher,
+    readers: Readers,
     /// Mechanism of dirty tracking.
     soft_dirty: bool,
     /// The last shape that was handed out: what the target is built like.
@@ -122,7 +122,7 @@ impl Source {
             tracked: BTreeMap::new(),
             left_behind: HashMap::new(),
             objects: ObjectMemory::default(),
-            batcher: Batcher::new(),
+            readers: Readers::new(),
             soft_dirty: !trackers.pagemap_scan,
             told: None,
             last_pid: None,
@@ -350,8 +350,7 @@ impl Source {
 
     /// Finds and sends written pages of everything that was told.
     fn pages(&mut self, sink: &mut dyn PageSink, again: bool) -> Result<RoundStats, SourceError> {
-        self.batcher.stats = RoundStats::default();
-        self.batcher.strict = !again;
+        self.readers.begin(!again);
         let look = match &mut self.state {
             State::Frozen(frozen) => std::mem::take(&mut frozen.look),
             State::Tracking | State::Done => self.told.take().unwrap_or_default(),
@@ -361,7 +360,7 @@ impl Source {
             State::Frozen(frozen) => frozen.look = look,
             State::Tracking | State::Done => self.told = Some(look),
         }
-        result.map(|()| self.batcher.stats)
+        result.map(|()| self.readers.stats())
     }
 
     /// Lets the trackers look while nothing runs, where they need that.
@@ -389,10 +388,10 @@ impl Source {
                 other => other?,
             }
         }
-        self.batcher.scanned(scan.elapsed());
+        self.readers.own().scanned(scan.elapsed());
         drop(held);
         if again {
-            self.batcher.stats.stopped = start.elapsed();
+            self.readers.own().stats.stopped = start.elapsed();
         }
         Ok(())
     }
@@ -400,19 +399,16 @@ impl Source {
     fn pages_of(&mut self, look: &Look, sink: &mut dyn PageSink, again: bool) -> Result<(), SourceError> {
         let forks = last_pid();
         let mut objects = ObjectRanges::new();
-        for found in &look.processes {
-            let Some(tracked) = self.tracked.get_mut(&found.process.pid) else {
-                continue;
-            };
-            let result = tracked.memory.round(&found.mappings, again, &mut objects, &mut self.batcher, sink);
-            match result {
-                // It has ended, or runs another program: the next shape tells.
-                Err(_) if again && !tracked.memory.is_alive(0) => self.lost_writer = true,
-                other => other?,
-            }
-        }
+        let mut known: HashMap<i32, &mut Tracked> =
+            self.tracked.iter_mut().map(|(pid, tracked)| (*pid, tracked)).collect();
+        let work = look.processes.iter().filter_map(|found| {
+            Some((&mut known.remove(&found.process.pid)?.memory, found.mappings.as_slice()))
+        });
+        let work = work.collect();
+        let ended = self.readers.round(work, again, &mut objects, sink)?;
+        self.lost_writer |= ended;
         let hidden = self.soft_dirty || self.lost_writer || forks.is_none() || self.last_pid != forks;
-        self.objects.round(&self.looker.registry, objects, hidden, &mut self.batcher, sink)?;
+        self.objects.round(&self.looker.registry, objects, hidden, self.readers.own(), sink)?;
         self.last_pid = forks;
         self.lost_writer = false;
         Ok(())

@@ -115,23 +115,43 @@ impl Tapes {
         threads: Vec<Stopped>,
         program: impl Fn(usize) -> Program,
     ) -> Result<Vec<ParkedThread>, SourceError> {
-        let mut flights = Vec::with_capacity(threads.len());
-        let mut done = Vec::with_capacity(threads.len());
-        let mut failed = None;
+        let sent = self.send_off(process, held, threads, program);
+        self.land(process, sent)
+    }
+
+    /// Has each thread run a program, and waits for none; [`Tapes::land`] must follow, whatever else fails.
+    pub(crate) fn send_off(
+        &mut self,
+        process: &Process,
+        held: &mut Held,
+        threads: Vec<Stopped>,
+        program: impl Fn(usize) -> Program,
+    ) -> SentOff {
+        let mut sent = SentOff { flights: Vec::with_capacity(threads.len()), ..SentOff::default() };
         for (index, thread) in threads.into_iter().enumerate() {
             let nap = held.nap(thread.tid());
-            if failed.is_some() {
+            if sent.failed.is_some() {
                 held.stopped.push(thread);
                 continue;
             }
             match self.start(process, thread, &nap, program(index)) {
-                Ok(Started::Flying(flight)) => flights.push(*flight),
-                Ok(Started::Parked(parked)) => done.push(*parked),
+                Ok(Started::Flying(flight)) => sent.flights.push(*flight),
+                Ok(Started::Parked(parked)) => sent.done.push(*parked),
                 // It was killed meanwhile; the process is ending.
                 Err(SourceError::ThreadGone { .. }) => {}
-                Err(error) => failed = Some(error),
+                Err(error) => sent.failed = Some(error),
             }
         }
+        sent
+    }
+
+    /// Waits until all threads that were sent off are parked.
+    pub(crate) fn land(
+        &mut self,
+        process: &Process,
+        sent: SentOff,
+    ) -> Result<Vec<ParkedThread>, SourceError> {
+        let SentOff { flights, mut done, mut failed } = sent;
         for flight in flights {
             let Flying { tid, flight, tape, stop, context, resume, status, nap } = flight;
             match self.tapes[tape].wait(flight, TAPE_LIMIT) {
@@ -336,6 +356,15 @@ enum Started {
     Parked(Box<ParkedThread>),
 }
 
+/// Threads on their way over a tape.
+#[derive(Debug, Default)]
+pub(crate) struct SentOff {
+    flights: Vec<Flying>,
+    done: Vec<ParkedThread>,
+    failed: Option<SourceError>,
+}
+
+#[derive(Debug)]
 struct Flying {
     tid: i32,
     flight: sys::tape::source::InFlight,

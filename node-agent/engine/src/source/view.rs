@@ -62,8 +62,12 @@ impl View {
     /// What a link of /proc/PID (`fd/3`, `exe`, `map_files/...`) leads to.
     pub(crate) fn file(&self, pid: i32, link: &str) -> Result<FileView, InspectError> {
         let target = links::read(pid, link)?;
-        let metadata = links::metadata(pid, link)?;
-        let mut path = self.inside(&target);
+        Ok(self.file_of(&target, links::metadata(pid, link)?))
+    }
+
+    /// The same, when both are known.
+    pub(crate) fn file_of(&self, target: &[u8], metadata: Metadata) -> FileView {
+        let mut path = self.inside(target);
         let mut deleted = false;
         // " (deleted)" may be the end of a true name: then the name leads to this very file.
         if let Some(name) = path.strip_suffix(DELETED)
@@ -72,7 +76,7 @@ impl View {
             path = name.to_vec();
             deleted = true;
         }
-        Ok(FileView { path, metadata, deleted })
+        FileView { path, metadata, deleted }
     }
 
     /// Whether a path of the container is this file.

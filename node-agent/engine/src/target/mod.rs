@@ -15,6 +15,7 @@
 //! tracer's thread alone.
 
 mod attributes;
+mod epolls;
 mod error;
 mod files;
 mod ghosts;

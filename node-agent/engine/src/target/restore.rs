@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use image::files::{EpollTarget, FdEntry, FileKind, FileLock, Files, LockKind};
+use image::files::{FileLock, LockKind};
 use image::state::{Image, ProcessState, Resume, Thread};
 use image::{Pid, Refusal, Subject};
-use libc::{SYS_close, SYS_dup, SYS_dup3, SYS_epoll_ctl, SYS_epoll_wait, SYS_fcntl, SYS_wait4};
+use libc::{SYS_close, SYS_fcntl, SYS_wait4};
 use sys::ptrace::{Event, Exit, Stop, Stopped};
 use sys::regs::NO_SYSCALL;
 use sys::tape::target::TargetTape;
@@ -33,7 +33,6 @@ use super::tree::Tree;
 const SLEEP_LIMIT: Duration = Duration::from_secs(5);
 /// How long a process may take to die.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
-const EPOLL_CTL_ADD: i32 = 1;
 
 /// What the steps of a restore work on.
 pub(crate) struct Restorer<'a> {
@@ -47,6 +46,11 @@ pub(crate) struct Restorer<'a> {
 /// The live processes of the image with their states.
 fn live(image: &Image) -> impl Iterator<Item = &ProcessState> {
     image.processes.iter()
+}
+
+fn first_of(process: &ProcessState) -> Result<&Thread, TargetError> {
+    let pid = process.pid;
+    process.threads.first().ok_or_else(|| TargetError::Image(format!("pid {pid} has no thread")))
 }
 
 fn refused(pid: Pid, reason: impl Into<String>, way_out: &str) -> TargetError {
@@ -66,10 +70,7 @@ impl Restorer<'_> {
             let skeleton = self.tree.get(process.pid)?;
             self.channel.fill_table(skeleton, self.tape, &plan, &|id| files.get(id))?;
         }
-        for (id, targets) in epolls(&self.image.files) {
-            self.fill_epoll(id, targets, files)?;
-        }
-        Ok(())
+        self.fill_epolls(files)
     }
 
     /// File locks: those of descriptions by the agent, those of processes by themselves.
@@ -110,47 +111,6 @@ impl Restorer<'_> {
         Ok(())
     }
 
-    /// An entry's key is the description together with the number under which it was added, so the set is
-    /// filled by a process that has both.
-    fn fill_epoll(
-        &mut self,
-        id: u32,
-        targets: &[EpollTarget],
-        files: &Descriptions,
-    ) -> Result<(), TargetError> {
-        let image = self.image;
-        let holders = live(image).filter_map(|p| p.fds.iter().find(|e| e.file == id).map(|e| (p, e.fd)));
-        let has = |p: &ProcessState, t: &EpollTarget| p.fds.iter().any(|e| e.fd == t.fd && e.file == t.file);
-        let Some((process, epoll)) =
-            holders.max_by_key(|(p, _)| targets.iter().filter(|t| has(p, t)).count())
-        else {
-            return Ok(());
-        };
-        let channel = fds::plan(&process.fds).channel;
-        let skeleton = self.tree.get(process.pid)?;
-        // What has fired once is disarmed: added while nothing else can answer, and fired again.
-        let (fired, armed): (Vec<_>, Vec<_>) = targets.iter().partition(|t| t.fired);
-        for target in fired.into_iter().chain(armed) {
-            let mut calls = vec![add(epoll, target)];
-            if target.fired {
-                calls.push(call!("epoll_wait", SYS_epoll_wait, epoll, Block::new(vec![0; 12]), 1, 0));
-            }
-            if has(process, target) {
-                skeleton.run(self.tape, &calls)?;
-                continue;
-            }
-            // The number is closed, or leads elsewhere by now: it is lent for the moment.
-            let file = files.get(target.file).ok_or_else(|| {
-                TargetError::Image(format!("epoll {id} watches open file {}, which is missing", target.file))
-            })?;
-            let landed = self.channel.plant(skeleton, self.tape, channel, &[file])?;
-            let number = landed.first().copied().unwrap_or(-1);
-            let taken = process.fds.iter().find(|e| e.fd == target.fd).copied();
-            lend(skeleton, self.tape, number, target.fd, taken, calls)?;
-        }
-        Ok(())
-    }
-
     /// Dead children get their exit status; then every process its signal handlers, which throws the SIGCHLDs
     /// away that this and the making of skeletons caused.
     pub(crate) fn processes(&mut self) -> Result<(), TargetError> {
@@ -160,12 +120,29 @@ impl Restorer<'_> {
                 self.tree.make_zombie(shape.pid, status, self.tape)?;
             }
         }
+        self.first_threads(|process| Ok(attributes::signal_handlers(process)))?;
         for process in live(image) {
-            let skeleton = self.tree.get(process.pid)?;
-            skeleton.run(self.tape, &attributes::signal_handlers(process))?;
-            set_through_proc(skeleton, process)?;
+            set_through_proc(self.tree.get(process.pid)?, process)?;
         }
         Ok(())
+    }
+
+    /// Has the first threads of all processes make their calls at once.
+    fn first_threads(
+        &mut self,
+        calls: impl Fn(&ProcessState) -> Result<Vec<Call>, TargetError>,
+    ) -> Result<(), TargetError> {
+        let mut asked = BTreeMap::new();
+        for process in live(self.image) {
+            asked.insert(process.pid, calls(process)?);
+        }
+        let skeletons = self.tree.skeletons.iter_mut();
+        let tasks = skeletons.filter_map(|(pid, skeleton)| Some((&mut skeleton.leader, asked.remove(pid)?)));
+        let tasks: Vec<_> = tasks.collect();
+        if let Some(pid) = asked.keys().next() {
+            return Err(lost(*pid, "it does not exist"));
+        }
+        run_all(tasks, self.tape, |_, calls| Ok(std::mem::take(calls)), |_, _| Ok(()))
     }
 
     /// Makes the threads with their tids, as far as they are not there yet. First those end that are not there any
@@ -214,51 +191,66 @@ impl Restorer<'_> {
 
     /// Everything that makes threads and processes what they were, credentials and filters last.
     pub(crate) fn attributes(&mut self) -> Result<(), TargetError> {
-        let image = self.image;
+        let (image, capabilities) = (self.image, self.capabilities);
         for process in live(image) {
+            raise_limits(self.tree.get(process.pid)?.host, process);
+        }
+        self.first_threads(|process| {
             let pid = process.pid;
             let mm = image.shape.processes.iter().find(|p| p.pid == pid).map(|p| &p.mm);
-            let channel = fds::plan(&process.fds).channel;
-            let mut leader = attributes::process_before_credentials(process);
-            leader.extend(mm.map(mapping::lock_memory).unwrap_or_default());
-            leader.extend(attributes::posix_timers(&process.timers));
-            leader.push(call!("close channel", SYS_close, channel));
-            leader.extend(attributes::process_signals(process).map_err(TargetError::Refused)?);
-
-            let skeleton = self.tree.get(pid)?;
-            raise_limits(skeleton.host, process);
-            let Some((first, others)) = process.threads.split_first() else {
-                return Err(TargetError::Image(format!("pid {pid} has no thread")));
-            };
-            leader.extend(attributes::thread_before_credentials(process, first));
-            leader.extend(attributes::thread_signals(pid, first).map_err(TargetError::Refused)?);
-            skeleton.run(self.tape, &leader)?;
-            priority::apply(skeleton.host, first)?;
-
-            let one_history = attributes::one_history(process);
-            let program = |task: &Task, thread: &Thread| {
-                let own =
-                    Filters { mode: thread.seccomp_mode, list: &thread.seccomp_filters, all_threads: false };
-                let filters = if one_history { Filters::NONE } else { own };
-                let mut calls = attributes::thread_before_credentials(process, thread);
-                calls.extend(attributes::thread_signals(pid, thread).map_err(TargetError::Refused)?);
-                if task.creds.is_none() {
-                    calls.extend(attributes::credentials(&thread.creds, &filters, &self.capabilities));
-                }
-                calls.extend(attributes::thread_after_credentials(thread));
-                Ok(calls)
-            };
-            let scheduled = |task: &mut Task, thread: &Thread| priority::apply(task.host, thread);
-            run_all(&mut skeleton.threads, others, self.tape, program, scheduled)?;
-            let all_threads = one_history && !others.is_empty();
-            let filters = Filters { mode: first.seccomp_mode, list: &first.seccomp_filters, all_threads };
-            let mut last = attributes::credentials(&first.creds, &filters, &self.capabilities);
-            last.extend(attributes::thread_after_credentials(first));
-            last.extend(attributes::process_after_credentials(process));
-            last.extend(attributes::arm_posix_timers(&process.timers));
-            skeleton.run(self.tape, &last)?;
+            let mut calls = attributes::process_before_credentials(process);
+            calls.extend(mm.map(mapping::lock_memory).unwrap_or_default());
+            calls.extend(attributes::posix_timers(&process.timers));
+            calls.push(call!("close channel", SYS_close, fds::plan(&process.fds).channel));
+            calls.extend(attributes::process_signals(process).map_err(TargetError::Refused)?);
+            let first = first_of(process)?;
+            calls.extend(attributes::thread_before_credentials(process, first));
+            calls.extend(attributes::thread_signals(pid, first).map_err(TargetError::Refused)?);
+            Ok(calls)
+        })?;
+        for process in live(image) {
+            priority::apply(self.tree.get(process.pid)?.host, first_of(process)?)?;
         }
-        Ok(())
+        self.other_threads()?;
+        self.first_threads(|process| {
+            let first = first_of(process)?;
+            let all_threads = attributes::one_history(process) && process.threads.len() > 1;
+            let filters = Filters { mode: first.seccomp_mode, list: &first.seccomp_filters, all_threads };
+            let mut calls = attributes::credentials(&first.creds, &filters, &capabilities);
+            calls.extend(attributes::thread_after_credentials(first));
+            calls.extend(attributes::process_after_credentials(process));
+            calls.extend(attributes::arm_posix_timers(&process.timers));
+            Ok(calls)
+        })
+    }
+
+    /// Threads beside the first ones, those of all processes at once.
+    fn other_threads(&mut self) -> Result<(), TargetError> {
+        let image = self.image;
+        let mut skeletons: BTreeMap<Pid, &mut Skeleton> =
+            self.tree.skeletons.iter_mut().map(|(pid, skeleton)| (*pid, skeleton)).collect();
+        let mut tasks = Vec::new();
+        for process in live(image) {
+            let skeleton =
+                skeletons.remove(&process.pid).ok_or_else(|| lost(process.pid, "it does not exist"))?;
+            let filtered = !attributes::one_history(process);
+            let threads = process.threads.iter().skip(1).map(|thread| (process, thread, filtered));
+            tasks.extend(skeleton.threads.iter_mut().zip(threads));
+        }
+        let capabilities = self.capabilities;
+        let program = |task: &Task, (process, thread, filtered): &mut (&ProcessState, &Thread, bool)| {
+            let own =
+                Filters { mode: thread.seccomp_mode, list: &thread.seccomp_filters, all_threads: false };
+            let filters = if *filtered { own } else { Filters::NONE };
+            let mut calls = attributes::thread_before_credentials(process, thread);
+            calls.extend(attributes::thread_signals(process.pid, thread).map_err(TargetError::Refused)?);
+            if task.creds.is_none() {
+                calls.extend(attributes::credentials(&thread.creds, &filters, &capabilities));
+            }
+            calls.extend(attributes::thread_after_credentials(thread));
+            Ok(calls)
+        };
+        run_all(tasks, self.tape, program, |task, (_, thread, _)| priority::apply(task.host, thread))
     }
 
     /// Threads whose call the kernel restarts by itself enter it for the time that remains, and are
@@ -357,53 +349,6 @@ impl Restorer<'_> {
 
 fn on_tape(pid: Pid) -> impl FnOnce(sys::tape::target::TargetError) -> TargetError {
     move |source| TargetError::Tape { pid, source: Box::new(source) }
-}
-
-fn epolls(files: &Files) -> impl Iterator<Item = (u32, &[EpollTarget])> {
-    files.open.iter().filter_map(|f| match &f.kind {
-        FileKind::Epoll { targets } => Some((f.id, targets.as_slice())),
-        _ => None,
-    })
-}
-
-/// epoll_ctl(2) EPOLL_CTL_ADD. An entry that has fired is added armed for what is nearly always ready.
-fn add(epoll: i32, target: &EpollTarget) -> Call {
-    let ready = (libc::EPOLLIN | libc::EPOLLOUT).cast_unsigned();
-    let events = if target.fired { target.events | ready } else { target.events };
-    let mut event = events.to_le_bytes().to_vec();
-    event.extend_from_slice(&target.data.to_le_bytes());
-    call!("EPOLL_CTL_ADD", SYS_epoll_ctl, epoll, EPOLL_CTL_ADD, target.fd, Block::new(event))
-}
-
-/// Makes `calls` while `number` stands in for descriptor `fd`, which is `taken` by another or free.
-fn lend(
-    skeleton: &mut Skeleton,
-    tape: &TargetTape,
-    number: i32,
-    fd: i32,
-    taken: Option<FdEntry>,
-    calls: Vec<Call>,
-) -> Result<(), TargetError> {
-    let mut all = Vec::new();
-    let mut saved = None;
-    if taken.is_some() {
-        let ran = skeleton.run(tape, &[call!("dup", SYS_dup, fd)])?;
-        saved = ran.answers.first().map(|a| a.value);
-    }
-    if number != fd {
-        all.push(call!("dup3", SYS_dup3, number, fd, 0));
-        all.push(call!("close", SYS_close, number));
-    }
-    all.extend(calls);
-    match (saved, taken) {
-        (Some(saved), Some(entry)) => {
-            let flags = if entry.cloexec { libc::O_CLOEXEC } else { 0 };
-            all.push(call!("dup3", SYS_dup3, saved, fd, flags));
-            all.push(call!("close", SYS_close, saved));
-        }
-        _ => all.push(call!("close", SYS_close, fd)),
-    }
-    skeleton.run(tape, &all).map(drop)
 }
 
 /// What /proc/PID takes from outside.

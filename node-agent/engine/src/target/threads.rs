@@ -100,10 +100,8 @@ impl Skeleton {
         let (mut fresh, mut known): (Vec<Task>, Vec<Task>) =
             std::mem::take(&mut self.threads).into_iter().partition(|task| task.creds.is_none());
         let calls = attributes::credentials(creds, &Filters::NONE, kernel);
-        let all = vec![(); fresh.len()];
         let lowered = run_all(
-            &mut fresh,
-            &all,
+            fresh.iter_mut().map(|task| (task, ())).collect(),
             tape,
             |_, ()| Ok(calls.clone()),
             |task, ()| {
@@ -134,24 +132,24 @@ fn end(mut task: Task, at: u64) -> Result<(), TargetError> {
     }
 }
 
-/// Runs each thread's own calls, on as many threads at once as the tape takes: while one runs, the next is sent off.
+/// Runs each thread's own calls, on as many threads at once as the tape takes, of whatever process: while one runs, the
+/// next is sent off.
 ///
 /// # Errors
 /// A [`TargetError`]; the threads are lost then.
 pub(crate) fn run_all<T>(
-    tasks: &mut [Task],
-    asked: &[T],
+    mut tasks: Vec<(&mut Task, T)>,
     tape: &TargetTape,
-    program: impl Fn(&Task, &T) -> Result<Vec<Call>, TargetError>,
+    program: impl Fn(&Task, &mut T) -> Result<Vec<Call>, TargetError>,
     landed: impl Fn(&mut Task, &T) -> Result<(), TargetError>,
 ) -> Result<(), TargetError> {
-    for (tasks, asked) in tasks.chunks_mut(TAPE_SIZE.slots).zip(asked.chunks(TAPE_SIZE.slots)) {
+    for tasks in tasks.chunks_mut(TAPE_SIZE.slots) {
         let mut flights = Vec::with_capacity(tasks.len());
-        for (task, asked) in tasks.iter_mut().zip(asked) {
+        for (task, asked) in &mut *tasks {
             let calls = program(task, asked)?;
             flights.push(task.send_off(tape, calls)?);
         }
-        for ((task, asked), flight) in tasks.iter_mut().zip(asked).zip(flights) {
+        for ((task, asked), flight) in tasks.iter_mut().zip(flights) {
             task.land(tape, flight)?;
             landed(task, asked)?;
         }

@@ -1,8 +1,10 @@
 //! Files that processes may have written to through memory, which raises no event and may leave the times of
 //! the file as they were.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+use rustix::fs::{AtFlags, Dir, FileType, statat};
 
 use crate::files::Suspects;
 
@@ -52,21 +54,23 @@ fn length(range: &str) -> Option<u64> {
 /// Files that are open for writing. One that can be read through the same descriptor can have been mapped, written
 /// and unmapped; any other can be written to by calls alone.
 fn open(pid: i32, suspects: &mut Suspects) {
-    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return };
-    for link in descriptors.flatten().map(|entry| entry.path()) {
-        // Sockets and pipes have no path.
-        if !fs::read_link(&link).is_ok_and(|target| target.is_absolute()) {
+    let Ok(dir) = File::open(format!("/proc/{pid}/fd")) else { return };
+    let Ok(links) = Dir::read_from(&dir) else { return };
+    for link in links.flatten() {
+        // Nearly all may be sockets and pipes, which are no files.
+        let Ok(file) = statat(&dir, link.file_name(), AtFlags::empty()) else { continue };
+        if FileType::from_raw_mode(file.st_mode) != FileType::RegularFile {
             continue;
         }
-        let mode = fs::symlink_metadata(&link).map_or(READ | WRITE, |link| link.permissions().mode());
+        let mode = statat(&dir, link.file_name(), AtFlags::SYMLINK_NOFOLLOW);
+        let mode = mode.map_or(READ | WRITE, |link| link.st_mode);
         if mode & WRITE == 0 {
             continue;
         }
-        let Some(ino) = link.to_str().and_then(regular) else { continue };
         if mode & READ == 0 {
-            suspects.open.insert(ino);
+            suspects.open.insert(file.st_ino);
         } else {
-            suspects.mapped.entry(ino).or_default().push((0, u64::MAX));
+            suspects.mapped.entry(file.st_ino).or_default().push((0, u64::MAX));
         }
     }
 }

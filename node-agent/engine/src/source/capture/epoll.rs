@@ -9,6 +9,8 @@ use sys::{Errno, kcmp};
 
 use super::files::live;
 use super::table::{Open, Table};
+use crate::proc::fdinfo::EpollLine;
+use crate::source::descriptor::Class;
 use crate::source::look::Look;
 
 /// EPOLLWAKEUP, EPOLLONESHOT, EPOLLET, EPOLLEXCLUSIVE: flags, not events.
@@ -27,19 +29,40 @@ pub(crate) fn targets(
     let mut seen: HashMap<i32, u32> = HashMap::new();
     for line in &epoll.info.epoll {
         let offset = seen.entry(line.fd).or_default();
-        match file_of(epoll, line.fd, *offset, table, look)? {
-            Some(file) => targets.push(EpollTarget {
-                fd: line.fd,
-                file,
-                events: line.events,
-                data: line.data,
-                fired: line.events & EPOLLONESHOT != 0 && line.events & !FLAGS == 0,
-            }),
+        let file = match socket_under(epoll, line, table) {
+            Some(file) => Some(file),
+            None => file_of(epoll, line.fd, *offset, table, look)?,
+        };
+        match file {
+            Some(file) => targets.push(target(line, file)),
             None => missing.push(line.fd),
         }
         *offset += 1;
     }
     Ok((targets, missing))
+}
+
+fn target(line: &EpollLine, file: u32) -> EpollTarget {
+    EpollTarget {
+        fd: line.fd,
+        file,
+        events: line.events,
+        data: line.data,
+        fired: line.events & EPOLLONESHOT != 0 && line.events & !FLAGS == 0,
+    }
+}
+
+/// The socket that the holder still has open under an entry's number. No two descriptions share a socket's inode, so
+/// that its number tells as much as kcmp(2) does, which walks the set for every question.
+fn socket_under(epoll: &Open, line: &EpollLine, table: &Table) -> Option<u32> {
+    let open = table.get(*table.numbers.get(&(epoll.holder_pid, line.fd))?)?;
+    let same = open.class == Class::Socket && open.key.1 == line.inode && dev_of(open.key.0) == line.device;
+    same.then_some(open.id)
+}
+
+/// A device number of stat(2) in the kernel's own encoding.
+fn dev_of(device: u64) -> u64 {
+    u64::from(libc::major(device)) << 20 | u64::from(libc::minor(device))
 }
 
 fn file_of(epoll: &Open, number: i32, offset: u32, table: &Table, look: &Look) -> Result<Option<u32>, Errno> {

@@ -1,13 +1,15 @@
 //! Open file descriptions, one kind after the other.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use image::Pid;
 use image::files::{EpollTarget, FdEntry, FileKind, Files, OpenFile};
+use image::sockets::Unix;
 use sys::{Errno, fds};
 
 use crate::account;
+use crate::proc::fdinfo::{self, TimerFd};
 
 use super::options::Reader;
 use super::pipes::Pipes;
@@ -17,9 +19,9 @@ use super::{epoll, ghosts, inet, netlink, unix};
 use crate::source::descriptor::Class;
 use crate::source::findings::Findings;
 use crate::source::look::{Look, ProcessLook};
-use crate::source::mm::MmReader;
+use crate::source::mm::{self, MmReader};
 use crate::source::registry::Registry;
-use crate::source::sockets::{self, Kind};
+use crate::source::sockets::{self, Kind, Reason};
 use crate::source::spec::{External, TreeSpec};
 use crate::source::view::View;
 use crate::source::{InspectError, SourceError, locks, watches};
@@ -52,7 +54,7 @@ impl Context<'_> {
             registry: self.registry,
             findings: self.findings,
             mounts: &mut HashMap::new(),
-            files: &mut HashMap::new(),
+            files: &mut mm::Files::default(),
             tracked: true,
         };
         work(&mut reader, &self.spec.externals)
@@ -100,13 +102,12 @@ pub(crate) fn capture(context: &mut Context<'_>) -> Result<Captured, SourceError
     let terminals = Terminals::capture(&table, context.look, context.spec, context.view, context.findings)?;
     account::lap("capture.pipes");
     let mut options = Reader::default();
+    let mut sockets = sockets(&table, &unix, &mut options, context)?;
+    account::lap("capture.sockets");
     let mut files = Files::default();
     for open in &table.open {
         let kind = match &open.class {
-            Class::Socket => match unix.get(&open.id) {
-                Some(socket) => FileKind::Unix(Box::new(socket.clone())),
-                None => inet_socket(open, &mut options, context)?,
-            },
+            Class::Socket => sockets.remove(&open.id).unwrap_or_else(nothing),
             Class::Terminal(end) => match terminals.kind(open, end)? {
                 Some(kind) => kind,
                 None => {
@@ -132,23 +133,61 @@ pub(crate) fn capture(context: &mut Context<'_>) -> Result<Captured, SourceError
     Ok(Captured { files, tables })
 }
 
-fn inet_socket(
+/// All sockets, by the id of their description. TCP connections enter repair mode.
+fn sockets(
+    table: &Table,
+    unix: &HashMap<u32, Unix>,
+    options: &mut Reader,
+    context: &mut Context<'_>,
+) -> Result<HashMap<u32, FileKind>, SourceError> {
+    // What they are was asked since everything stands still, but for those that are only in flight.
+    let asked: HashMap<i32, &HashMap<i32, Kind>> =
+        live(context.look).map(|found| (found.process.pid, &found.sockets)).collect();
+    let mut kinds = HashMap::new();
+    let mut tcp = Vec::new();
+    for open in table.open.iter().filter(|open| open.class == Class::Socket) {
+        if let Some(socket) = unix.get(&open.id) {
+            kinds.insert(open.id, FileKind::Unix(Box::new(socket.clone())));
+            continue;
+        }
+        let known = asked.get(&open.holder_pid).and_then(|sockets| sockets.get(&open.holder.1));
+        let kind = match known {
+            Some(kind) => Ok(*kind),
+            None => sockets::kind(open.file.as_fd(), true)
+                .map_err(|errno| SourceError::kernel("ask a socket", open.holder_pid, errno))?,
+        };
+        match kind {
+            Ok(Kind::Tcp { family, state }) => tcp.push((open, family, state)),
+            kind => {
+                kinds.insert(open.id, other_socket(open, kind, options, context)?);
+            }
+        }
+    }
+    let mut failed = None;
+    for ((open, ..), read) in tcp.iter().zip(inet::read_tcp(&tcp, options)?) {
+        match read {
+            Ok(inet::Read { tcp, in_repair, refusal }) => {
+                context.in_repair.extend(in_repair);
+                if let Some(reason) = refusal {
+                    let (pid, number) = open.holder;
+                    context.findings.fd(pid, number, reason, "try again in a moment");
+                }
+                kinds.insert(open.id, FileKind::Tcp(Box::new(tcp)));
+            }
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    failed.map_or(Ok(kinds), Err)
+}
+
+fn other_socket(
     open: &Open,
+    kind: Result<Kind, Reason>,
     options: &mut Reader,
     context: &mut Context<'_>,
 ) -> Result<FileKind, SourceError> {
     let (pid, number) = open.holder;
-    let kind = sockets::kind(open.file.as_fd(), true)
-        .map_err(|errno| SourceError::kernel("ask a socket", open.holder_pid, errno))?;
     Ok(match kind {
-        Ok(Kind::Tcp { family, state }) => FileKind::Tcp(Box::new(inet::capture_tcp(
-            open,
-            family,
-            state,
-            options,
-            context.in_repair,
-            context.findings,
-        )?)),
         Ok(Kind::Udp { family, protocol }) => {
             FileKind::Udp(Box::new(inet::capture_udp(open, family, protocol, options, context.findings)?))
         }
@@ -160,6 +199,7 @@ fn inet_socket(
         Ok(Kind::Unix(_)) => {
             refused(context.findings, open, "unix socket without an entry in the kernel's list")
         }
+        Ok(Kind::Tcp { .. }) => nothing(),
         Err((reason, way_out)) => {
             context.findings.fd(pid, number, reason, way_out);
             nothing()
@@ -199,7 +239,7 @@ fn kind(
             FileKind::EventFd { count, semaphore }
         }
         Class::TimerFd => {
-            let timer = info.timerfd.unwrap_or_default();
+            let timer = timer(open)?;
             FileKind::TimerFd {
                 clock: timer.clock,
                 ticks: timer.ticks,
@@ -225,6 +265,26 @@ fn kind(
         }
         Class::Socket | Class::Terminal(_) | Class::Refused => nothing(),
     })
+}
+
+/// A timer. The kernel starts the next period of one that has run out, and counts those that have passed since, only
+/// when somebody reads it or asks for the time that is left: until then fdinfo shows one tick and no time left.
+fn timer(open: &Open) -> Result<TimerFd, SourceError> {
+    const TRIES: u32 = 3;
+    let fail = |errno| SourceError::kernel("read a timer", open.holder_pid, errno);
+    let mut timer = open.info.timerfd.unwrap_or_default();
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    for _ in 0..TRIES {
+        if timer.interval_ns == 0 || timer.ticks == 0 || timer.remaining_ns != 0 {
+            return Ok(timer);
+        }
+        fds::timerfd_get(open.file.as_fd()).map_err(fail)?;
+        let now = fdinfo::read(own, open.file.as_raw_fd()).map_err(InspectError::from)?;
+        timer = now.timerfd.unwrap_or_default();
+    }
+    // Its period is shorter than asking takes.
+    timer.remaining_ns = timer.interval_ns;
+    Ok(timer)
 }
 
 fn epoll_targets(

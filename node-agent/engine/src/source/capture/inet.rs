@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use image::sockets::{Datagram, Tcp, TcpConnection, TcpState, Udp};
 use libc::{IPPROTO_TCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM};
+use rayon::prelude::*;
 use sys::udp::Destination;
 use sys::{Errno, ns, sock, tcp, udp};
 
@@ -20,32 +21,50 @@ use crate::source::sockets::tcp_state;
 #[derive(Debug)]
 pub(crate) struct InRepair {
     /// Our duplicate of its descriptor.
-    pub(crate) socket: Rc<OwnedFd>,
+    pub(crate) socket: Arc<OwnedFd>,
     /// SO_REUSEADDR, which repair mode overwrites.
     pub(crate) reuse_address: bool,
 }
 
+/// Sockets that one thread reads at a time.
+const AT_A_TIME: usize = 16;
 const UDP_CORK: i32 = 1;
 const UDP_ENCAP: i32 = 100;
 /// The loopback interface carries 65536 bytes in one piece, 48 of which are headers.
 const MAX_OVER_IPV6: usize = 65536 - 48;
 const CLOSE: &str = "have the program close it before the move";
 
-/// Reads a TCP socket. A connection stays in repair mode: it is added to `in_repair`.
-pub(crate) fn capture_tcp(
-    open: &Open,
-    family: i32,
-    state: u8,
+/// A TCP socket that was read.
+pub(crate) struct Read {
+    pub(crate) tcp: Tcp,
+    /// For a connection, which stays in repair mode.
+    pub(crate) in_repair: Option<InRepair>,
+    /// Why it cannot move at this moment.
+    pub(crate) refusal: Option<String>,
+}
+
+/// Reads TCP sockets, on all processors; each is given with its family and its state. The
+/// connections that could be read are in repair mode, whatever became of the others.
+pub(crate) fn read_tcp(
+    sockets: &[(&Open, i32, u8)],
     options: &mut Reader,
-    in_repair: &mut Vec<InRepair>,
-    findings: &mut Findings,
-) -> Result<Tcp, SourceError> {
+) -> Result<Vec<Result<Read, SourceError>>, SourceError> {
+    for (open, family, _) in sockets {
+        options
+            .know(*family, SOCK_STREAM, IPPROTO_TCP)
+            .map_err(|errno| SourceError::kernel("read socket options", open.holder_pid, errno))?;
+    }
+    let options = &*options;
+    let read = |(open, family, state): &(&Open, i32, u8)| one_tcp(open, *family, *state, options);
+    Ok(sockets.par_iter().with_min_len(AT_A_TIME).map(read).collect())
+}
+
+fn one_tcp(open: &Open, family: i32, state: u8, options: &Reader) -> Result<Read, SourceError> {
     let fd = open.file.as_fd();
     let fail = |what: &str, errno| SourceError::kernel(what, open.holder_pid, errno);
-    let options = options
-        .options(fd, family, SOCK_STREAM, IPPROTO_TCP)
-        .map_err(|errno| fail("read socket options", errno))?;
+    let options = options.changed(fd, family, SOCK_STREAM, IPPROTO_TCP);
     let local = || sock::local_name(fd).map_err(|errno| fail("getsockname", errno));
+    let (mut in_repair, mut refusal) = (None, None);
     let state = match state {
         tcp_state::CLOSE => TcpState::Closed { local: local()?.inet().filter(|address| address.port() != 0) },
         tcp_state::LISTEN => {
@@ -55,8 +74,12 @@ pub(crate) fn capture_tcp(
                 backlog: info.sacked,
             }
         }
-        _ => match connection(open, in_repair) {
-            Ok(connection) => TcpState::Connected(Box::new(connection)),
+        _ => match tcp::dump(fd) {
+            Ok(dump) => {
+                let socket = Arc::clone(&open.file);
+                in_repair = Some(InRepair { socket, reuse_address: dump.reuse_address });
+                TcpState::Connected(Box::new(connection(dump)))
+            }
             Err(error @ tcp::DumpError::Kernel { .. }) => {
                 return Err(SourceError::kernel(
                     "read a TCP connection",
@@ -65,21 +88,17 @@ pub(crate) fn capture_tcp(
                 ));
             }
             Err(error) => {
-                let (pid, number) = open.holder;
-                findings.fd(pid, number, error.to_string(), "try again in a moment");
+                refusal = Some(error.to_string());
                 TcpState::Closed { local: None }
             }
         },
     };
-    Ok(Tcp { family, options, state })
+    Ok(Read { tcp: Tcp { family, options, state }, in_repair, refusal })
 }
 
-fn connection(open: &Open, in_repair: &mut Vec<InRepair>) -> Result<TcpConnection, tcp::DumpError> {
-    let socket = Rc::clone(&open.file);
-    let dump = tcp::dump(open.file.as_fd())?;
-    in_repair.push(InRepair { socket, reuse_address: dump.reuse_address });
+fn connection(dump: tcp::TcpDump) -> TcpConnection {
     let window = dump.window;
-    Ok(TcpConnection {
+    TcpConnection {
         local: dump.local,
         peer: dump.peer,
         kernel_state: dump.state,
@@ -97,7 +116,7 @@ fn connection(open: &Open, in_repair: &mut Vec<InRepair>) -> Result<TcpConnectio
         buffers: [dump.buffers.send, dump.buffers.receive, dump.buffers.locks],
         reuse_address: dump.reuse_address,
         pending_on: None,
-    })
+    }
 }
 
 /// Reads a UDP socket with what waits in it.

@@ -1,5 +1,6 @@
 //! Socket options that differ from those of a fresh socket of the same kind.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -62,23 +63,36 @@ impl Reader {
         kind: i32,
         protocol: i32,
     ) -> Result<Vec<SockOpt>, Errno> {
-        let tables = tables(family, protocol);
-        let key = (family, kind, protocol);
-        let fresh = match self.fresh.entry(key) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => {
-                let socket = sock::socket(family, kind, protocol)?;
-                place.insert(read(socket.as_fd(), &tables))
-            }
-        };
-        Ok(read(fd, &tables)
-            .into_iter()
+        self.know(family, kind, protocol)?;
+        Ok(self.changed(fd, family, kind, protocol))
+    }
+
+    /// Finds out what a fresh socket of a kind has, for [`Reader::changed`].
+    pub(crate) fn know(&mut self, family: i32, kind: i32, protocol: i32) -> Result<(), Errno> {
+        if let Entry::Vacant(place) = self.fresh.entry((family, kind, protocol)) {
+            let socket = sock::socket(family, kind, protocol)?;
+            place.insert(read_all(socket.as_fd(), &tables(family, protocol)));
+        }
+        Ok(())
+    }
+
+    /// As [`Reader::options`], for a kind that is known.
+    pub(crate) fn changed(&self, fd: BorrowedFd<'_>, family: i32, kind: i32, protocol: i32) -> Vec<SockOpt> {
+        let known = self.fresh.get(&(family, kind, protocol)).map_or(&[][..], Vec::as_slice);
+        let mut buffer = [0; 256];
+        let mut changed = Vec::new();
+        // What a fresh one does not have this one has neither: the kernel or the protocol does not know it.
+        for fresh in known {
+            let (level, name) = (fresh.level, fresh.name);
+            let Some(value) = value(fd, level, name, &mut buffer) else { continue };
             // The default algorithm differs from host to host; all others are the kernel's.
-            .filter(|option| (option.level, option.name) == TCP_CONGESTION || !fresh.contains(option))
-            .filter(|option| {
-                (option.level, option.name) != SO_PEEK_OFF || option.value != (-1_i32).to_ne_bytes()
-            })
-            .collect())
+            let differs = (level, name) == TCP_CONGESTION || *value != fresh.value;
+            let off = (level, name) == SO_PEEK_OFF && *value == (-1_i32).to_ne_bytes();
+            if differs && !off {
+                changed.push(SockOpt { level, name, value: value.into_owned() });
+            }
+        }
+        changed
     }
 }
 
@@ -107,20 +121,31 @@ fn tables(family: i32, protocol: i32) -> Vec<Table> {
 }
 
 /// All options that this kind of socket has.
-fn read(fd: BorrowedFd<'_>, tables: &[Table]) -> Vec<SockOpt> {
+fn read_all(fd: BorrowedFd<'_>, tables: &[Table]) -> Vec<SockOpt> {
+    let mut buffer = [0; 256];
     let mut options = Vec::new();
     for (level, names) in tables {
         for name in *names {
-            if let Ok(mut value) = sock::get_raw(fd, *level, *name) {
-                if (*level, *name) == SO_REUSEADDR && value.first() == Some(&2) {
-                    // Repair mode shows so.
-                    value = 1_i32.to_ne_bytes().to_vec();
-                }
-                options.push(SockOpt { level: *level, name: *name, value });
+            if let Some(value) = value(fd, *level, *name, &mut buffer) {
+                options.push(SockOpt { level: *level, name: *name, value: value.into_owned() });
             }
         }
     }
     options
+}
+
+/// The value of an option, in `buffer` when it fits; `None` when this kind of socket does not have it.
+fn value<'a>(fd: BorrowedFd<'_>, level: i32, name: i32, buffer: &'a mut [u8]) -> Option<Cow<'a, [u8]>> {
+    let length = sock::get_into(fd, level, name, buffer).ok()?;
+    if length == buffer.len() {
+        // Perhaps there is more.
+        return sock::get_raw(fd, level, name).ok().map(Cow::Owned);
+    }
+    if (level, name) == SO_REUSEADDR && buffer.first() == Some(&2) {
+        // Repair mode shows so.
+        return Some(Cow::Owned(1_i32.to_ne_bytes().to_vec()));
+    }
+    Some(Cow::Borrowed(&buffer[..length]))
 }
 
 #[cfg(test)]

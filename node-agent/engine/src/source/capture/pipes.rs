@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use image::files::Pipe;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sys::fds::PipePeek;
 use sys::{Errno, fds};
 
 use super::table::{Open, Table};
@@ -41,16 +42,17 @@ impl Pipes {
             }
         }
         let mut all = Self::default();
+        let mut peek = PipePeek::default();
         for (key, ends) in ends {
             let place = u32::try_from(all.pipes.len()).unwrap_or(u32::MAX);
             all.places.insert(key, place);
-            all.pipes.push(one(&ends, findings)?);
+            all.pipes.push(one(&ends, &mut peek, findings)?);
         }
         Ok(all)
     }
 }
 
-fn one(ends: &[&Open], findings: &mut Findings) -> Result<Pipe, SourceError> {
+fn one(ends: &[&Open], peek: &mut PipePeek, findings: &mut Findings) -> Result<Pipe, SourceError> {
     let first = ends[0];
     let (pid, fd) = first.holder;
     let fail = |errno| SourceError::kernel("read a pipe", first.holder_pid, errno);
@@ -62,13 +64,13 @@ fn one(ends: &[&Open], findings: &mut Findings) -> Result<Pipe, SourceError> {
     let writer = ends.iter().find(|open| access(open) != O_RDONLY);
     let mut content = Vec::new();
     match (reader, writer) {
-        (Some(reader), Some(_)) => content = read(reader, findings).map_err(fail)?,
+        (Some(reader), Some(_)) => content = read(reader, peek, findings).map_err(fail)?,
         (Some(reader), None) => {
             // A fifo that nobody has opened for writing shows no hang-up before the first writer came.
             if fifo.is_none() && !has(reader.file.as_fd(), PollFlags::POLLHUP).map_err(fail)? {
                 findings.fd(pid, fd, "pipe whose writing end is outside of the container", OUTSIDE);
             }
-            content = read(reader, findings).map_err(fail)?;
+            content = read(reader, peek, findings).map_err(fail)?;
         }
         (None, Some(writer)) => {
             if !has(writer.file.as_fd(), PollFlags::POLLERR).map_err(fail)? {
@@ -81,7 +83,7 @@ fn one(ends: &[&Open], findings: &mut Findings) -> Result<Pipe, SourceError> {
     Ok(Pipe { capacity: u32::try_from(capacity).unwrap_or(0), content, fifo: fifo.clone() })
 }
 
-fn read(reader: &Open, findings: &mut Findings) -> Result<Vec<u8>, Errno> {
+fn read(reader: &Open, peek: &mut PipePeek, findings: &mut Findings) -> Result<Vec<u8>, Errno> {
     let second;
     let mut source = reader.file.as_fd();
     // tee(2) from a descriptor that is open for both would find its own writer: it works all the same, but a
@@ -90,7 +92,7 @@ fn read(reader: &Open, findings: &mut Findings) -> Result<Vec<u8>, Errno> {
         second = reopen(reader)?;
         source = second.as_fd();
     }
-    let packets = fds::peek_packets(source)?;
+    let packets = peek.packets(source)?;
     if packets.len() > 1 && reader.info.flags & O_DIRECT != 0 {
         let (pid, fd) = reader.holder;
         findings.fd(

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use image::Pid;
 use sys::{Errno, kcmp};
@@ -18,7 +18,7 @@ pub(crate) struct Open {
     /// Its id in the image.
     pub(crate) id: u32,
     /// Our duplicate.
-    pub(crate) file: Rc<OwnedFd>,
+    pub(crate) file: Arc<OwnedFd>,
     /// A process that has it, in the container's numbering, and the number there; for one that is only in
     /// flight in a socket, 0 and our own number.
     pub(crate) holder: (Pid, i32),
@@ -93,7 +93,9 @@ impl Table {
         group.insert(at, self.open.len());
         self.open.push(Open {
             id,
-            file: Rc::new(file().map_err(|errno| SourceError::kernel("duplicate a descriptor", pid, errno))?),
+            file: Arc::new(
+                file().map_err(|errno| SourceError::kernel("duplicate a descriptor", pid, errno))?,
+            ),
             holder: (inner, descriptor.fd),
             holder_pid: pid,
             info: descriptor.info.clone(),

@@ -13,6 +13,7 @@ use super::options::Reader;
 use super::table::{Open, Table};
 use crate::proc::fdinfo;
 use crate::source::descriptor::{Class, Descriptor};
+use crate::source::facts;
 use crate::source::sockets::{self, Kind};
 use crate::source::tree::Process;
 use crate::source::{InspectError, SourceError};
@@ -97,7 +98,14 @@ pub(crate) fn capture(
 
 fn queue(open: &Open, context: &mut Context<'_>) -> Result<Vec<sock::Received>, SourceError> {
     // A listening socket's queue holds connections, not data.
-    if context.unix.of(open).is_some_and(|socket| socket.state == LISTENING) {
+    let known = context.unix.of(open);
+    if known.is_some_and(|socket| socket.state == LISTENING) {
+        return Ok(Vec::new());
+    }
+    // In a stream there is no message without a byte.
+    if known.is_some_and(|socket| socket.unread == 0)
+        && sock::kind(open.file.as_fd()) == Ok(libc::SOCK_STREAM)
+    {
         return Ok(Vec::new());
     }
     match sock::peek_queue(open.file.as_fd()) {
@@ -117,8 +125,8 @@ fn queue(open: &Open, context: &mut Context<'_>) -> Result<Vec<sock::Received>, 
 fn in_flight(table: &mut Table, fd: OwnedFd, context: &mut Context<'_>) -> Result<u32, SourceError> {
     let number = fd.as_raw_fd();
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let link = format!("fd/{number}");
-    let metadata = crate::proc::links::metadata(own, &link)?;
+    let facts = facts::descriptor(own, number)?;
+    let key = crate::proc::links::identity(&facts.metadata);
     let process = Process {
         parents: Vec::new(),
         pid: own,
@@ -128,15 +136,10 @@ fn in_flight(table: &mut Table, fd: OwnedFd, context: &mut Context<'_>) -> Resul
         status: crate::proc::status::Status::default(),
         tids: Vec::new(),
     };
-    let described = context.reader(|reader, externals| reader.descriptor(&process, number, externals))?;
+    let described = context.reader(|reader, externals| reader.descriptor(&process, facts, externals))?;
     let descriptor = match described {
         Some(descriptor) => descriptor,
-        None => Descriptor {
-            fd: number,
-            info: fdinfo::read(own, number)?,
-            key: crate::proc::links::identity(&metadata),
-            class: Class::Refused,
-        },
+        None => Descriptor { fd: number, info: fdinfo::read(own, number)?, key, class: Class::Refused },
     };
     table.add_received(fd, &descriptor)
 }

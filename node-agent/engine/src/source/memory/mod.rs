@@ -4,6 +4,7 @@ pub(crate) mod batch;
 pub(crate) mod hot;
 pub(crate) mod objects;
 pub(crate) mod process;
+pub(crate) mod readers;
 pub(crate) mod sent;
 pub(crate) mod soft_dirty;
 pub(crate) mod tracker;

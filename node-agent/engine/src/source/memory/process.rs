@@ -1,5 +1,6 @@
 //! Private memory of one process.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::time::Instant;
@@ -48,8 +49,15 @@ const GUARD: u64 = 1 << 58;
 /// Ranges of addresses, ascending and disjoint.
 type Ranges = Vec<Range<u64>>;
 
+/// What matters of a mapping when its pages are read and sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct How {
+    readable: bool,
+    over_file: bool,
+}
+
 /// Written ranges of shared objects, by object: found through one process's mappings.
-pub(crate) type ObjectRanges = std::collections::BTreeMap<u32, Vec<Range<u64>>>;
+pub(crate) type ObjectRanges = BTreeMap<u32, Vec<Range<u64>>>;
 
 impl TrackedMemory {
     /// Takes over a tracker that was just made in the process. `sent`: what the target already holds under
@@ -118,6 +126,7 @@ impl TrackedMemory {
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
         let owner = Owner::Process(self.inner);
+        let mut found: BTreeMap<How, Ranges> = BTreeMap::new();
         for mapping in mappings {
             let range = mapping.vma.start..mapping.vma.end;
             let object = mapping.shared_object();
@@ -160,7 +169,12 @@ impl TrackedMemory {
                 self.sent.set(range, false);
             }
             batcher.drop_pages(owner, &drops, sink)?;
-            self.send(owner, mapping, &data, batcher, sink)?;
+            let how = How { readable: mapping.vma.prot & 1 != 0, over_file: mapping.is_over_file() };
+            found.entry(how).or_default().append(&mut data);
+        }
+        // Many mappings together: a process may have thousands with a page in each.
+        for (how, data) in &found {
+            self.send(owner, *how, data, batcher, sink)?;
         }
         let held = self.hot.end_round(self.first);
         batcher.held_back(held);
@@ -172,20 +186,19 @@ impl TrackedMemory {
     fn send(
         &mut self,
         owner: Owner,
-        mapping: &Mapping,
+        how: How,
         data: &[Range<u64>],
         batcher: &mut Batcher,
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
-        let readable = mapping.vma.prot & 1 != 0;
         let mut contents = PrivatePages {
             pid: self.pid,
             mem: &self.mem,
             pagemap: &self.pagemap,
             tracker: &mut *self.tracker,
-            readable,
+            readable: how.readable,
         };
-        let mut outcome = SentPages { sent: &mut self.sent, over_file: mapping.is_over_file() };
+        let mut outcome = SentPages { sent: &mut self.sent, over_file: how.over_file };
         for range in data {
             batcher.push(owner, range, &mut contents, &mut outcome, sink)?;
         }

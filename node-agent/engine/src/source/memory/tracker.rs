@@ -19,7 +19,7 @@ pub(crate) struct Dirty {
 }
 
 /// Finds written pages of one address space.
-pub(crate) trait Tracker: std::fmt::Debug {
+pub(crate) trait Tracker: std::fmt::Debug + Send {
     /// What of a mapping was written since the last call for it. With `again` the pages are watched for
     /// the next call; without, they are only looked at (nothing runs any more).
     ///

@@ -139,8 +139,8 @@ fn timer_fd(
     mut setting: TimerSetting,
 ) -> Result<OwnedFd, TargetError> {
     let fd = fds::timerfd(clock, 0).map_err(fail_errno(file, "timerfd_create"))?;
-    if setting.value != 0 {
-        if flags & TFD_TIMER_ABSTIME != 0 {
+    if setting != TimerSetting::default() {
+        if setting.value != 0 && flags & TFD_TIMER_ABSTIME != 0 {
             let now = nix::time::clock_gettime(nix::time::ClockId::from_raw(clock))
                 .map_err(fail_errno(file, "clock_gettime"))?;
             setting.value += u64::try_from(std::time::Duration::from(now).as_nanos()).unwrap_or(0);

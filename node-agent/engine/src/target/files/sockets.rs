@@ -1,7 +1,7 @@
 //! TCP sockets, made in the container's network namespace.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use image::files::{FileKind, Files, OpenFile};
 use image::sockets::{SockOpt, Tcp, TcpConnection, TcpState};
@@ -11,6 +11,8 @@ use sys::tcp::{self, Buffers, RepairWindow, TcpDump};
 use super::{Descriptions, InRepair, fail_errno, refuse, udp};
 use crate::target::error::TargetError;
 
+/// Connections that are worth a thread: so many take about a millisecond.
+const WORTH_A_THREAD: usize = 32;
 const SO_SNDBUF: i32 = 7;
 const SO_RCVBUF: i32 = 8;
 const SO_SNDBUFFORCE: i32 = 32;
@@ -27,14 +29,49 @@ pub(super) fn make(files: &Files, all: &mut Descriptions) -> Result<(), TargetEr
         }
     }
     udp::make(files, all)?;
-    for file in &files.open {
-        if let FileKind::Tcp(socket) = &file.kind
-            && let TcpState::Connected(connection) = &socket.state
-        {
-            connected(file, socket, connection, all)?;
-        }
+    let connections: Vec<Wanted<'_>> = files.open.iter().filter_map(wanted).collect();
+    for made in beside(&connections)? {
+        all.put(made.in_repair.id, made.fd);
+        all.in_repair.push(made.in_repair);
     }
     Ok(())
+}
+
+type Wanted<'a> = (&'a OpenFile, &'a Tcp, &'a TcpConnection);
+
+fn wanted(file: &OpenFile) -> Option<Wanted<'_>> {
+    match &file.kind {
+        FileKind::Tcp(socket) => match &socket.state {
+            TcpState::Connected(connection) => Some((file, socket, connection)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// A connection that was made.
+struct Made {
+    fd: OwnedFd,
+    in_repair: InRepair,
+}
+
+/// Makes connections, many of them on all processors: threads begin in the network namespace of the one that starts
+/// them, and those end here.
+fn beside(connections: &[Wanted<'_>]) -> Result<Vec<Made>, TargetError> {
+    let make = |part: &[Wanted<'_>]| -> Result<Vec<Made>, TargetError> {
+        part.iter().map(|(file, socket, connection)| connected(file, socket, connection)).collect()
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let length = connections.len().div_ceil(processors).max(WORTH_A_THREAD);
+    let Some((own, others)) = connections.split_at_checked(length) else { return make(connections) };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = others.chunks(length).map(|part| scope.spawn(move || make(part))).collect();
+        let mut made = make(own)?;
+        for thread in threads {
+            made.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(made)
+    })
 }
 
 /// Sets options as they were read.
@@ -96,12 +133,7 @@ fn closed(
     Ok(())
 }
 
-fn connected(
-    file: &OpenFile,
-    socket: &Tcp,
-    connection: &TcpConnection,
-    all: &mut Descriptions,
-) -> Result<(), TargetError> {
+fn connected(file: &OpenFile, socket: &Tcp, connection: &TcpConnection) -> Result<Made, TargetError> {
     if let Some(listener) = connection.pending_on {
         return Err(refuse(
             file,
@@ -137,11 +169,6 @@ fn connected(
         source,
     })?;
     set_options(file, fd.as_fd(), &socket.options)?;
-    all.put(file.id, fd);
-    all.in_repair.push(InRepair {
-        id: file.id,
-        window: dump.window,
-        reuse_address: connection.reuse_address,
-    });
-    Ok(())
+    let in_repair = InRepair { id: file.id, window: dump.window, reuse_address: connection.reuse_address };
+    Ok(Made { fd, in_repair })
 }

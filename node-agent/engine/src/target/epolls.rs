@@ -1,0 +1,118 @@
+//! Sets of epoll(7), filled by a process that has what they watch.
+
+use std::collections::HashMap;
+
+use image::files::{EpollTarget, FdEntry, FileKind, Files};
+use image::state::ProcessState;
+use libc::{SYS_close, SYS_dup, SYS_dup3, SYS_epoll_ctl, SYS_epoll_wait};
+use sys::tape::target::TargetTape;
+
+use super::error::TargetError;
+use super::files::Descriptions;
+use super::plan::fds;
+use super::restore::Restorer;
+use super::script::{Block, Call, call};
+use super::skeleton::Skeleton;
+
+const EPOLL_CTL_ADD: i32 = 1;
+
+impl Restorer<'_> {
+    /// Fills every set; descriptors are at their numbers.
+    pub(super) fn fill_epolls(&mut self, files: &Descriptions) -> Result<(), TargetError> {
+        for (id, targets) in epolls(&self.image.files) {
+            self.fill_epoll(id, targets, files)?;
+        }
+        Ok(())
+    }
+
+    /// An entry's key is the description together with the number under which it was added, so the set is
+    /// filled by a process that has both.
+    fn fill_epoll(
+        &mut self,
+        id: u32,
+        targets: &[EpollTarget],
+        files: &Descriptions,
+    ) -> Result<(), TargetError> {
+        let image = self.image;
+        let numbers = |p: &ProcessState| p.fds.iter().map(|e| (e.fd, e.file)).collect::<HashMap<_, _>>();
+        let has = |own: &HashMap<i32, u32>, t: &EpollTarget| own.get(&t.fd) == Some(&t.file);
+        let holders = image.processes.iter().filter_map(|p| {
+            let epoll = p.fds.iter().find(|e| e.file == id)?.fd;
+            Some((p, epoll, numbers(p)))
+        });
+        let most = holders.max_by_key(|(_, _, own)| targets.iter().filter(|t| has(own, t)).count());
+        let Some((process, epoll, own)) = most else { return Ok(()) };
+        let channel = fds::plan(&process.fds).channel;
+        let skeleton = self.tree.get(process.pid)?;
+        // What has fired once is disarmed: added while nothing else can answer, and fired again.
+        let (fired, armed): (Vec<_>, Vec<_>) = targets.iter().partition(|t| t.fired);
+        let mut together = Vec::with_capacity(targets.len());
+        for target in fired.into_iter().chain(armed) {
+            let mut calls = vec![add(epoll, target)];
+            if target.fired {
+                calls.push(call!("epoll_wait", SYS_epoll_wait, epoll, Block::new(vec![0; 12]), 1, 0));
+            }
+            if has(&own, target) {
+                together.append(&mut calls);
+                continue;
+            }
+            skeleton.run(self.tape, &std::mem::take(&mut together))?;
+            // The number is closed, or leads elsewhere by now: it is lent for the moment.
+            let file = files.get(target.file).ok_or_else(|| {
+                TargetError::Image(format!("epoll {id} watches open file {}, which is missing", target.file))
+            })?;
+            let landed = self.channel.plant(skeleton, self.tape, channel, &[file])?;
+            let number = landed.first().copied().unwrap_or(-1);
+            let taken = process.fds.iter().find(|e| e.fd == target.fd).copied();
+            lend(skeleton, self.tape, number, target.fd, taken, calls)?;
+        }
+        skeleton.run(self.tape, &together).map(drop)
+    }
+}
+
+fn epolls(files: &Files) -> impl Iterator<Item = (u32, &[EpollTarget])> {
+    files.open.iter().filter_map(|f| match &f.kind {
+        FileKind::Epoll { targets } => Some((f.id, targets.as_slice())),
+        _ => None,
+    })
+}
+
+/// epoll_ctl(2) EPOLL_CTL_ADD. An entry that has fired is added armed for what is nearly always ready.
+fn add(epoll: i32, target: &EpollTarget) -> Call {
+    let ready = (libc::EPOLLIN | libc::EPOLLOUT).cast_unsigned();
+    let events = if target.fired { target.events | ready } else { target.events };
+    let mut event = events.to_le_bytes().to_vec();
+    event.extend_from_slice(&target.data.to_le_bytes());
+    call!("EPOLL_CTL_ADD", SYS_epoll_ctl, epoll, EPOLL_CTL_ADD, target.fd, Block::new(event))
+}
+
+/// Makes `calls` while `number` stands in for descriptor `fd`, which is `taken` by another or free.
+fn lend(
+    skeleton: &mut Skeleton,
+    tape: &TargetTape,
+    number: i32,
+    fd: i32,
+    taken: Option<FdEntry>,
+    calls: Vec<Call>,
+) -> Result<(), TargetError> {
+    let mut all = Vec::new();
+    let mut saved = None;
+    if taken.is_some() {
+        let ran = skeleton.run(tape, &[call!("dup", SYS_dup, fd)])?;
+        saved = ran.answers.first().map(|a| a.value);
+    }
+    if number != fd {
+        all.push(call!("dup3", SYS_dup3, number, fd, 0));
+        all.push(call!("close", SYS_close, number));
+    }
+    all.extend(calls);
+    match (saved, taken) {
+        (Some(saved), Some(entry)) => {
+            let flags = if entry.cloexec { libc::O_CLOEXEC } else { 0 };
+            all.push(call!("dup3", SYS_dup3, saved, fd, flags));
+            all.push(call!("close", SYS_close, saved));
+        }
+        _ => all.push(call!("close", SYS_close, fd)),
+    }
+    skeleton.run(tape, &all).map(drop)
+}
