@@ -4,10 +4,11 @@
 //! order that [`crate::transfer::step`] allows; a thread for each bulk stream fills memory. Whatever fails before
 //! Ready ends with nothing left of the copy.
 
-use std::net::{Shutdown, TcpStream};
+mod stream;
+
+use std::net::Shutdown;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use engine::account;
@@ -27,7 +28,7 @@ use super::switchover;
 use super::waiting::{Waiting, end_discarded};
 use crate::commit;
 use crate::journal::{Begin, End, Record};
-use crate::transfer::bulk::{self, BulkEvent, Gate};
+use crate::transfer::bulk::{BulkEvent, Gate};
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::{Hello, PeerMessage};
 use crate::transfer::step::{SessionState, step};
@@ -35,10 +36,6 @@ use crate::transfer::stream::TlsStream;
 
 /// How long the source may send nothing at all during pre-copy while its connections stand.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How long a bulk stream may take to be opened.
-const BULK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a round that was announced may take to be in its place.
-const ROUND_TIMEOUT: Duration = Duration::from_secs(55);
 
 /// How long the source may take to hear why the session failed and to close.
 const LAST_WORD: Duration = Duration::from_secs(2);
@@ -59,13 +56,7 @@ pub(crate) struct Session {
     container: Option<Box<dyn ContainerTarget>>,
     engine: Option<Target>,
     received: u64,
-    bulk: Option<BulkThread>,
-}
-
-/// The thread of a bulk stream, with what ends it.
-struct BulkThread {
-    socket: TcpStream,
-    thread: thread::JoinHandle<()>,
+    bulk: Option<stream::Reading>,
 }
 
 /// Decides whether `hello` opens the session that was prepared, and takes its place. Err is the reason for a
@@ -317,45 +308,6 @@ impl Session {
         }
     }
 
-    /// Waits for the bulk stream, or for the source to say that none will come.
-    fn await_stream(&mut self, link: &mut Link) -> Result<(u32, FrameReader<TlsStream>), Failure> {
-        let deadline = Instant::now() + BULK_TIMEOUT;
-        loop {
-            match self.streams.recv_timeout(Duration::from_millis(20)) {
-                Ok(stream) => return Ok(stream),
-                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
-                Err(_) => return Err(Failure::Protocol("the source opened no bulk stream".to_owned())),
-            }
-            if self.early.is_none() && link.wait(Duration::ZERO)? {
-                match link.read()? {
-                    PeerMessage::Abort { reason } => return Err(Failure::Cancelled(reason)),
-                    other => self.early = Some(other),
-                }
-            }
-        }
-    }
-
-    fn take_stream(&mut self, link: &mut Link) -> Result<(), Failure> {
-        let (number, reader) = self.await_stream(link)?;
-        let container = self.container.as_mut().ok_or_else(nothing_built)?;
-        let files = container.files()?;
-        if number != 0 {
-            return Err(Failure::Protocol(format!("bulk stream {number} instead of the first one")));
-        }
-        let mut reader = reader;
-        // Silence is watched on the control connection.
-        reader.get_mut().set_read_timeout(None).map_err(Failure::Bulk)?;
-        let (gate, events) = (Arc::clone(&self.gate), self.events.0.clone());
-        let budget = Arc::clone(&self.agent.budget);
-        let socket = reader.get_mut().socket().map_err(Failure::Bulk)?;
-        let thread = thread::Builder::new()
-            .name(format!("bulk-{}", self.begin.container))
-            .spawn(move || bulk::receive(reader, &gate, Some(files), &budget, &events))
-            .map_err(Failure::Thread)?;
-        self.bulk = Some(BulkThread { socket, thread });
-        Ok(())
-    }
-
     fn reconcile(&mut self, generation: u32, shape: &image::shape::Shape) -> Result<(), Failure> {
         let mut engine = match self.engine.take() {
             Some(engine) => engine,
@@ -382,40 +334,6 @@ impl Session {
         failpoint("session-target-precopy-groups")?;
         self.gate.open(generation, engine.writer());
         Ok(())
-    }
-
-    /// Waits until everything of round `index` is in its place.
-    fn await_round(&mut self, index: u32) -> Result<(), Failure> {
-        let deadline = Instant::now() + ROUND_TIMEOUT;
-        loop {
-            if self.cancel.is_cancelled() {
-                return Err(Failure::Cancelled(self.cancel.reason()));
-            }
-            match self.events.1.recv_timeout(Duration::from_millis(200)) {
-                Ok(BulkEvent::Round { round, bytes, error }) => {
-                    self.received += bytes;
-                    let received = self.received;
-                    self.publish.update(|status| status.bytes = received);
-                    if let Some(error) = error {
-                        return Err(Failure::Apply(error));
-                    }
-                    if round == index {
-                        return Ok(());
-                    }
-                    return Err(Failure::Protocol(format!(
-                        "round {round} on the bulk stream, {index} was announced"
-                    )));
-                }
-                Ok(BulkEvent::Ended(Some(error))) => return Err(error.into()),
-                Ok(BulkEvent::Ended(None)) => {
-                    return Err(Failure::Protocol("the bulk stream ended inside a round".to_owned()));
-                }
-                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
-                Err(_) => {
-                    return Err(Failure::Protocol(format!("round {index} did not arrive in full in time")));
-                }
-            }
-        }
     }
 
     /// From the image to a Ready copy that is in the journal.
