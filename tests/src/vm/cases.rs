@@ -150,11 +150,14 @@ fn checked((memory, rate): (&str, &str)) -> Result<()> {
     let binary = cluster::binary()?.to_str().context("a path in UTF-8")?;
     let command = [binary, "__workload", "--memory-mib", memory, "--threads", "2", "--dirty-mb-per-s", rate];
     cluster.run_container("writer", "node-a", "10.77.0.100/24", &[], &command)?;
+    let address = "10.77.0.100:7000";
+    // It serves as soon as its memory is filled, which takes an emulated machine its time.
+    cluster.wait_for_port(address.parse()?)?;
     let clients = cluster.client_program(&[
         binary,
         "__client",
         "--connect",
-        "10.77.0.100:7000",
+        address,
         "--connections",
         "2",
         "--interval",
