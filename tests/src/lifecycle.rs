@@ -42,7 +42,7 @@ pub const CASES: &[Case] = &[
     Case { name: "files_that_change_all_the_time_move_there_and_back", programs: &["python3"], run: files },
     Case {
         name: "network_state_moves_there_and_back_with_connections_through_its_rules",
-        programs: &["python3", "nft", "nsenter"],
+        programs: &["python3", "nft", "nsenter", "pgrep"],
         run: network,
     },
     Case {

@@ -257,8 +257,10 @@ fn forecast(rounds: &[Measured]) -> Forecast {
     let interval = (before.took + before.rest).as_secs_f64().max(1e-6);
     // What waits for the last round does not grow with time, and need not be counted again when it is written again.
     let grown = last.took.as_secs_f64() / interval;
-    let fresh = (last.dirty as f64 * grown) as u64;
-    let work = (last.work() as f64 * grown) as u64;
+    // Nor is there ever more than a round has sent: the first one sends everything.
+    let most = |of: fn(&Measured) -> u64| rounds.iter().map(of).max().unwrap_or(0);
+    let fresh = ((last.dirty as f64 * grown) as u64).min(most(|round| round.dirty));
+    let work = ((last.work() as f64 * grown) as u64).min(most(Measured::work));
     let pause = |bytes: u64| {
         let send = Duration::try_from_secs_f64(bytes as f64 / transfer_rate.max(1.0));
         METADATA.saturating_add(last.fixed).saturating_add(send.unwrap_or(Duration::MAX))

@@ -60,6 +60,16 @@ fn one_round_says_nothing_about_the_dirty_rate() {
 }
 
 #[test]
+fn no_more_is_foreseen_than_there_is() {
+    let all = Measured { dirty: 600 << 20, took: Duration::from_secs(30), ..Measured::default() };
+    let short = Measured { dirty: 1 << 20, held: 599 << 20, took: ms(50), ..Measured::default() };
+    let rounds = [all, short, Measured { dirty: 590 << 20, ..all }];
+    let decision = decide(&Limits::default(), &rounds, Duration::from_secs(61));
+    assert!(decision.remaining <= 600 << 20, "{decision:?}");
+    assert!(decision.predicted <= Duration::from_secs(31), "{decision:?}");
+}
+
+#[test]
 fn a_first_copy_of_many_small_files_does_not_say_that_the_link_is_slow() {
     let first =
         Measured { dirty: 2 << 20, entries: 100_000, took: ms(9000), fixed: ms(10), ..Measured::default() };
