@@ -1,0 +1,297 @@
+//! CRIU beside a move: the same program under the same clients, dumped and restored by `criu`, and moved between two
+//! hosts, in one run of one machine.
+//!
+//! CRIU has the easier part: its program is no container, the images stay in a tmpfs of the machine that restores
+//! it, and nothing crosses a network.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::cases::stops;
+use crate::bench::report::Spread;
+use crate::bench::start::{Heard, own_report};
+use crate::client::unix_ms;
+use crate::cluster::{self, Background, Cluster};
+use crate::stage::NODES;
+
+/// The case's name.
+pub const NAME: &str = "criu";
+/// The program that it compares with.
+pub(super) const PROGRAM: &str = "criu";
+/// What is paused: memory in MiB, and how much of it is written, MB/s.
+const LOADS: [(u32, u32); 4] = [(16, 0), (64, 0), (256, 0), (64, 1)];
+/// Pauses of each program in each way.
+const TURNS: usize = 3;
+/// How long the clients talk before each pause.
+const BEFORE: Duration = Duration::from_secs(1);
+/// Longest time for a process to go.
+const GOING: Duration = Duration::from_secs(30);
+/// Where images are: a tmpfs.
+const IMAGES: &str = "/images";
+/// Images of a dump, and of what was dumped before it.
+const DUMP: &str = "/images/dump";
+const PRE_DUMP: &str = "/images/pre-dump";
+/// How the dump's directory calls the other.
+const PARENT: &str = "../pre-dump";
+/// What connections need, on both ways. The other lock of the network starts programs, which takes longer.
+const NETWORK: [&str; 3] = ["--tcp-established", "--network-lock", "nftables"];
+
+/// One pause, milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    /// From the start of `criu dump` to the end of `criu restore`, or the downtime of a move.
+    pause: f64,
+    /// What of it CRIU counts itself: frozen, and being restored. The downtime again for a move.
+    counted: f64,
+    /// The longest stop before it: by the pre-dump, or by a round.
+    before: f64,
+    /// From when to when it and what prepared it was, since 1970.
+    window: (f64, f64),
+}
+
+/// What the pauses of one program took in one way.
+#[derive(Clone, Copy, Debug)]
+struct Took {
+    pause: Spread,
+    counted: Spread,
+    before: Spread,
+    /// The longest time that a client waited in each.
+    gap: Spread,
+}
+
+impl Took {
+    fn new(turns: &[Turn], heard: &Heard) -> Self {
+        let gap = |turn: &Turn| {
+            let (from, to) = turn.window;
+            let gaps =
+                heard.gaps.iter().filter(|gap| gap.at_unix_ms <= to && gap.at_unix_ms + gap.ms >= from);
+            gaps.map(|gap| gap.ms).fold(0.0, f64::max)
+        };
+        let spread = |of: &dyn Fn(&Turn) -> f64| Spread::of(turns.iter().map(of));
+        Self {
+            pause: spread(&|turn| turn.pause),
+            counted: spread(&|turn| turn.counted),
+            before: spread(&|turn| turn.before),
+            gap: spread(&gap),
+        }
+    }
+}
+
+/// Pauses every program in every way, and prints what that took.
+///
+/// # Errors
+/// When CRIU or a move fails, or when a client or a check of all pages finds anything wrong.
+pub(super) fn compare() -> Result<()> {
+    for dir in [IMAGES, "/run"] {
+        fs::create_dir_all(dir)?;
+        run(Command::new("mount").args(["-t", "tmpfs", "none", dir]))?;
+    }
+    // It finds out what the kernel can do and keeps that: no pause has to.
+    print!("{}", run(Command::new(PROGRAM).args(["check", "--feature", "mem_dirty_track"]))?);
+    let mut rows = Vec::new();
+    for load in LOADS {
+        rows.push((load, [dumped(load, false)?, dumped(load, true)?]));
+    }
+    let cluster = Cluster::up()?;
+    let mut all = Vec::new();
+    for (index, (load, [plain, tracked])) in rows.into_iter().enumerate() {
+        all.push((load, [plain, tracked, moved(&cluster, index, load)?]));
+    }
+    cluster.passed();
+    print_table("pause, ms", &all, |took| took.pause);
+    print_table("counted by CRIU itself, ms", &all, |took| took.counted);
+    print_table("longest gap of a client, ms", &all, |took| took.gap);
+    print_table("longest stop before it, ms", &all, |took| took.before);
+    Ok(())
+}
+
+fn print_table(title: &str, rows: &[((u32, u32), [Took; 3])], of: impl Fn(&Took) -> Spread) {
+    println!("\n| {title} | criu | criu after a pre-dump | move | criu/move | after a pre-dump/move |");
+    println!("|---|---|---|---|---|---|");
+    for ((mib, rate), ways) in rows {
+        let [plain, tracked, moved] = ways.each_ref().map(&of);
+        let cell = |spread: Spread| format!("{:.0} ({:.0}-{:.0})", spread.median, spread.min, spread.max);
+        let ratio = |spread: Spread| match spread.median / moved.median {
+            ratio if ratio.is_finite() && ratio > 0.0 => format!("{ratio:.1}"),
+            _ => String::new(),
+        };
+        println!(
+            "| {mib} MiB, {rate} MB/s | {} | {} | {} | {} | {} |",
+            cell(plain),
+            cell(tracked),
+            cell(moved),
+            ratio(plain),
+            ratio(tracked)
+        );
+    }
+}
+
+/// Runs a command; answers what it printed.
+fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {}: {text}", output.status);
+    Ok(text.into_owned())
+}
+
+/// The program with its arguments.
+fn program((mib, rate): (u32, u32)) -> Result<Vec<String>> {
+    let binary = cluster::binary()?.to_str().context("a path in UTF-8")?;
+    let words = [binary, "__workload", "--threads", "2", "--memory-mib"];
+    let mut command: Vec<String> = words.map(str::to_owned).to_vec();
+    command.extend([mib.to_string(), "--dirty-mb-per-s".into(), rate.to_string()]);
+    Ok(command)
+}
+
+/// How a client is started: with these arguments.
+type Start<'a> = dyn Fn(&[&str]) -> Result<Background> + 'a;
+
+/// Starts the clients that talk all the time, and waits until they are connected.
+fn clients(start: &Start<'_>, address: &str) -> Result<Background> {
+    let binary = cluster::binary()?.to_str().context("a path in UTF-8")?;
+    let waits = ["--connect-timeout", "60s", "--reply-timeout", "120s"];
+    let args = [binary, "__client", "--connect", address, "--connections", "2", "--interval", "10ms"];
+    let mut clients = start(&[&args[..], &waits].concat())?;
+    let line = clients.line()?;
+    ensure!(line.contains("connected"), "the clients say {line:?}: {:?}", clients.finish());
+    Ok(clients)
+}
+
+/// Has every page checked, over a connection of its own.
+fn verify(start: &Start<'_>, address: &str) -> Result<()> {
+    let binary = cluster::binary()?.to_str().context("a path in UTF-8")?;
+    let args = [binary, "__client", "--connect", address, "--connections", "1", "--duration", "100ms"];
+    own_report(start(&[&args[..], &["--reply-timeout", "60s"]].concat())?).map(|_| ())
+}
+
+/// The program outside of any container.
+struct Plain {
+    child: Child,
+    pid: i32,
+}
+
+impl Plain {
+    /// Starts it in a session of its own, as CRIU wants it.
+    fn start(load: (u32, u32)) -> Result<Self> {
+        let mut command = Command::new("busybox");
+        command.arg("setsid").args(program(load)?);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().context("start the program")?;
+        Ok(Self { pid: i32::try_from(child.id())?, child })
+    }
+
+    /// Waits until its pid is free.
+    fn gone(&mut self) -> Result<()> {
+        let began = Instant::now();
+        // Once restored it is not our child any more: the first process takes its end.
+        while self.child.try_wait()?.is_none() || Path::new(&format!("/proc/{}", self.pid)).exists() {
+            ensure!(began.elapsed() < GOING, "{} is still there", self.pid);
+            thread::park_timeout(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn stop(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.pid), Signal::SIGKILL)?;
+        self.gone()
+    }
+}
+
+/// Has CRIU dump and restore a program again and again, with or without a pre-dump before each.
+fn dumped(load: (u32, u32), pre_dump: bool) -> Result<Took> {
+    let address = "127.0.0.1:7000";
+    let start = |args: &[&str]| Background::spawn(Command::new(args[0]).args(&args[1..]));
+    let mut program = Plain::start(load)?;
+    let clients = clients(&start, address)?;
+    let mut turns = Vec::new();
+    for _ in 0..TURNS {
+        thread::sleep(BEFORE);
+        let turn = dump_and_restore(&mut program, pre_dump)?;
+        println!("{load:?}, pre-dump {pre_dump}: {turn:.1?}");
+        turns.push(turn);
+        verify(&start, address)?;
+    }
+    let took = Took::new(&turns, &own_report(clients)?);
+    program.stop()?;
+    Ok(took)
+}
+
+fn dump_and_restore(program: &mut Plain, pre_dump: bool) -> Result<Turn> {
+    for dir in [DUMP, PRE_DUMP] {
+        if Path::new(dir).exists() {
+            fs::remove_dir_all(dir)?;
+        }
+        fs::create_dir(dir)?;
+    }
+    let pid = program.pid.to_string();
+    let from = unix_ms();
+    let mut before = 0.0;
+    let mut dump = vec!["--tree", &pid];
+    if pre_dump {
+        let told = criu("pre-dump", PRE_DUMP, &["--tree", &pid, "--track-mem"])?;
+        before = counted(&told, "Freezing time: ")? + counted(&told, "Frozen time: ")?;
+        dump.extend(["--track-mem", "--prev-images-dir", PARENT]);
+    }
+    dump.extend(NETWORK);
+    let began = Instant::now();
+    let dumped = criu("dump", DUMP, &dump)?;
+    program.gone()?;
+    let restored = criu("restore", DUMP, &[&["--restore-detached"][..], &NETWORK].concat())?;
+    let pause = began.elapsed().as_secs_f64() * 1e3;
+    let counted = counted(&dumped, "Freezing time: ")?
+        + counted(&dumped, "Frozen time: ")?
+        + counted(&restored, "Restore time: ")?;
+    Ok(Turn { pause, counted, before, window: (from, unix_ms()) })
+}
+
+/// Runs CRIU with images in a directory; answers what it printed.
+fn criu(action: &str, images: &str, args: &[&str]) -> Result<String> {
+    let mut command = Command::new(PROGRAM);
+    command.arg(action).args(["--images-dir", images, "--log-file", "log", "--display-stats"]).args(args);
+    let done = run(&mut command);
+    done.or_else(|error| bail!("{error:#}\n{}", fs::read_to_string(format!("{images}/log"))?))
+}
+
+/// A time among its statistics, milliseconds.
+fn counted(told: &str, name: &str) -> Result<f64> {
+    let rest = told.lines().find_map(|line| line.trim().strip_prefix(name));
+    let us = rest.and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+    us.map(|us| us / 1e3).with_context(|| format!("CRIU tells no {name:?}: {told}"))
+}
+
+/// Moves a program there and back.
+fn moved(cluster: &Cluster, index: usize, load: (u32, u32)) -> Result<Took> {
+    let (name, ip) = (format!("program-{index}"), format!("10.77.0.{}", 100 + index));
+    let address = format!("{ip}:7000");
+    let command = program(load)?;
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    cluster.run_container(&name, NODES[0], &format!("{ip}/24"), &[], &command)?;
+    let start = |args: &[&str]| cluster.client_program(args);
+    let clients = clients(&start, &address)?;
+    let mut turns = Vec::new();
+    for turn in 0..TURNS {
+        thread::sleep(BEFORE);
+        let from = unix_ms();
+        let migration = cluster.move_to(&name, NODES[(turn + 1) % 2])?;
+        let window = (from, unix_ms());
+        let downtime = migration.pointer("/status/downtime/totalMs");
+        let downtime = downtime.and_then(|ms| ms.as_f64()).with_context(|| migration.to_string())?;
+        let before = stops(&migration).into_iter().fold(0.0, f64::max);
+        let turn = Turn { pause: downtime, counted: downtime, before, window };
+        println!("{load:?}, move: {turn:.1?}");
+        turns.push(turn);
+        verify(&start, &address)?;
+    }
+    let took = Took::new(&turns, &own_report(clients)?);
+    for verb in ["stop", "delete"] {
+        cluster.must([verb, "container", &name])?;
+    }
+    Ok(took)
+}
