@@ -4,6 +4,7 @@
 //! CRIU has the easier part: its program is no container, the images stay in a tmpfs of the machine that restores
 //! it, and nothing crosses a network.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -25,8 +26,16 @@ use crate::stage::NODES;
 pub const NAME: &str = "criu";
 /// The program that it compares with.
 pub(super) const PROGRAM: &str = "criu";
-/// What is paused: memory in MiB, and how much of it is written, MB/s.
-const LOADS: [(u32, u32); 4] = [(16, 0), (64, 0), (256, 0), (64, 1)];
+/// What is paused.
+const LOADS: [Load; 5] = [
+    Load { mib: 16, rate: 0, huge: true },
+    Load { mib: 64, rate: 0, huge: true },
+    Load { mib: 256, rate: 0, huge: true },
+    Load { mib: 64, rate: 1, huge: true },
+    Load { mib: 64, rate: 1, huge: false },
+];
+/// Whether the kernel makes huge pages by itself.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// Pauses of each program in each way.
 const TURNS: usize = 3;
 /// How long the clients talk before each pause.
@@ -42,6 +51,43 @@ const PRE_DUMP: &str = "/images/pre-dump";
 const PARENT: &str = "../pre-dump";
 /// What connections need, on both ways. The other lock of the network starts programs, which takes longer.
 const NETWORK: [&str; 3] = ["--tcp-established", "--network-lock", "nftables"];
+
+/// The program that is paused.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    /// Its memory, MiB.
+    mib: u32,
+    /// How much of that it writes, MB/s.
+    rate: u32,
+    /// Whether it may have huge pages. A soft-dirty bit is for a whole one.
+    huge: bool,
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mib, rate, huge } = self;
+        write!(f, "{mib} MiB")?;
+        if *rate > 0 {
+            write!(f, ", {rate} MB/s written")?;
+        }
+        if *huge { Ok(()) } else { write!(f, ", no huge pages") }
+    }
+}
+
+impl Load {
+    /// The program with its arguments.
+    fn command(self) -> Result<Vec<String>> {
+        let binary = cluster::binary()?.to_str().context("a path in UTF-8")?;
+        let (mib, rate) = (self.mib.to_string(), self.rate.to_string());
+        let words = [binary, "__workload", "--threads", "2", "--memory-mib", &mib, "--dirty-mb-per-s", &rate];
+        Ok(words.map(str::to_owned).to_vec())
+    }
+
+    /// Lets the programs that are started now have huge pages or not.
+    fn set_huge(self) -> Result<()> {
+        fs::write(HUGE_PAGES, if self.huge { "always" } else { "never" }).context(HUGE_PAGES)
+    }
+}
 
 /// One pause, milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +140,7 @@ pub(super) fn compare() -> Result<()> {
         run(Command::new("mount").args(["-t", "tmpfs", "none", dir]))?;
     }
     // It finds out what the kernel can do and keeps that: no pause has to.
-    print!("{}", run(Command::new(PROGRAM).args(["check", "--feature", "mem_dirty_track"]))?);
+    run(Command::new(PROGRAM).args(["check", "--feature", "mem_dirty_track"]))?;
     let mut rows = Vec::new();
     for load in LOADS {
         rows.push((load, [dumped(load, false)?, dumped(load, true)?]));
@@ -112,10 +158,10 @@ pub(super) fn compare() -> Result<()> {
     Ok(())
 }
 
-fn print_table(title: &str, rows: &[((u32, u32), [Took; 3])], of: impl Fn(&Took) -> Spread) {
+fn print_table(title: &str, rows: &[(Load, [Took; 3])], of: impl Fn(&Took) -> Spread) {
     println!("\n| {title} | criu | criu after a pre-dump | move | criu/move | after a pre-dump/move |");
     println!("|---|---|---|---|---|---|");
-    for ((mib, rate), ways) in rows {
+    for (load, ways) in rows {
         let [plain, tracked, moved] = ways.each_ref().map(&of);
         let cell = |spread: Spread| format!("{:.0} ({:.0}-{:.0})", spread.median, spread.min, spread.max);
         let ratio = |spread: Spread| match spread.median / moved.median {
@@ -123,7 +169,7 @@ fn print_table(title: &str, rows: &[((u32, u32), [Took; 3])], of: impl Fn(&Took)
             _ => String::new(),
         };
         println!(
-            "| {mib} MiB, {rate} MB/s | {} | {} | {} | {} | {} |",
+            "| {load} | {} | {} | {} | {} | {} |",
             cell(plain),
             cell(tracked),
             cell(moved),
@@ -139,15 +185,6 @@ fn run(command: &mut Command) -> Result<String> {
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {}: {text}", output.status);
     Ok(text.into_owned())
-}
-
-/// The program with its arguments.
-fn program((mib, rate): (u32, u32)) -> Result<Vec<String>> {
-    let binary = cluster::binary()?.to_str().context("a path in UTF-8")?;
-    let words = [binary, "__workload", "--threads", "2", "--memory-mib"];
-    let mut command: Vec<String> = words.map(str::to_owned).to_vec();
-    command.extend([mib.to_string(), "--dirty-mb-per-s".into(), rate.to_string()]);
-    Ok(command)
 }
 
 /// How a client is started: with these arguments.
@@ -179,9 +216,9 @@ struct Plain {
 
 impl Plain {
     /// Starts it in a session of its own, as CRIU wants it.
-    fn start(load: (u32, u32)) -> Result<Self> {
+    fn start(load: Load) -> Result<Self> {
         let mut command = Command::new("busybox");
-        command.arg("setsid").args(program(load)?);
+        command.arg("setsid").args(load.command()?);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().context("start the program")?;
         Ok(Self { pid: i32::try_from(child.id())?, child })
@@ -205,16 +242,17 @@ impl Plain {
 }
 
 /// Has CRIU dump and restore a program again and again, with or without a pre-dump before each.
-fn dumped(load: (u32, u32), pre_dump: bool) -> Result<Took> {
+fn dumped(load: Load, pre_dump: bool) -> Result<Took> {
     let address = "127.0.0.1:7000";
     let start = |args: &[&str]| Background::spawn(Command::new(args[0]).args(&args[1..]));
+    load.set_huge()?;
     let mut program = Plain::start(load)?;
     let clients = clients(&start, address)?;
     let mut turns = Vec::new();
     for _ in 0..TURNS {
         thread::sleep(BEFORE);
         let turn = dump_and_restore(&mut program, pre_dump)?;
-        println!("{load:?}, pre-dump {pre_dump}: {turn:.1?}");
+        println!("{load}, {}: {turn:.1?}", if pre_dump { "criu after a pre-dump" } else { "criu" });
         turns.push(turn);
         verify(&start, address)?;
     }
@@ -267,10 +305,11 @@ fn counted(told: &str, name: &str) -> Result<f64> {
 }
 
 /// Moves a program there and back.
-fn moved(cluster: &Cluster, index: usize, load: (u32, u32)) -> Result<Took> {
+fn moved(cluster: &Cluster, index: usize, load: Load) -> Result<Took> {
     let (name, ip) = (format!("program-{index}"), format!("10.77.0.{}", 100 + index));
     let address = format!("{ip}:7000");
-    let command = program(load)?;
+    load.set_huge()?;
+    let command = load.command()?;
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
     cluster.run_container(&name, NODES[0], &format!("{ip}/24"), &[], &command)?;
     let start = |args: &[&str]| cluster.client_program(args);
@@ -285,7 +324,7 @@ fn moved(cluster: &Cluster, index: usize, load: (u32, u32)) -> Result<Took> {
         let downtime = downtime.and_then(|ms| ms.as_f64()).with_context(|| migration.to_string())?;
         let before = stops(&migration).into_iter().fold(0.0, f64::max);
         let turn = Turn { pause: downtime, counted: downtime, before, window };
-        println!("{load:?}, move: {turn:.1?}");
+        println!("{load}, move: {turn:.1?}");
         turns.push(turn);
         verify(&start, &address)?;
     }
