@@ -193,14 +193,7 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Background> {
-        let mut child = self
-            .command(args)?
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let stdout = child.stdout.take().map(BufReader::new);
-        Ok(Background { child: Some(child), stdout })
+        Background::spawn(&mut self.command(args)?)
     }
 
     /// Makes a bundle for container `name` that runs `command` and can write to the directories `rw`.
@@ -367,6 +360,27 @@ pub struct Background {
 }
 
 impl Background {
+    /// Starts a command.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(command: &mut Command) -> Result<Self> {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let stdout = child.stdout.take().map(BufReader::new);
+        Ok(Self { child: Some(child), stdout })
+    }
+
+    /// Waits for the next line that it prints; empty at the end of its output.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.stdout.as_mut().context("its standard output")?.read_line(&mut line)?;
+        Ok(line)
+    }
+
     /// Asks a checking client whether all its connections are being answered, and waits for the answer.
     ///
     /// # Errors
@@ -375,8 +389,7 @@ impl Background {
         let stdin =
             self.child.as_mut().and_then(|child| child.stdin.as_mut()).context("its standard input")?;
         stdin.write_all(b"\n").context("ask the client")?;
-        let mut line = String::new();
-        self.stdout.as_mut().context("its standard output")?.read_line(&mut line)?;
+        let line = self.line()?;
         let verdict: Verdict =
             serde_json::from_str(&line).with_context(|| format!("the client said {line:?}"))?;
         ensure!(verdict.errors.is_empty(), "the clients saw: {verdict:?}");

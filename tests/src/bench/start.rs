@@ -169,7 +169,10 @@ impl From<Verdict> for Heard {
 }
 
 /// The report of the clients that ship with us, which end with 0 when nothing was lost and every page is right.
-fn own_report(clients: Background) -> Result<Heard> {
+///
+/// # Errors
+/// When anything was lost, repeated or changed.
+pub(crate) fn own_report(clients: Background) -> Result<Heard> {
     let finished = clients.finish()?;
     let report = finished.json()?;
     let number = |path: &str| report.pointer(path).and_then(Value::as_f64);

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser as _;
-use tests::vm::cases;
 use tests::vm::fetch::Series;
 use tests::vm::pair::{self, Expected};
+use tests::vm::{cases, criu};
 use tests::{lifecycle, vm};
 
 /// What to run.
@@ -40,8 +40,11 @@ fn main() -> ExitCode {
     for (name, series) in [("6.1", Series::V6_1), ("6.12", Series::V6_12)] {
         if wanted(name) {
             // One guest a case: what one leaves behind does not touch the next.
+            // The distribution's CRIU is as old as the older kernel.
+            let criu = (series == Series::V6_1).then_some(criu::NAME);
             let cases = ["host", "writer", "reader", "large"]
                 .into_iter()
+                .chain(criu)
                 .chain(lifecycle::CASES.iter().map(|case| case.name));
             for case in cases.filter(|case| case.contains(&options.case) && !vm::TOO_MUCH.contains(case)) {
                 report(&format!("{name} {case}"), cases::run(series, &[case]));

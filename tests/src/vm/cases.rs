@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::criu;
 use super::fetch::{self, Kernel, Series};
 use super::guest::{Guest, Machine};
 use super::image::Image;
@@ -76,6 +77,9 @@ fn pack(kernel: &Kernel, names: &[&str], to: &Path) -> Result<()> {
             image.program(program)?;
         }
     }
+    if names.contains(&criu::NAME) {
+        image.program(criu::PROGRAM)?;
+    }
     let mut script = format!("export {}=/usr/bin/migrate\n", cluster::BINARY);
     for name in names {
         script.push_str(&format!("cases {ASKED} {name} || exit 1\n"));
@@ -114,6 +118,7 @@ fn case(name: &str) -> Result<()> {
         "writer" => checked(WRITER),
         "reader" => checked(READER),
         "large" => checked(LARGE),
+        criu::NAME => criu::compare(),
         other => {
             let case = lifecycle::CASES.iter().find(|case| case.name == other);
             (case.with_context(|| format!("no case is called {other:?}"))?.run)()
@@ -170,7 +175,10 @@ fn checked((memory, rate): (&str, &str)) -> Result<()> {
             "{migration}"
         );
         println!("writer -> {node}: {}", migration.pointer("/status/downtime").unwrap_or(&Value::Null));
-        stops(&migration)?;
+        // Rounds tell how long they stopped the program, where tracking needs that and only there.
+        let stops = stops(&migration);
+        println!("stops of rounds, ms: {stops:?}");
+        ensure!(stops.is_empty() == (expected_tracker()? == "PagemapScan"), "{migration}");
     }
     let finished = clients.finish()?;
     ensure!(finished.code == 0, "the clients saw: {finished:?}");
@@ -181,12 +189,9 @@ fn checked((memory, rate): (&str, &str)) -> Result<()> {
     Ok(())
 }
 
-/// Rounds tell how long they stopped the program, where tracking needs that and only there.
-fn stops(migration: &Value) -> Result<()> {
+/// How long each round stopped the program, milliseconds, as the migration tells.
+pub(super) fn stops(migration: &Value) -> Vec<f64> {
     let text = migration.to_string();
-    let told: Vec<&str> =
-        text.split("it stood still for ").skip(1).filter_map(|rest| rest.split(" ms").next()).collect();
-    println!("stops of rounds, ms: {}", told.join(" "));
-    ensure!(told.is_empty() == (expected_tracker()? == "PagemapScan"), "{text}");
-    Ok(())
+    let told = text.split("it stood still for ").skip(1);
+    told.filter_map(|rest| rest.split(" ms").next()?.parse().ok()).collect()
 }

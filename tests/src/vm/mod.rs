@@ -5,10 +5,12 @@
 //! * [`image`] packs an initial file system.
 //! * [`guest`] boots it, waits for its end, and shows the console when it does not come up.
 //! * [`cases`] is what is done inside, [`pair`] what is done between two.
+//! * [`criu`] is a case that compares a move with CRIU.
 //!
 //! Times in an emulated machine are good for ratios only.
 
 pub mod cases;
+pub mod criu;
 pub mod fetch;
 pub mod guest;
 pub mod image;
