@@ -139,6 +139,12 @@ impl Entry {
         self.0 & (0b111 << 61 | FRAME)
     }
 
+    /// The page frame, when [`Entry::present`]; 0 without `CAP_SYS_ADMIN`.
+    #[must_use]
+    pub const fn frame(self) -> u64 {
+        self.0 & FRAME
+    }
+
     /// A pte marker (swap type 31): write-protected but never touched, so it holds no data.
     #[must_use]
     pub const fn is_marker(self) -> bool {

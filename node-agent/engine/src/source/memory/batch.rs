@@ -29,6 +29,10 @@ pub(crate) trait Outcome {
     /// Whether the target holds something at this page that a zero page must replace. When it holds
     /// nothing, a page of zeros need not be told: untouched memory reads as zeros.
     fn must_tell_zero(&self, page: u64) -> bool;
+    /// Whether the target is known to hold just these contents: then the page is not sent.
+    fn same(&self, _page: u64, _contents: &[u8]) -> bool {
+        false
+    }
 }
 
 /// Buffers of one migration, used for all owners in turn.
@@ -154,7 +158,9 @@ impl Batcher {
         for range in &self.pending {
             for page in (range.start..range.end).step_by(PAGE) {
                 let contents = &self.buffer[from..from + PAGE];
-                if is_zero(contents) {
+                if outcome.same(page, contents) {
+                    // Nothing is to be told.
+                } else if is_zero(contents) {
                     if outcome.must_tell_zero(page) {
                         outcome.sent(page, contents);
                         append(&mut self.runs, page, RunKind::Zero);

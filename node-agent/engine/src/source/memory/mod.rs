@@ -1,6 +1,7 @@
 //! Finding and sending written memory.
 
 pub(crate) mod batch;
+pub(crate) mod digests;
 pub(crate) mod hot;
 pub(crate) mod objects;
 pub(crate) mod process;

@@ -12,6 +12,7 @@ use sys::mem::{ProcessMemory, Run};
 use sys::pagemap::{Categories, Entry, Pagemap, Region, ScanError};
 
 use super::batch::{Batcher, Contents, Outcome};
+use super::digests::Digests;
 use super::hot::Hot;
 use super::sent::{PageSet, join, subtract};
 use super::tracker::Tracker;
@@ -33,6 +34,8 @@ pub(crate) struct TrackedMemory {
     pub(crate) tracker: Box<dyn Tracker>,
     /// Pages of which the target holds contents.
     sent: PageSet,
+    /// What they are, where the tracker is coarse.
+    digests: Digests,
     /// Pages that wait for the last round.
     hot: Hot,
     /// Ranges whose contents the target may have lost: they count as written in the next round.
@@ -75,6 +78,7 @@ impl TrackedMemory {
             pagemap: Pagemap::open(pid).map_err(|error| SourceError::kernel("open pagemap", pid, error))?,
             tracker,
             sent,
+            digests: Digests::default(),
             hot: Hot::default(),
             refresh: Vec::new(),
             guards: Vec::new(),
@@ -84,6 +88,7 @@ impl TrackedMemory {
 
     /// Has these ranges sent again in the next round.
     pub(crate) fn refresh(&mut self, ranges: Vec<Range<u64>>) {
+        self.digests.forget_all(&ranges);
         self.refresh.extend(ranges);
         join(&mut self.refresh);
     }
@@ -127,6 +132,7 @@ impl TrackedMemory {
     ) -> Result<(), SourceError> {
         let owner = Owner::Process(self.inner);
         let mut found: BTreeMap<How, Ranges> = BTreeMap::new();
+        let coarse = self.tracker.coarse().to_vec();
         for mapping in mappings {
             let range = mapping.vma.start..mapping.vma.end;
             let object = mapping.shared_object();
@@ -162,7 +168,14 @@ impl TrackedMemory {
             join(&mut all);
             let (mut data, drops) = self.classify(mapping, &all)?;
             if again {
-                data = self.hot.sift(data, &written);
+                // What is dirty because its neighbour is may well be sent; what did not change is not, see `Outcome::same`.
+                let coarse = within(&coarse, &range);
+                let single: Ranges = data.iter().flat_map(|part| subtract(part, coarse)).collect();
+                let whole = data.iter().flat_map(|part| subtract(part, &single)).collect();
+                data = whole;
+                let written: Ranges = written.iter().flat_map(|part| subtract(part, coarse)).collect();
+                data.extend(self.hot.sift(single, &written));
+                join(&mut data);
             }
             batcher.scanned(scan.elapsed());
             for range in &drops {
@@ -174,7 +187,7 @@ impl TrackedMemory {
         }
         // Many mappings together: a process may have thousands with a page in each.
         for (how, data) in &found {
-            self.send(owner, *how, data, batcher, sink)?;
+            self.send(owner, *how, data, &coarse, batcher, sink)?;
         }
         let held = self.hot.end_round(self.first);
         batcher.held_back(held);
@@ -188,6 +201,7 @@ impl TrackedMemory {
         owner: Owner,
         how: How,
         data: &[Range<u64>],
+        coarse: &[Range<u64>],
         batcher: &mut Batcher,
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
@@ -198,7 +212,12 @@ impl TrackedMemory {
             tracker: &mut *self.tracker,
             readable: how.readable,
         };
-        let mut outcome = SentPages { sent: &mut self.sent, over_file: how.over_file };
+        let mut outcome = SentPages {
+            sent: &mut self.sent,
+            digests: &mut self.digests,
+            coarse,
+            over_file: how.over_file,
+        };
         for range in data {
             batcher.push(owner, range, &mut contents, &mut outcome, sink)?;
         }
@@ -387,12 +406,37 @@ fn is_unmapped(error: &io::Error) -> bool {
 
 struct SentPages<'a> {
     sent: &'a mut PageSet,
+    digests: &'a mut Digests,
+    coarse: &'a [Range<u64>],
     over_file: bool,
 }
 
+impl SentPages<'_> {
+    fn is_coarse(&self, page: u64) -> bool {
+        let at = self.coarse.partition_point(|range| range.end <= page);
+        self.coarse.get(at).is_some_and(|range| range.start <= page)
+    }
+}
+
+/// The part of ascending, disjoint ranges that meets one range.
+fn within<'a>(ranges: &'a [Range<u64>], bounds: &Range<u64>) -> &'a [Range<u64>] {
+    let first = ranges.partition_point(|range| range.end <= bounds.start);
+    let last = ranges.partition_point(|range| range.start < bounds.end);
+    &ranges[first..last.max(first)]
+}
+
 impl Outcome for SentPages<'_> {
-    fn sent(&mut self, page: u64, _contents: &[u8]) {
+    fn sent(&mut self, page: u64, contents: &[u8]) {
         self.sent.set(&(page..page + PAGE_SIZE), true);
+        if self.is_coarse(page) {
+            self.digests.set(page, contents);
+        } else {
+            self.digests.forget(page);
+        }
+    }
+
+    fn same(&self, page: u64, contents: &[u8]) -> bool {
+        self.is_coarse(page) && self.sent.has(page) && self.digests.same(page, contents)
     }
 
     fn must_tell_zero(&self, page: u64) -> bool {

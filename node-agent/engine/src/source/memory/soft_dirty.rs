@@ -34,13 +34,15 @@ pub(crate) struct SoftDirty {
     seen: BTreeMap<u64, Extent>,
     /// What the last look found, ascending and disjoint.
     found: Vec<Range<u64>>,
+    /// Huge pages of the last look, each of which has one bit.
+    huge: Vec<Range<u64>>,
     entries: Vec<Entry>,
 }
 
 impl SoftDirty {
     /// Tracks the address space that the process has now.
     pub(crate) fn new(pid: i32) -> Self {
-        Self { pid, seen: BTreeMap::new(), found: Vec::new(), entries: Vec::new() }
+        Self { pid, seen: BTreeMap::new(), found: Vec::new(), huge: Vec::new(), entries: Vec::new() }
     }
 
     /// What a page was in the last look.
@@ -56,6 +58,9 @@ impl SoftDirty {
     /// Compares the pages of one extent that belong to a mapping with the last look.
     fn compare(&mut self, part: &Range<u64>, now: &mut BTreeMap<u64, Extent>) {
         let number = part.start / EXTENT;
+        if is_huge(&self.entries) {
+            self.huge.push(part.clone());
+        }
         let first = place(part.start);
         let before = self.seen.get(&number);
         let mut kept = now.remove(&number);
@@ -78,6 +83,15 @@ impl SoftDirty {
     }
 }
 
+/// Whether an extent is one huge page, or 512 pages whose frames lie as in one.
+fn is_huge(entries: &[Entry]) -> bool {
+    let Some(first) = entries.first().filter(|_| entries.len() == ENTRIES) else { return false };
+    let frames = first.frame()..first.frame() + ENTRIES as u64;
+    let aligned = frames.start != 0 && frames.start.is_multiple_of(ENTRIES as u64);
+    let ours = |entry: &Entry| entry.present() && !entry.file();
+    aligned && entries.iter().zip(frames).all(|(entry, frame)| ours(entry) && entry.frame() == frame)
+}
+
 /// Where a page is in its extent.
 fn place(page: u64) -> usize {
     usize::try_from(page % EXTENT / PAGE).unwrap_or(0)
@@ -86,6 +100,7 @@ fn place(page: u64) -> usize {
 impl Tracker for SoftDirty {
     fn still(&mut self, pagemap: &Pagemap, mappings: &[Range<u64>], again: bool) -> Result<(), Errno> {
         self.found.clear();
+        self.huge.clear();
         // What no mapping of this look covers is forgotten: its bits are cleared unseen.
         let mut now = BTreeMap::new();
         for mapping in mappings {
@@ -103,6 +118,7 @@ impl Tracker for SoftDirty {
             }
         }
         join(&mut self.found);
+        join(&mut self.huge);
         self.seen = now;
         if again { pagemap::clear_soft_dirty(self.pid) } else { Ok(()) }
     }
@@ -120,6 +136,10 @@ impl Tracker for SoftDirty {
     /// A page table that was taken away (madvise(2), reclaim) takes the bits of shared pages along.
     fn only_looks(&self) -> bool {
         true
+    }
+
+    fn coarse(&self) -> &[Range<u64>] {
+        &self.huge
     }
 
     fn met(&mut self, start: u64, entries: &[Entry]) {

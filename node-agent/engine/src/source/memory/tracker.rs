@@ -42,6 +42,12 @@ pub(crate) trait Tracker: std::fmt::Debug + Send {
         false
     }
 
+    /// Ranges in which the last look could not tell single pages apart, ascending and disjoint: not every page of what it
+    /// calls written need have been written.
+    fn coarse(&self) -> &[Range<u64>] {
+        &[]
+    }
+
     /// What pages were, from `start` on, when they were read after the look. A page that was another one than in the
     /// look counts as written in the next.
     fn met(&mut self, _start: u64, _entries: &[Entry]) {}
