@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             // One guest a case: what one leaves behind does not touch the next.
             // The distribution's CRIU is as old as the older kernel.
             let criu = (series == Series::V6_1).then_some(criu::NAME);
-            let cases = ["host", "writer", "reader", "large"]
+            let cases = ["host", "writer", "reader", "large", "huge"]
                 .into_iter()
                 .chain(criu)
                 .chain(lifecycle::CASES.iter().map(|case| case.name));

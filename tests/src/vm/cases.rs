@@ -25,6 +25,8 @@ const WRITER: (&str, &str) = ("8", "1");
 const READER: (&str, &str) = ("32", "0");
 /// The same with much more memory: what a look at it costs by the GiB shows in the difference.
 const LARGE: (&str, &str) = ("512", "0");
+/// The same with huge pages, each of which has one soft-dirty bit, and a page or two written in each of them.
+const HUGE: (&str, &str) = ("64", "1");
 /// What Debian's python3 has and no test needs.
 const UNUSED_PYTHON: &[&str] = &[
     "__pycache__",
@@ -118,6 +120,7 @@ fn case(name: &str) -> Result<()> {
         "writer" => checked(WRITER),
         "reader" => checked(READER),
         "large" => checked(LARGE),
+        "huge" => checked(HUGE),
         criu::NAME => criu::compare(),
         other => {
             let case = lifecycle::CASES.iter().find(|case| case.name == other);
