@@ -47,6 +47,32 @@ fn inspect_sees_a_rich_program() {
     assert_eq!(traces(workload.pid()), before);
 }
 
+/// Twenty open files whose names change all the time.
+const RENAMES: &str = r"
+import os, sys, threading
+files = [open('%s/%d' % (sys.argv[1], n), 'w') for n in range(20)]
+def rename():
+    turn = 0
+    while True:
+        for n in range(20):
+            os.rename('%s/%d' % (sys.argv[1], n + turn * 20), '%s/%d' % (sys.argv[1], n + turn * 20 + 20))
+        turn += 1
+threading.Thread(target=rename, daemon=True).start()
+print('ready')
+sys.stdin.read()
+";
+
+#[test]
+fn names_that_change_meanwhile_are_no_reason() {
+    let dir = std::env::temp_dir().join(format!("gantry-renames-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let workload = Workload::python(&RENAMES.replace("sys.argv[1]", &format!("'{}'", dir.display())));
+    let looks: Vec<_> = (0..100).map(|_| inspect(&workload.spec()).unwrap().refusals).collect();
+    drop(workload);
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(looks.concat(), []);
+}
+
 #[test]
 fn rounds_and_abort_leave_no_trace() {
     let mut workload = Workload::python(RICH);

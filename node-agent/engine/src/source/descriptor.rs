@@ -140,7 +140,24 @@ impl MmReader<'_> {
         if metadata.st_dev() == self.view.shmem_dev {
             return Ok(self.memory_object(process, fd, target, metadata));
         }
-        self.named(process, fd, &self.view.file_of(target, metadata.clone()), info)
+        let file = self.view.file_of(target, metadata.clone());
+        let file = self.settled(process, fd, file)?;
+        self.named(process, fd, &file, info)
+    }
+
+    /// The file behind a descriptor, looked at again when its path does not lead to it any more: a program that runs
+    /// renames and removes what it has open.
+    fn settled(&mut self, process: &Process, fd: i32, mut file: FileView) -> Result<FileView, InspectError> {
+        const TRIES: u32 = 10;
+        let has_name = matches!(file.metadata.st_mode() & S_IFMT, 0o100_000 | 0o040_000);
+        for _ in 0..TRIES {
+            let gone = file.deleted && file.metadata.st_nlink() == 0;
+            if !has_name || gone || self.files.leads_to(self.view, &file) {
+                break;
+            }
+            file = self.view.file(process.pid, &format!("fd/{fd}"))?;
+        }
+        Ok(file)
     }
 
     /// A descriptor that stands for a path and opens nothing: any kind of file will do.

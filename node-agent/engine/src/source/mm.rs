@@ -1,6 +1,6 @@
 //! Address spaces: from lines of /proc to [`Mm`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use std::os::linux::fs::MetadataExt;
 
@@ -56,19 +56,21 @@ type Named = ((u32, u32), u64, Vec<u8>);
 pub(crate) struct Files {
     /// Those of mappings.
     mapped: HashMap<Named, FileView>,
-    /// Whether a path of the container leads to a file, by its device and inode.
-    leads: HashMap<(u64, u64), HashMap<Vec<u8>, bool>>,
+    /// Paths of the container that lead to a file, by its device and inode.
+    leads: HashMap<(u64, u64), HashSet<Vec<u8>>>,
 }
 
 impl Files {
-    /// [`View::leads_to`], asked once.
-    fn leads_to(&mut self, view: &View, file: &FileView) -> bool {
+    /// [`View::leads_to`], asked until it does.
+    pub(crate) fn leads_to(&mut self, view: &View, file: &FileView) -> bool {
         let paths = self.leads.entry(links::identity(&file.metadata)).or_default();
-        if let Some(known) = paths.get(&file.path) {
-            return *known;
+        if paths.contains(&file.path) {
+            return true;
         }
         let leads = view.leads_to(&file.path, &file.metadata);
-        paths.insert(file.path.clone(), leads);
+        if leads {
+            paths.insert(file.path.clone());
+        }
         leads
     }
 }

@@ -212,12 +212,8 @@ impl TrackedMemory {
             tracker: &mut *self.tracker,
             readable: how.readable,
         };
-        let mut outcome = SentPages {
-            sent: &mut self.sent,
-            digests: &mut self.digests,
-            coarse,
-            over_file: how.over_file,
-        };
+        let mut outcome =
+            SentPages { sent: &mut self.sent, digests: &mut self.digests, coarse, over_file: how.over_file };
         for range in data {
             batcher.push(owner, range, &mut contents, &mut outcome, sink)?;
         }
