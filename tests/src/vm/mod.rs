@@ -30,9 +30,12 @@ pub const PROGRAMS: &[&str] = &[
     "busybox",
 ];
 
-/// Cases that stay outside of guests: they furnish a whole system out of this machine's, with its compiler's tools and
-/// coreutils.
+/// Cases that stay outside of guests: two furnish a whole system out of this machine's, with its compiler's tools and
+/// coreutils; 512 MiB under load are more than an emulated machine copies in its time; one says to ip what that of guests,
+/// which is busybox's, does not know.
 pub const TOO_MUCH: &[&str] = &[
     "system_container_with_open_ssh_sessions_moves_there_and_back",
     "userns_python_keeps_its_ids_and_moves_there_and_back",
+    "redis_with_512_mib_under_load_moves_three_times",
+    "network_state_moves_there_and_back_with_connections_through_its_rules",
 ];
