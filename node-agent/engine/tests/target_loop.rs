@@ -204,15 +204,16 @@ fn a_container_of_its_own_namespace_is_held_by_its_cgroup_alone() {
 
 /// A timer with a period of 20 ms that nobody reads until a signal comes; then it is read five times.
 const UNREAD_TIMER: &str = "
-import ctypes, os, signal, struct, sys
+import ctypes, os, signal, struct, sys, time
 os.closerange(3, 1024)
+asked = []
 libc = ctypes.CDLL(None)
 timer = libc.timerfd_create(1, 0)
 libc.timerfd_settime(timer, 0, struct.pack('<4q', 0, 20_000_000, 0, 20_000_000), None)
-signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
 log = open(sys.argv[1], 'a', buffering=1)
 log.write(f'{timer}\\n')
-signal.pause()
+while not asked: time.sleep(0.01)
 for _ in range(5):
     log.write(f'{struct.unpack(\"<Q\", os.read(timer, 8))[0]}\\n')
 ";

@@ -97,7 +97,12 @@ impl Readers {
         let (own, others) = self.batchers[..count].split_at_mut(1);
         std::thread::scope(|scope| {
             for batcher in others {
-                scope.spawn(|| read(batcher));
+                let reader = std::thread::Builder::new().name("reader".to_owned());
+                // Without another thread the others read everything.
+                if let Err(error) = reader.spawn_scoped(scope, || read(batcher)) {
+                    tracing::warn!(%error, "memory is read by fewer threads");
+                    break;
+                }
             }
             own.iter_mut().for_each(read);
         });

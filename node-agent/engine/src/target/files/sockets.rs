@@ -65,10 +65,18 @@ fn beside(connections: &[Wanted<'_>]) -> Result<Vec<Made>, TargetError> {
     let length = connections.len().div_ceil(processors).max(WORTH_A_THREAD);
     let Some((own, others)) = connections.split_at_checked(length) else { return make(connections) };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = others.chunks(length).map(|part| scope.spawn(move || make(part))).collect();
+        let start = |part| {
+            let thread = std::thread::Builder::new().name("sockets".to_owned());
+            (part, thread.spawn_scoped(scope, move || make(part)))
+        };
+        let threads: Vec<_> = others.chunks(length).map(start).collect();
         let mut made = make(own)?;
-        for thread in threads {
-            made.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        for (part, thread) in threads {
+            made.extend(match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+                // The host takes no more threads.
+                Err(_) => make(part)?,
+            });
         }
         Ok(made)
     })
