@@ -6,8 +6,8 @@
 //! needed when the thread resumes elsewhere, when it must resume by itself, and for the calls that answer
 //! -EINTR at every stop.
 //!
-//! Use: [`timeout_address`] says which `timespec` to read, [`decide`] gives the [`Resume`], [`apply`] puts it
-//! into registers.
+//! Use: [`timeout_address`] says which `timespec` to read, [`decide`] gives the [`Resume`], [`by_kernel`] puts it
+//! into registers of a thread that its tracer lets go, [`apply`] into those of one that goes on by itself.
 
 use crate::regs::{NO_SYSCALL, UserRegs};
 
@@ -235,6 +235,20 @@ pub fn apply(regs: &UserRegs, resume: &Resume) -> UserRegs {
     }
     out.orig_rax = NO_SYSCALL;
     out
+}
+
+/// The registers with which a stopped thread is let go, so that the kernel itself enters call `nr` again where no
+/// signal with a handler comes before that, and ends it as that signal would have ended it otherwise. `regs` are those
+/// of a stop inside the call; a call that answers EINTR at every stop is entered again by the rules of
+/// [`ERESTARTNOHAND`]. Holds for every kernel on which the thread is stopped for a signal or by its tracer, not only
+/// for the one that interrupted it (`arch_do_signal_or_restart` in the kernel's arch/x86/kernel/signal.c).
+#[must_use]
+pub fn by_kernel(regs: &UserRegs, nr: u64) -> UserRegs {
+    let code = match regs.result() {
+        code @ (ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND) => code,
+        _ => ERESTARTNOHAND,
+    };
+    UserRegs { orig_rax: nr, rax: code.cast_unsigned(), ..*regs }
 }
 
 /// Whether the kernel restarts this call itself when the thread resumes with the registers as found.

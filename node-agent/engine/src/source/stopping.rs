@@ -209,9 +209,19 @@ fn continue_call(stopped: &mut Stopped, nap: &Nap) -> Result<(), TraceError> {
         origin: None,
         handled_signal_pending: about_to_handle || handled_signal_pending(&now),
     });
-    if decision != restart::Resume::AsIs {
-        stopped.set_regs(&restart::apply(&regs, &decision))?;
-    }
+    let again = match decision {
+        restart::Resume::AsIs | restart::Resume::RestartBlock { .. } => return Ok(()),
+        restart::Resume::ReissueWith { nr, arg, value } => {
+            let mut again = restart::by_kernel(&regs, nr);
+            again.set_argument(arg, value);
+            again
+        }
+        // The memory of the program is not ours to change: it sleeps for the whole time again.
+        restart::Resume::Reissue { nr } | restart::Resume::ReissueTimespec { nr, .. } => {
+            restart::by_kernel(&regs, nr)
+        }
+    };
+    stopped.set_regs(&again)?;
     Ok(())
 }
 

@@ -3,14 +3,10 @@
 use image::state::{Regs, Resume};
 use libc::{SYS_clock_nanosleep, SYS_futex, SYS_nanosleep, SYS_poll};
 use sys::regs::{NO_SYSCALL, UserRegs};
+use sys::restart::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, by_kernel};
 
 use super::script::{Arg, Block, Call};
 
-const NR_RESTART_SYSCALL: u64 = 219;
-/// -ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND.
-const RESTARTS: [i64; 3] = [-512, -513, -514];
-/// -ERESTART_RESTARTBLOCK.
-const RESTART_BLOCK: i64 = -516;
 /// Bytes below the stack pointer that belong to the program (the red zone).
 const RED_ZONE: u64 = 128;
 const FUTEX_CMD_MASK: u64 = 127;
@@ -52,39 +48,40 @@ pub(crate) fn user_regs(r: &Regs) -> UserRegs {
 
 /// The registers to set, and a `timespec` to store first: address and contents. `primed` is what the
 /// entered call of a [`Resume::RestartBlock`] thread answered.
+///
+/// The kernel enters the call, not the program: a signal that comes first ends it, as it would have at the source.
 pub(crate) fn registers(
     regs: &Regs,
     resume: &Resume,
     primed: Option<i64>,
 ) -> (UserRegs, Option<(u64, [u64; 2])>) {
-    let mut out = user_regs(regs);
-    out.orig_rax = NO_SYSCALL;
-    let mut again = |nr: u64| {
-        out.rax = nr;
-        out.rip = regs.rip.wrapping_sub(2);
-    };
+    let found = user_regs(regs);
     let mut store = None;
-    match *resume {
-        Resume::AsIs => {}
-        Resume::Reissue { nr } => again(nr),
+    let out = match *resume {
+        Resume::AsIs => UserRegs { orig_rax: NO_SYSCALL, ..found },
+        Resume::Reissue { nr } => by_kernel(&found, nr),
         Resume::ReissueWith { nr, arg, value } => {
-            again(nr);
+            let mut out = by_kernel(&found, nr);
             out.set_argument(arg, value);
+            out
         }
         Resume::ReissueTimespec { nr, arg, remaining_ns } => {
-            again(nr);
-            // Below the red zone the memory is nobody's: a signal frame could be written there at any time.
+            let mut out = by_kernel(&found, nr);
+            // Below the red zone the memory is nobody's: a signal frame may be written there, but then the call
+            // is not entered again.
             let at = regs.rsp.wrapping_sub(RED_ZONE + 64) & !15;
             out.set_argument(arg, at);
             store = Some((at, timespec(remaining_ns)));
+            out
         }
         Resume::RestartBlock { nr, .. } => match primed {
-            Some(RESTART_BLOCK) => again(NR_RESTART_SYSCALL),
-            Some(result) if RESTARTS.contains(&result) => again(nr),
-            Some(result) => out.rax = result.cast_unsigned(),
-            None => again(nr),
+            Some(code @ (ERESTART_RESTARTBLOCK | ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND)) => {
+                UserRegs { orig_rax: nr, rax: code.cast_unsigned(), ..found }
+            }
+            Some(result) => UserRegs { orig_rax: NO_SYSCALL, rax: result.cast_unsigned(), ..found },
+            None => by_kernel(&found, nr),
         },
-    }
+    };
     (out, store)
 }
 
@@ -129,11 +126,18 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_entered_again_at_its_instruction() {
+    fn the_kernel_enters_a_call_again() {
         let (out, store) = registers(&regs(), &Resume::Reissue { nr: 232 }, None);
-        assert_eq!((out.rip, out.rax, out.orig_rax, store), (0x1000, 232, NO_SYSCALL, None));
+        assert_eq!((out.rip, out.result(), out.orig_rax, store), (0x1002, ERESTARTSYS, 232, None));
         let (out, _) = registers(&regs(), &Resume::ReissueWith { nr: 232, arg: 3, value: 77 }, None);
-        assert_eq!((out.rip, out.r10), (0x1000, 77));
+        assert_eq!((out.rip, out.r10), (0x1002, 77));
+    }
+
+    #[test]
+    fn a_call_that_ends_at_every_stop_is_ended_by_a_handler_alone() {
+        let ended = Regs { rax: (-4i64).cast_unsigned(), ..regs() };
+        let (out, _) = registers(&ended, &Resume::Reissue { nr: 232 }, None);
+        assert_eq!((out.result(), out.orig_rax), (ERESTARTNOHAND, 232));
     }
 
     #[test]
@@ -152,11 +156,12 @@ mod tests {
     }
 
     #[test]
-    fn a_primed_thread_goes_on_with_restart_syscall() {
+    fn a_primed_thread_goes_on_through_its_restart_block() {
         let resume = Resume::RestartBlock { nr: 35, remaining_ns: Some(1) };
-        assert_eq!(registers(&regs(), &resume, Some(-516)).0.rax, NR_RESTART_SYSCALL);
+        let (out, _) = registers(&regs(), &resume, Some(-516));
+        assert_eq!((out.result(), out.orig_rax, out.rip), (ERESTART_RESTARTBLOCK, 35, 0x1002));
         let (done, _) = registers(&regs(), &resume, Some(0));
-        assert_eq!((done.rax, done.rip), (0, 0x1002));
-        assert_eq!(registers(&regs(), &resume, Some(-514)).0.rax, 35);
+        assert_eq!((done.rax, done.orig_rax, done.rip), (0, NO_SYSCALL, 0x1002));
+        assert_eq!(registers(&regs(), &resume, Some(-514)).0.result(), ERESTARTNOHAND);
     }
 }

@@ -80,7 +80,9 @@ def shell(slave, index):
     front = os.fork()
     if front == 0:
         os.setpgid(0, 0)
-        time.sleep(0.2)
+        # One that reads before it is in the foreground is stopped.
+        while os.tcgetpgrp(0) != os.getpgrp():
+            time.sleep(0.01)
         job(0)
     os.setpgid(front, front)
     os.tcsetpgrp(0, front)
@@ -94,7 +96,10 @@ if os.fork() == 0:
     os.close(master)
     shell(slave, index)
 os.close(slave)
-while pgrp_of(master) == 0 or b"answer early" not in read_until(master, b"answer early", 1):
+while pgrp_of(master) == 0:
+    time.sleep(0.01)
+os.write(master, b"early\n")
+while b"answer early" not in read_until(master, b"answer early", 1):
     os.write(master, b"early\n")
 read_until(master, b"never", 0.5)
 raw_master, raw_slave, raw_index = open_pty(raw=True)
