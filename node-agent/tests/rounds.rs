@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::agent::Agent;
-use common::pair::{COORDINATOR, Pair, container, log, nothing_at, runs, told};
+use common::pair::{Pair, container, log, nothing_at, runs, told};
 use common::wait_for;
 use nix::sys::signal::Signal;
 use node_agent::runtime::cgroup::{Cgroup, Layout};

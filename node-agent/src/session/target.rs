@@ -347,6 +347,8 @@ impl Session {
         host: &[HostState],
     ) -> Result<engine::target::Ready, Failure> {
         self.await_round(index)?;
+        // No page comes after the last round.
+        self.gate.close();
         account::lap("restore.pages");
         failpoint("session-target-switchover-pages")?;
         let container = self.container.as_mut().ok_or_else(nothing_built)?;
