@@ -184,6 +184,7 @@ async fn a_stream_that_is_cut_ends_the_migration_and_the_source_runs_on() {
         let ended = pair.follow(&migration, |_| false).await;
         println!("stream {stream} cut: {} {}", ended.reason, ended.message);
         assert_eq!(ended.phase(), v1::Phase::Failed, "{}", told(&ended));
+        assert!(["LinkLost", "PeerFailed"].contains(&ended.reason.as_str()), "{}", told(&ended));
         assert!(ended.rounds.is_empty(), "{}", told(&ended));
         sound(&pair.one, &name);
         nothing_at(&pair.two, &name).await;
