@@ -125,7 +125,7 @@ async fn measure(
     settings: &Settings,
 ) -> Result<(Vec<Move>, Report), Failure> {
     note(settings, "hosts node-a, node-b, coordinator and client (network namespaces)");
-    let running = up::up(layout, 2, Lifetime::Tied).await?;
+    let running = up::up(layout, 2, 0, Lifetime::Tied).await?;
     let here = up::settings(layout, &running.state);
     let mut api = Api::connect(&here).await?;
     note(

@@ -1,5 +1,5 @@
-//! How fast one bulk stream is on this machine: TLS 1.3 over loopback, batches of 1 MiB, sender and receiver
-//! in one process. `cargo run --release -p node-agent --example bulk [GiB]`.
+//! How fast bulk streams are on this machine: TLS 1.3 over loopback, batches of 1 MiB, sender and receiver
+//! in one process. `cargo run --release -p node-agent --example bulk [GiB [STREAMS]]`.
 
 use std::io;
 use std::net::TcpListener;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use engine::PageSink;
 use image::frame::FrameReader;
 use image::packed::Codec;
@@ -33,6 +33,7 @@ impl Apply for Count {
 
 fn main() -> Result<()> {
     let gib: u64 = std::env::args().nth(1).map_or(Ok(4), |arg| arg.parse()).context("GiB")?;
+    let streams: u32 = std::env::args().nth(2).map_or(Ok(1), |arg| arg.parse()).context("STREAMS")?;
     let dir = tempfile::tempdir()?;
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -55,22 +56,34 @@ fn main() -> Result<()> {
     let (events, reports) = mpsc::channel();
     let gate = Gate::new();
     let count = Count::default();
+    gate.expect(streams);
     gate.open(1, count.clone());
     let receiver = std::thread::spawn(move || -> Result<()> {
-        let (tcp, _) = listener.accept()?;
-        let stream = TlsStream::accept(&target, tcp)?;
-        receive(FrameReader::new(stream), &gate, None, &Budget::new(0), &events);
-        Ok(())
+        let mut threads = Vec::new();
+        for number in 0..streams {
+            let (tcp, _) = listener.accept()?;
+            let stream = TlsStream::accept(&target, tcp)?;
+            let (gate, events) = (Arc::clone(&gate), events.clone());
+            threads.push(std::thread::spawn(move || {
+                receive(number, FrameReader::new(stream), &gate, None, &Budget::new(0), &events);
+            }));
+        }
+        drop(events);
+        threads.into_iter().try_for_each(std::thread::JoinHandle::join).map_err(|_| anyhow!("it panicked"))
     });
 
-    let stream = TlsStream::connect(&source, &Identity::new(Role::Node, "node-b")?, &address)?;
+    let peer = Identity::new(Role::Node, "node-b")?;
+    let connect = || TlsStream::connect(&source, &peer, &address);
     let terms = Terms {
         bandwidth: 0,
         budget: Arc::new(Budget::new(0)),
         compression: Compression::Auto,
         codecs: Codec::ALL.to_vec(),
     };
-    let mut sender = BulkSender::new(stream, 0, terms, || false);
+    let mut sender = BulkSender::new(connect()?, 0, terms, || false);
+    for _ in 1..streams {
+        sender.add(connect()?, 0)?;
+    }
     let data: Vec<u8> = (0..1 << 20).map(|n: u32| n.to_le_bytes()[1]).collect();
     let rounds = 4;
     for round in 0..rounds {
@@ -91,7 +104,8 @@ fn main() -> Result<()> {
             other => bail!("{other:?}"),
         }
     }
+    println!("by stream: {:?}", sender.sent_by_stream());
     drop(sender);
-    receiver.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))??;
+    receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
     Ok(())
 }

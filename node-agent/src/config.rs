@@ -8,6 +8,8 @@ use proto::identity::check_name;
 use proto::tls::TlsFiles;
 use serde::Deserialize;
 
+use crate::transfer::bulk::MAX_STREAMS;
+
 /// What `node-agent serve --config FILE` reads.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +36,10 @@ pub struct Config {
     pub cgroup_parent: Option<String>,
     /// Bytes a second that all migrations may send and receive together while their containers run; no limit when left out.
     pub bandwidth: Option<std::num::NonZeroU64>,
+    /// Bulk streams of a migration from this node, at most [`MAX_STREAMS`]; when left out or 0, one for every four of its
+    /// processors, at least one and at most four.
+    #[serde(default)]
+    pub bulk_streams: u32,
     /// Labels of the node.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -138,6 +144,9 @@ impl Config {
         if parent.is_empty() || parent.starts_with('.') || parent.contains('/') {
             return Some(("cgroup_parent", format!("{parent:?} must be one directory name")));
         }
+        if self.bulk_streams > MAX_STREAMS {
+            return Some(("bulk_streams", format!("must be at most {MAX_STREAMS}")));
+        }
         if self.bridge.as_ref().is_some_and(|bridge| bridge.is_empty() || bridge.len() > 15) {
             return Some(("bridge", "must be the name of an interface, 1 to 15 bytes".to_owned()));
         }
@@ -199,6 +208,7 @@ peer_listen = "0.0.0.0:7444"
 peer_advertise = "10.0.0.1:7444"
 coordinator = "https://coordinator:7440/"
 bridge = "gantry0"
+bulk_streams = 3
 [tls]
 ca = "/etc/gantry/ca.crt"
 cert = "/etc/gantry/tls.crt"
@@ -227,6 +237,7 @@ rack = "1"
             ("bridge = \"gantry0\"", "bridg = \"gantry0\"", "bridg"),
             ("key = \"/etc/gantry/tls.key\"", "", "key"),
             ("listen = \"10.0.0.1:7443\"", "listen = \"nowhere\"", "line 4"),
+            ("bulk_streams = 3", "bulk_streams = 17", "at most 16"),
             ("[labels]", "[labels", "line"),
         ];
         for (old, new, word) in cases {

@@ -220,15 +220,18 @@ fn greet(agent: &Arc<Agent>, tcp: TcpStream, stranger: Stranger) -> Result<(), S
         },
         Purpose::Bulk(number) => {
             let bulk = {
-                let table = agent.table();
+                let mut table = agent.table();
                 table
                     .targets
-                    .get(&hello.container)
+                    .get_mut(&hello.container)
                     .filter(|handle| handle.epoch == hello.epoch && handle.source_node == peer.name())
-                    .and_then(|handle| handle.serving.as_ref()?.bulk.clone())
+                    .and_then(|handle| handle.serving.as_mut()?.bulk.as_mut())
+                    .ok_or_else(|| format!("no session of {} takes bulk streams", hello.container))
+                    .and_then(|arrivals| arrivals.admit(number))
             };
-            let Some(bulk) = bulk else {
-                return unwelcome(&mut link, format!("no session of {} takes bulk streams", hello.container));
+            let bulk = match bulk {
+                Ok(bulk) => bulk,
+                Err(reason) => return unwelcome(&mut link, reason),
             };
             link.send(&welcome).map_err(|error| chain(&error))?;
             let (reader, _) = link.into_parts();

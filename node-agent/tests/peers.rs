@@ -6,6 +6,8 @@
 
 #[path = "peers/support.rs"]
 mod support;
+#[path = "peers/talk.rs"]
+mod talk;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,68 +18,15 @@ use image::state::Needs;
 use node_agent::commit::{Answer, Owner};
 use node_agent::journal::{Begin, Journal, Record};
 use node_agent::session::clocks::Distance;
-use node_agent::session::orders::{Limits, OrderError, Prepare, Resolve, Start};
+use node_agent::session::orders::{Limits, OrderError, Resolve, Start};
 use node_agent::session::status::{Phase, Role};
-use node_agent::transfer::PROTOCOL_VERSIONS;
-use node_agent::transfer::link::{Link, LinkError};
-use node_agent::transfer::message::{Hello, PeerMessage, Purpose};
+use node_agent::transfer::link::Link;
+use node_agent::transfer::message::{PeerMessage, Purpose};
 use node_agent::transfer::stream::TlsStream;
 use proto::identity::{Identity, Role as PeerRole};
 use proto::tls::Tls;
 use support::{Pki, TestAgent};
-
-const SOON: Duration = Duration::from_secs(10);
-
-fn prepare(epoch: u64, container: &str, source: &str) -> Prepare {
-    Prepare {
-        migration: format!("{container}-{epoch}"),
-        epoch,
-        container: container.to_owned(),
-        source_node: source.to_owned(),
-        memory_bytes: 0,
-    }
-}
-
-fn hello(epoch: u64, container: &str, incarnation: u64, purpose: Purpose) -> Hello {
-    Hello {
-        versions: PROTOCOL_VERSIONS.to_vec(),
-        migration: format!("{container}-{epoch}"),
-        epoch,
-        container: container.to_owned(),
-        incarnation: 1,
-        peer_incarnation: incarnation,
-        address: "127.0.0.1:1".to_owned(),
-        purpose,
-    }
-}
-
-fn connect(tls: &Tls, address: &str) -> Link {
-    let expect = Identity::new(PeerRole::Node, "node-b").unwrap();
-    Link::new(TlsStream::connect(tls, &expect, address).unwrap())
-}
-
-/// Says hello and gives the answer.
-fn greet(tls: &Tls, address: &str, hello: Hello) -> (Link, PeerMessage) {
-    let mut link = connect(tls, address);
-    link.send(&PeerMessage::Hello(hello)).unwrap();
-    let answer = link.recv(SOON, &mut || false).unwrap();
-    link.trust();
-    (link, answer)
-}
-
-fn refused(answer: &PeerMessage, because: &str) {
-    match answer {
-        PeerMessage::Unwelcome { reason } => assert!(reason.contains(because), "{reason}"),
-        other => panic!("{other:?} instead of a refusal because of {because:?}"),
-    }
-}
-
-fn closed(link: &mut Link) {
-    match link.recv(SOON, &mut || false) {
-        Err(LinkError::Closed(_) | LinkError::Frame(..)) => {}
-        other => panic!("not closed: {other:?}"),
-    }
-}
+use talk::{SOON, closed, connect, greet, hello, prepare, refused};
 
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
@@ -104,7 +53,7 @@ fn only_the_prepared_source_opens_the_session() {
     refused(&session(&pki.issue("ada", "admin"), 3, "web", nonce), "is no node");
     refused(&session(&pki.issue("main", "coordinator"), 3, "web", nonce), "is no node");
     let (mut link, answer) = greet(&a, &b.address, hello(3, "web", nonce, Purpose::Session));
-    assert_eq!(answer, PeerMessage::Welcome { version: 2, incarnation: nonce });
+    assert_eq!(answer, PeerMessage::Welcome { version: 3, incarnation: nonce });
     refused(&session(&a, 3, "web", nonce), "is open");
     // And none of these attempts disturbed the one that is open.
     link.send(&PeerMessage::Check {
@@ -191,7 +140,7 @@ fn a_link_that_is_lost_before_ready_leaves_nothing_behind() {
     })
     .unwrap();
     link.recv(SOON, &mut || false).unwrap();
-    link.send(&PeerMessage::Spec { spec: b"web".to_vec(), clocks: Distance::default() }).unwrap();
+    link.send(&PeerMessage::Spec { spec: b"web".to_vec(), clocks: Distance::default(), streams: 1 }).unwrap();
     assert!(matches!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Prepared { .. }));
     let (_bulk, answer) = greet(&a, &b.address, hello(1, "web", 0, Purpose::Bulk(0)));
     assert!(matches!(answer, PeerMessage::Welcome { .. }));
@@ -199,6 +148,61 @@ fn a_link_that_is_lost_before_ready_leaves_nothing_behind() {
     b.wait_log("discard");
     assert_eq!(b.wait("web-1", |status| status.phase.is_terminal()).phase, Phase::Failed);
     b.migrations.prepare(&prepare(2, "web", "node-a")).unwrap();
+}
+
+#[test]
+fn streams_come_in_order_and_as_many_as_were_announced() {
+    let pki = Pki::new();
+    let a = pki.issue("node-a", "node");
+    let b = TestAgent::new(pki.issue("node-b", "node"), &[]);
+    let mut epoch = 0;
+    let mut session = |streams: u32| {
+        epoch += 1;
+        let nonce = b.migrations.prepare(&prepare(epoch, "web", "node-a")).unwrap().incarnation;
+        let (mut link, _) = greet(&a, &b.address, hello(epoch, "web", nonce, Purpose::Session));
+        let facts = b.node.facts.clone();
+        let (needs, groups) = (Needs::default(), Box::default());
+        link.send(&PeerMessage::Check { facts, needs, memory_bytes: 1, groups }).unwrap();
+        link.recv(SOON, &mut || false).unwrap();
+        let spec = PeerMessage::Spec { spec: b"web".to_vec(), clocks: Distance::default(), streams };
+        link.send(&spec).unwrap();
+        (epoch, link)
+    };
+    let open = |epoch, number| greet(&a, &b.address, hello(epoch, "web", 0, Purpose::Bulk(number)));
+    let failed = |mut link: Link, because: &str| match link.recv(SOON, &mut || false).unwrap() {
+        PeerMessage::Failed { reason } => assert!(reason.contains(because), "{reason}"),
+        other => panic!("{other:?}"),
+    };
+    for streams in [0, 17] {
+        failed(session(streams).1, "bulk streams");
+    }
+    let (epoch, mut link) = session(3);
+    assert!(matches!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Prepared { .. }));
+    let mut kept = Vec::new();
+    for number in 0..3_u32 {
+        // Not the next one, not one again, not one that nobody has announced.
+        for wrong in [number + 1, number.wrapping_sub(1), 16] {
+            refused(&open(epoch, wrong).1, "not the one that is due");
+        }
+        let (stream, answer) = open(epoch, number);
+        assert!(matches!(answer, PeerMessage::Welcome { .. }), "{answer:?}");
+        kept.push(stream);
+    }
+    eventually(
+        "no further stream is let in",
+        || matches!(open(epoch, 3).1, PeerMessage::Unwelcome { reason } if reason.contains("takes bulk streams")),
+    );
+    drop(kept);
+    drop(link);
+    // One that was announced and does not come.
+    let (epoch, mut link) = session(2);
+    assert!(matches!(link.recv(SOON, &mut || false).unwrap(), PeerMessage::Prepared { .. }));
+    let (_stream, answer) = open(epoch, 0);
+    assert!(matches!(answer, PeerMessage::Welcome { .. }), "{answer:?}");
+    match link.recv(2 * SOON, &mut || false).unwrap() {
+        PeerMessage::Failed { reason } => assert!(reason.contains("too few bulk streams"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

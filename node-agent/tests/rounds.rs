@@ -7,20 +7,16 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use common::agent::{Agent, Ca};
-use common::{bundle, unique, wait_for};
+use common::agent::Agent;
+use common::pair::{Pair, container, log, nothing_at, runs, told};
+use common::wait_for;
 use nix::sys::signal::Signal;
 use node_agent::runtime::cgroup::{Cgroup, Layout};
 use node_agent::session::orders::Limits;
 use node_agent::session::simulate::{Path, Pattern, Workload, simulate};
 use proto::v1;
-use proto::v1::node_agent_client::NodeAgentClient;
-use serde_json::Value;
-use tokio_stream::StreamExt as _;
-use tonic::transport::Channel;
 
 /// Rewrites MIB megabytes, page by page, as fast as its CPU time allows: some hundred MB/s. Says how often.
 const WRITER: &str = r"
@@ -37,98 +33,6 @@ while True:
         if at % (1 << 20) == 0: print(n, at, flush=True)
     n += 1
 ";
-
-const COORDINATOR: &str = "main.coordinator.gantry";
-
-/// Two agents and the clients of both.
-struct Pair {
-    one: Agent,
-    two: Agent,
-}
-
-impl Pair {
-    async fn new(extra: &str) -> Self {
-        let ca = Rc::new(Ca::new());
-        let mut one = Agent::named("node-a", Rc::clone(&ca), extra);
-        let mut two = Agent::named("node-b", ca, extra);
-        one.start();
-        two.start();
-        Self { one, two }
-    }
-
-    async fn to_one(&self) -> NodeAgentClient<Channel> {
-        self.one.client(COORDINATOR).await
-    }
-
-    /// Starts a program on the first node.
-    async fn run(&self, args: &[&str], change: impl FnOnce(&mut Value)) -> String {
-        let name = unique("r");
-        let bundle = bundle(self.one.dir.path(), args, change);
-        let bundle = bundle.to_str().unwrap().to_owned();
-        let request = v1::RunContainerRequest { name: name.clone(), bundle, ..Default::default() };
-        self.to_one().await.run_container(request).await.unwrap();
-        name
-    }
-
-    /// Begins to move a container to the second node; `migration` is its name.
-    async fn begin(&self, name: &str, epoch: u64, policy: v1::Policy) -> String {
-        let migration = format!("{name}-{epoch}");
-        let (mut one, mut two) = (self.to_one().await, self.two.client(COORDINATOR).await);
-        let prepare = v1::PrepareRequest {
-            migration: migration.clone(),
-            epoch,
-            container: name.to_owned(),
-            source_node: self.one.name.clone(),
-            memory_bytes: 0,
-        };
-        let prepared = two.prepare(prepare).await.unwrap().into_inner();
-        let start = v1::StartRequest {
-            migration: migration.clone(),
-            epoch,
-            container: name.to_owned(),
-            target_node: self.two.name.clone(),
-            target_address: prepared.peer_address,
-            target_incarnation: prepared.incarnation,
-            policy: Some(policy),
-        };
-        one.start(start).await.unwrap();
-        migration
-    }
-
-    /// Follows a migration until `until` says so, or to its end.
-    async fn follow(
-        &self,
-        migration: &str,
-        mut until: impl FnMut(&v1::MigrationStatus) -> bool,
-    ) -> v1::MigrationStatus {
-        let request = v1::GetAgentMigrationRequest { migration: migration.to_owned() };
-        let mut one = self.to_one().await;
-        let mut states = one.watch_migration(request).await.unwrap().into_inner();
-        let mut last = v1::MigrationStatus::default();
-        while let Some(state) = states.next().await {
-            last = state.unwrap();
-            if until(&last) {
-                break;
-            }
-        }
-        last
-    }
-
-    async fn moved(&self, name: &str, epoch: u64, policy: v1::Policy) -> v1::MigrationStatus {
-        let migration = self.begin(name, epoch, policy).await;
-        self.follow(&migration, |_| false).await
-    }
-}
-
-fn log(agent: &Agent, name: &str) -> String {
-    fs::read_to_string(agent.dir.path().join("state/containers").join(name).join("log")).unwrap_or_default()
-}
-
-/// It does something on this node.
-fn runs(agent: &Agent, name: &str) {
-    let before = log(agent, name).len();
-    wait_for(&format!("{name} runs on {}", agent.name), || log(agent, name).len() > before);
-}
 
 /// The settings of a container's CPU bandwidth and what they are.
 fn bandwidth(agent: &Agent, name: &str) -> Vec<(PathBuf, String)> {
@@ -149,34 +53,6 @@ fn bandwidth(agent: &Agent, name: &str) -> Vec<(PathBuf, String)> {
 
 fn values(settings: Vec<(PathBuf, String)>) -> Vec<String> {
     settings.into_iter().map(|(_, value)| value).collect()
-}
-
-fn told(status: &v1::MigrationStatus) -> String {
-    let rounds: Vec<String> = status
-        .rounds
-        .iter()
-        .map(|round| {
-            format!(
-                "{} {} pages {} bytes {:.2} s dirty {:.1} MB/s transfer {:.1} MB/s {} ({})",
-                round.index,
-                round.pages,
-                round.bytes,
-                round.seconds,
-                round.dirty_bytes_per_second / 1e6,
-                round.transfer_bytes_per_second / 1e6,
-                round.decision,
-                round.reason
-            )
-        })
-        .collect();
-    format!(
-        "{:?} {} {}\n{}\n{}",
-        status.phase(),
-        status.reason,
-        status.message,
-        rounds.join("\n"),
-        status.events.join("\n")
-    )
 }
 
 fn throttled(status: &v1::MigrationStatus) -> bool {
@@ -478,24 +354,4 @@ async fn a_container_that_forks_without_end_is_moved_or_given_up_and_lives() {
         runs(&pair.one, &name);
         nothing_at(&pair.two, &name).await;
     }
-}
-
-async fn container(agent: &Agent, name: &str) -> Option<v1::Container> {
-    let mut client = agent.client(COORDINATOR).await;
-    let all = client.list_containers(v1::ListAgentContainersRequest::default()).await.unwrap().into_inner();
-    all.containers.into_iter().find(|container| container.name == name)
-}
-
-/// No container, no directory and no control group of it.
-async fn nothing_at(agent: &Agent, name: &str) {
-    for _ in 0..200 {
-        let cgroup = Cgroup::at(&Layout::read().unwrap(), &agent.parent, name);
-        let left = cgroup.groups.iter().any(|group| group.path.exists())
-            || agent.dir.path().join("state/containers").join(name).exists();
-        if !left && container(agent, name).await.is_none() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("something of {name} is left on {}", agent.name);
 }

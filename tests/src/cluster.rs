@@ -136,9 +136,18 @@ impl Cluster {
     /// # Errors
     /// When `dev up` fails; the logs stay where the message points.
     pub fn up() -> Result<Self> {
+        Self::up_with(&[])
+    }
+
+    /// The same, with options of `dev up`.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub fn up_with(options: &[&str]) -> Result<Self> {
         let base = std::env::temp_dir().join(format!("gantry-test-{}-{}", std::process::id(), unique()));
         let mut cluster = Self { dir: base, env: Vec::new(), keep: true };
-        let up = cluster.migrate(["dev", "up", "--nodes", "2", "--dir", cluster.dir_str()])?;
+        let args = [&["dev", "up", "--nodes", "2", "--dir", cluster.dir_str()], options].concat();
+        let up = cluster.migrate(args)?;
         ensure!(up.code == 0, "dev up: {up:?}");
         let env = cluster.migrate(["dev", "env", "--dir", cluster.dir_str()])?;
         ensure!(env.code == 0, "dev env: {env:?}");

@@ -43,6 +43,9 @@ pub(crate) enum Command {
         /// Nodes: node-a, node-b, ...
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_NODES)))]
         nodes: u8,
+        /// Bulk streams of a migration (`bulk_streams` of the agents); 0 = as many as fit the machine.
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=16))]
+        bulk_streams: u32,
         #[command(flatten)]
         place: Place,
     },
@@ -76,11 +79,11 @@ pub(crate) enum Command {
 /// Does what the command says.
 pub(crate) fn run(command: &Command, settings: &Settings) -> Result<Exit, Failure> {
     match command {
-        Command::Up { nodes, place } => {
+        Command::Up { nodes, bulk_streams, place } => {
             let layout = place.layout()?;
             let running = block_on(async {
                 tokio::select! {
-                    outcome = up(&layout, *nodes, Lifetime::UntilDown) => outcome,
+                    outcome = up(&layout, *nodes, *bulk_streams, Lifetime::UntilDown) => outcome,
                     () = interrupted() => Err(Failure::new(Exit::Other, "bring up hosts", "interrupted")),
                 }
             });

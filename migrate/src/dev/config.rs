@@ -28,6 +28,7 @@ struct Agent {
     coordinator: String,
     bridge: String,
     cgroup_parent: String,
+    bulk_streams: u32,
     tls: Tls,
 }
 
@@ -58,6 +59,7 @@ pub(crate) fn program(layout: &Layout, state: &State, host: &Host) -> Result<Opt
                 coordinator: plan::coordinator().at(plan::COORDINATOR_PORT).to_string(),
                 bridge: NODE_BRIDGE.into(),
                 cgroup_parent: format!("{}{}", state.cgroup_prefix(), host.name),
+                bulk_streams: state.bulk_streams,
                 tls: Tls { ca: files.ca, cert: files.cert, key: files.key },
             };
             ("node-agent", toml::to_string(&agent)?)

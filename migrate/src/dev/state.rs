@@ -18,6 +18,9 @@ pub(crate) struct State {
     pub(crate) id: String,
     /// How many nodes.
     pub(crate) nodes: u8,
+    /// Bulk streams of a migration, as agents are configured; 0 = their own choice.
+    #[serde(default)]
+    pub(crate) bulk_streams: u32,
     /// The first process of every host, in the order in which they were made.
     pub(crate) hosts: Vec<(String, Process)>,
     /// The process that forwards to the coordinator.
@@ -32,7 +35,15 @@ impl State {
     /// A record of nothing yet.
     pub(crate) fn new(nodes: u8) -> Self {
         let id = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
-        Self { id, nodes, hosts: Vec::new(), forwarder: None, coordinator: None, made: Vec::new() }
+        Self {
+            id,
+            nodes,
+            bulk_streams: 0,
+            hosts: Vec::new(),
+            forwarder: None,
+            coordinator: None,
+            made: Vec::new(),
+        }
     }
 
     /// What the names of all its control groups, just below a hierarchy's root, begin with.

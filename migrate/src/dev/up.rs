@@ -48,12 +48,17 @@ pub(crate) struct Running {
 /// Makes the hosts and waits until every node is Ready.
 ///
 /// After Err nothing runs; the files stay, so that the logs can be read, and `dev down` removes them.
-pub(crate) async fn up(layout: &Layout, nodes: u8, lifetime: Lifetime) -> Result<Running, Failure> {
+pub(crate) async fn up(
+    layout: &Layout,
+    nodes: u8,
+    bulk_streams: u32,
+    lifetime: Lifetime,
+) -> Result<Running, Failure> {
     let tried = format!("bring up hosts in {}", layout.dir().display());
     preflight::check(&tried)?;
     let local = |error: &anyhow::Error| Failure::local(&tried, error);
     let lock = reserve(layout).map_err(|error| local(&error))?;
-    let mut state = State::new(nodes);
+    let mut state = State { bulk_streams, ..State::new(nodes) };
     let made = make(layout, &mut state, lifetime);
     let outcome = match made {
         Ok(lifelines) => wait_ready(layout, &state).await.map(|()| lifelines),

@@ -19,6 +19,9 @@ use std::io;
 use image::pages::Batch;
 
 /// Where a source's page contents go: the wire, or a checkpoint file. Several threads use it in turn.
+///
+/// A round tells of each page of an owner once at most, as contents, as zeros or as given back. So the batches of one
+/// round may be applied in any order, and side by side; those of two rounds may not.
 pub trait PageSink: Send {
     /// Takes one batch.
     ///

@@ -134,6 +134,7 @@ impl Node {
                 peer_address: config.peer_address(),
                 incarnation,
                 bandwidth: config.bandwidth.map_or(0, std::num::NonZeroU64::get),
+                bulk_streams: config.bulk_streams,
             },
             Arc::new(MovingNode::new(Arc::clone(&runtime))),
             Arc::new(Decisions::new(coordinator, handle.clone())),

@@ -7,7 +7,6 @@ use std::sync::mpsc::{Sender, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use image::frame::FrameReader;
 use proto::identity::{Identity, Role as PeerRole};
 use proto::tls::Tls;
 use tokio::sync::watch;
@@ -15,11 +14,12 @@ use tokio::sync::watch;
 use super::orders::DecisionSource;
 use super::ports::Node;
 use super::status::{Phase, Role, Status};
+use super::target::Arrivals;
 use crate::commit::{Committed, Copy, Epoch, Owner, SourceView, TargetView};
 use crate::journal::Journal;
+use crate::transfer::bulk::{MAX_STREAMS, streams_for};
 use crate::transfer::message::PeerMessage;
 use crate::transfer::pace::Budget;
-use crate::transfer::stream::TlsStream;
 
 /// How many ended migrations are remembered.
 const HISTORY: usize = 256;
@@ -42,6 +42,8 @@ pub(crate) struct Agent {
     pub(crate) decisions: Arc<dyn DecisionSource>,
     /// Bandwidth that all migrations share, in and out.
     pub(crate) budget: Arc<Budget>,
+    /// Bulk streams that a migration from here opens when nothing stands against it.
+    pub(crate) streams: u32,
     table: Mutex<Table>,
     changes: watch::Sender<u64>,
 }
@@ -85,8 +87,8 @@ pub(crate) struct TargetHandle {
 pub(crate) struct Serving {
     /// Give way to a newer attempt, if not Ready.
     pub(crate) cancel: Arc<Cancel>,
-    /// Bulk streams for it; closed once it takes no more.
-    pub(crate) bulk: Option<Sender<(u32, FrameReader<TlsStream>)>>,
+    /// Takes bulk streams for it; `None` when it takes no more.
+    pub(crate) bulk: Option<Arrivals>,
     /// Messages that came on question connections.
     pub(crate) inbox: Sender<Mail>,
 }
@@ -186,6 +188,10 @@ impl Agent {
             node,
             decisions,
             budget: Arc::new(Budget::new(options.bandwidth)),
+            streams: match options.bulk_streams {
+                0 => streams_for(std::thread::available_parallelism().map_or(1, usize::from)),
+                given => given.min(MAX_STREAMS),
+            },
             table: Mutex::default(),
             changes: watch::Sender::new(0),
         }

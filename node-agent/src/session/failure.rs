@@ -111,6 +111,8 @@ impl From<engine::source::SourceError> for Failure {
     fn from(error: engine::source::SourceError) -> Self {
         match error {
             engine::source::SourceError::Refused(refusals) => Self::Refused(refusals),
+            // What the engine hands pages to is the streams.
+            engine::source::SourceError::Sink(error) => Self::Bulk(error),
             other => Self::Source(other),
         }
     }

@@ -39,6 +39,9 @@ pub struct Options {
     pub incarnation: u64,
     /// Bytes a second that all migrations of this node may send and receive together while containers run; 0 = no limit.
     pub bandwidth: u64,
+    /// Bulk streams that a migration from this node opens, at most [`MAX_STREAMS`](crate::transfer::bulk::MAX_STREAMS);
+    /// 0 = by its processors.
+    pub bulk_streams: u32,
 }
 
 /// Why the service cannot start.

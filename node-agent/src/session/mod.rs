@@ -21,6 +21,7 @@ mod groups;
 mod recover;
 mod round;
 mod source;
+mod streams;
 mod switchover;
 pub(crate) mod target;
 mod throttle;

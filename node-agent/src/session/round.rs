@@ -1,4 +1,4 @@
-//! One round of a source session: pages and files, side by side on the bulk stream.
+//! One round of a source session: pages and files, side by side on the bulk streams.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -24,7 +24,7 @@ use super::status::{Phase, Round};
 use super::throttle::Throttle;
 use crate::journal::{Begin, End, Record};
 use crate::peer;
-use crate::transfer::bulk::{BulkSender, Terms};
+use crate::transfer::bulk::BulkSender;
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::{PeerMessage, Purpose};
 use crate::transfer::pace::rest;
@@ -199,7 +199,8 @@ impl Session {
         self.container.settle(Settled::Migrating, self.begin.epoch);
         let clocks = self.ask_clocks()?;
         let spec = self.container.spec()?;
-        self.send(&PeerMessage::Spec { spec, clocks })?;
+        let streams = self.streams();
+        self.send(&PeerMessage::Spec { spec, clocks, streams })?;
         let codecs = match self.answer(PREPARE_TIMEOUT)? {
             PeerMessage::Prepared { lacks, .. } if !lacks.is_empty() => return Err(Failure::Refused(lacks)),
             PeerMessage::Prepared { codecs: known, .. } => {
@@ -208,17 +209,7 @@ impl Session {
             other => return Err(unexpected(&other)),
         };
         self.step(Phase::Preparing, "bulk")?;
-        let (reader, sequence) = self.dial(Purpose::Bulk(0))?.into_parts();
-        let stream = reader.into_inner();
-        stream.set_bulk().map_err(Failure::Bulk)?;
-        let cancel = Arc::clone(&self.cancel);
-        let terms = Terms {
-            bandwidth: self.limits.bandwidth,
-            budget: Arc::clone(&self.agent.budget),
-            compression: self.limits.compression,
-            codecs,
-        };
-        self.bulk = Some(BulkSender::new(stream, sequence, terms, move || cancel.is_cancelled()));
+        self.open_streams(streams, codecs)?;
 
         self.step(Phase::Preparing, "files")?;
         self.files = Some(self.container.files()?);
@@ -262,6 +253,7 @@ impl Session {
             if self.measured.is_empty() {
                 let (entries, bytes) = (files.entries, files.bytes);
                 self.publish.event(format!("files: {entries} entries, {bytes} bytes"));
+                self.tell_streams();
             }
             self.measured.push(Measured {
                 dirty: stats.bytes + files.bytes,
@@ -350,7 +342,7 @@ impl Session {
         }
     }
 
-    fn dial(&self, purpose: Purpose) -> Result<Link, Failure> {
+    pub(super) fn dial(&self, purpose: Purpose) -> Result<Link, Failure> {
         let hello = peer::hello(&self.agent, &self.begin, self.target_incarnation, purpose);
         Ok(peer::dial(&self.agent, &self.begin.peer, &self.begin.peer_address, hello)?)
     }

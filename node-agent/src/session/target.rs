@@ -6,6 +6,8 @@
 
 mod stream;
 
+pub(crate) use stream::Arrivals;
+
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -13,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use engine::account;
 use engine::target::{PageWriter, Target};
-use image::frame::FrameReader;
 use image::packed::Codec;
 use image::state::Image;
 
@@ -28,11 +29,10 @@ use super::switchover;
 use super::waiting::{Waiting, end_discarded};
 use crate::commit;
 use crate::journal::{Begin, End, Record};
-use crate::transfer::bulk::{BulkEvent, Gate};
+use crate::transfer::bulk::{BulkEvent, Gate, MAX_STREAMS};
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::{Hello, PeerMessage};
 use crate::transfer::step::{SessionState, step};
-use crate::transfer::stream::TlsStream;
 
 /// How long the source may send nothing at all during pre-copy while its connections stand.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -47,7 +47,7 @@ pub(crate) struct Session {
     cancel: Arc<Cancel>,
     publish: Publisher,
     inbox: Receiver<Mail>,
-    streams: Receiver<(u32, FrameReader<TlsStream>)>,
+    streams: Receiver<stream::Arrival>,
     events: (Sender<BulkEvent>, Receiver<BulkEvent>),
     gate: Arc<Gate<PageWriter>>,
     state: SessionState,
@@ -56,7 +56,7 @@ pub(crate) struct Session {
     container: Option<Box<dyn ContainerTarget>>,
     engine: Option<Target>,
     received: u64,
-    bulk: Option<stream::Reading>,
+    bulk: Vec<stream::Reading>,
 }
 
 /// Decides whether `hello` opens the session that was prepared, and takes its place. Err is the reason for a
@@ -65,7 +65,7 @@ pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Sess
     let view = agent.target_view(&hello.container);
     let nonce = hello.peer_incarnation == agent.incarnation;
     let (inbox_sender, inbox) = channel();
-    let (bulk_sender, streams) = channel();
+    let (arrivals, streams) = Arrivals::new();
     let cancel = Arc::new(Cancel::default());
     {
         let mut table = agent.table();
@@ -94,7 +94,7 @@ pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Sess
             ));
         }
         handle.serving =
-            Some(Serving { cancel: Arc::clone(&cancel), bulk: Some(bulk_sender), inbox: inbox_sender });
+            Some(Serving { cancel: Arc::clone(&cancel), bulk: Some(arrivals), inbox: inbox_sender });
     }
     let begin = Begin {
         container: hello.container.clone(),
@@ -121,7 +121,7 @@ pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Sess
         container: None,
         engine: None,
         received: 0,
-        bulk: None,
+        bulk: Vec::new(),
     })
 }
 
@@ -184,7 +184,10 @@ impl Session {
                     }
                 }
                 PeerMessage::AskClocks => link.send(&PeerMessage::Clocks(HostClocks::now()))?,
-                PeerMessage::Spec { spec, clocks } => {
+                PeerMessage::Spec { spec, clocks, streams } => {
+                    if !(1..=MAX_STREAMS).contains(&streams) {
+                        return Err(Failure::Protocol(format!("{streams} bulk streams")));
+                    }
                     self.enter(Phase::Preparing)?;
                     let lacks = self.prepare(spec, clocks)?;
                     link.send(&PeerMessage::Prepared {
@@ -194,7 +197,7 @@ impl Session {
                     if !lacks.is_empty() {
                         return Err(Failure::Refused(lacks));
                     }
-                    self.take_stream(link)?;
+                    self.take_streams(link, streams)?;
                     self.enter(Phase::PreCopy)?;
                 }
                 PeerMessage::Mounts(mounts) => {
@@ -344,6 +347,8 @@ impl Session {
         host: &[HostState],
     ) -> Result<engine::target::Ready, Failure> {
         self.await_round(index)?;
+        // No page comes after the last round.
+        self.gate.close();
         account::lap("restore.pages");
         failpoint("session-target-switchover-pages")?;
         let container = self.container.as_mut().ok_or_else(nothing_built)?;
@@ -400,9 +405,11 @@ impl Session {
     fn discard(mut self, failure: &Failure) {
         // Nothing may write into the copy while it is removed.
         self.gate.close();
-        if let Some(bulk) = self.bulk.take() {
-            let _ = bulk.socket.shutdown(Shutdown::Both);
-            if bulk.thread.join().is_err() {
+        for reading in &self.bulk {
+            let _ = reading.socket.shutdown(Shutdown::Both);
+        }
+        for reading in self.bulk.drain(..) {
+            if reading.thread.join().is_err() {
                 tracing::error!("the thread of a bulk stream panicked");
             }
         }

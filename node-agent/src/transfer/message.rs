@@ -40,7 +40,7 @@ pub enum Purpose {
     Invalid,
     /// The control connection of a session, dialled by the source.
     Session,
-    /// The bulk stream of this number of an open session, dialled by the source.
+    /// The bulk stream of this number of an open session, dialled by the source, one after the other from 0.
     Bulk(u32),
     /// A single question or order about a session that has lost its connection: Query, Commit or Abort.
     Question,
@@ -88,8 +88,10 @@ pub enum PeerMessage {
         spec: Vec<u8>,
         /// How far the clocks of the two hosts are apart.
         clocks: Distance,
+        /// How many bulk streams the source will open: 1 to [`super::bulk::MAX_STREAMS`].
+        streams: u32,
     },
-    /// Target: the sandbox stands, unless it lacks something; bulk streams may be opened.
+    /// Target: the sandbox stands, unless it lacks something; bulk streams are opened now.
     Prepared {
         /// What stands against it; empty when nothing does.
         lacks: Vec<Refusal>,

@@ -85,7 +85,7 @@ mod tests {
                 memory_bytes: 0,
                 groups: Box::default(),
             },
-            PeerMessage::Spec { spec: vec![], clocks: Distance::default() },
+            PeerMessage::Spec { spec: vec![], clocks: Distance::default(), streams: 1 },
             PeerMessage::RoundEnd { index: 0 },
             PeerMessage::Shape { generation: 1, shape: image::shape::Shape::default() },
             PeerMessage::RoundEnd { index: 1 },

@@ -425,6 +425,7 @@ impl TestAgent {
             peer_address: address.clone(),
             incarnation: 1 + u64::from(listener.local_addr().unwrap().port()),
             bandwidth: 0,
+            bulk_streams: 0,
         };
         let migrations =
             Migrations::open(options, Arc::clone(&node) as Arc<dyn Node>, Arc::new(Silent)).unwrap();

@@ -127,14 +127,18 @@ pub fn lacks(case: &Case, descriptors: u64) -> Result<Option<String>> {
         .then(|| format!("{needed} MiB of memory are needed, {} are available", kib / 1024)))
 }
 
-/// Runs a case on hosts of its own.
+/// Runs a case on hosts of its own, whose agents open so many bulk streams, or as many as they choose.
 ///
 /// # Errors
 /// When a move does not succeed, or anything of the container or its clients was lost.
-pub fn measure(case: &Case, moves: usize) -> Result<Row> {
+pub fn measure(name: String, case: &Case, moves: usize, streams: Option<u32>) -> Result<Row> {
     let bare = case.bare().map(|(mib, dirty)| Bare::measure(mib, dirty, moves)).transpose();
     let bare = bare.context("copy memory alone")?;
-    let cluster = Cluster::up()?;
+    let streams = streams.map(|streams| streams.to_string());
+    let cluster = match &streams {
+        Some(streams) => Cluster::up_with(&["--bulk-streams", streams])?,
+        None => Cluster::up()?,
+    };
     let running = start::start(&cluster, case.load)?;
     let agents = Agents::of(&cluster)?;
     let looked = cluster.must(["check", NAME, "-o", "json"])?.json()?;
@@ -150,7 +154,7 @@ pub fn measure(case: &Case, moves: usize) -> Result<Row> {
     let cpu = agents.cpu_seconds()? - cpu;
     let heard = running.finish(&cluster, NODES[moves % 2])?;
     let resident = looked.pointer("/status/residentBytes").map(as_number).unwrap_or_default();
-    let row = row(case, &done, &heard, resident, cpu, bare);
+    let row = row(name, case, &done, &heard, resident, cpu, bare);
     cluster.passed();
     Ok(row)
 }
@@ -171,7 +175,15 @@ fn one(cluster: &Cluster, case: &Case, agents: &Agents, [source, target]: [&str;
     Ok(Move { migration, from_ms, to_ms, peaks: [agents.peak_mib(source)?, agents.peak_mib(target)?] })
 }
 
-fn row(case: &Case, moves: &[Move], heard: &Heard, resident: f64, cpu: f64, bare: Option<Bare>) -> Row {
+fn row(
+    name: String,
+    case: &Case,
+    moves: &[Move],
+    heard: &Heard,
+    resident: f64,
+    cpu: f64,
+    bare: Option<Bare>,
+) -> Row {
     let spread = |of: &dyn Fn(&Move) -> f64| Spread::of(moves.iter().map(of));
     let number = |path: &str| spread(&|m| m.number(path));
     let downtime = spread(&Move::downtime);
@@ -180,7 +192,7 @@ fn row(case: &Case, moves: &[Move], heard: &Heard, resident: f64, cpu: f64, bare
     let sent = number("/status/bytesSent");
     let all_sent: f64 = moves.iter().map(|m| m.number("/status/bytesSent")).sum();
     Row {
-        name: case.name,
+        name,
         group: case.group,
         amount: case.amount,
         moves: moves.len(),

@@ -46,14 +46,28 @@ pub struct Args {
     /// Names of the cases, and nothing else.
     #[arg(long)]
     list: bool,
+    /// Bulk streams of a migration, in place of what the agents choose; given several times, each case is run with each
+    /// of them.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    streams: Vec<u32>,
     /// Draw the figures into this directory.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "streams")]
     svg: Option<PathBuf>,
 }
 
 impl Args {
     fn wants(&self, case: &Case) -> bool {
         self.only.is_empty() || self.only.iter().any(|part| case.name.contains(part.as_str()))
+    }
+
+    /// The runs of a case: their names, and how many bulk streams they have.
+    fn variants(&self, case: &Case) -> Vec<(String, Option<u32>)> {
+        if self.streams.is_empty() {
+            return vec![(case.name.to_owned(), None)];
+        }
+        let ending = |streams: u32| if streams == 1 { "stream" } else { "streams" };
+        let named = |streams: &u32| (format!("{}-{streams}-{}", case.name, ending(*streams)), Some(*streams));
+        self.streams.iter().map(named).collect()
     }
 }
 
@@ -71,23 +85,24 @@ pub fn run(args: &Args) -> Result<()> {
     let descriptors = allow_descriptors(DESCRIPTORS)?;
     let mut report = Report::default();
     for case in wanted {
-        eprintln!("{} ...", case.name);
-        let name = case.name;
         let lacks = match suite::missing(case.programs()) {
             Some(reason) => Some(reason),
             None => measure::lacks(case, descriptors)?,
         };
         if let Some(reason) = lacks {
-            eprintln!("{name} is skipped: {reason}");
-            report.skipped.push(Without { name, reason });
+            eprintln!("{} is skipped: {reason}", case.name);
+            report.skipped.push(Without { name: case.name.to_owned(), reason });
             continue;
         }
-        match measure::measure(case, args.moves.into()) {
-            Ok(row) => report.rows.push(row),
-            Err(error) => {
-                let reason = format!("{error:#}");
-                eprintln!("{name} FAILED: {reason}");
-                report.failed.push(Without { name, reason });
+        for (name, streams) in args.variants(case) {
+            eprintln!("{name} ...");
+            match measure::measure(name.clone(), case, args.moves.into(), streams) {
+                Ok(row) => report.rows.push(row),
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    eprintln!("{name} FAILED: {reason}");
+                    report.failed.push(Without { name, reason });
+                }
             }
         }
     }

@@ -187,7 +187,7 @@ fn split(path: &Path, rows: &[Row]) -> Result<()> {
     let longest = near.iter().map(sum).fold(0.1, f64::max);
     let mut title = "Parts of the pause, medians".to_owned();
     if !far.is_empty() {
-        let names: Vec<_> = far.iter().map(|row| row.name).collect();
+        let names: Vec<_> = far.iter().map(|row| row.name.as_str()).collect();
         title = format!("{title} (too long to be drawn: {})", names.join(", "));
     }
     let mut chart = ChartBuilder::on(&area)
@@ -199,7 +199,7 @@ fn split(path: &Path, rows: &[Row]) -> Result<()> {
         .build_cartesian_2d(0.0..longest * 1.25, (0..near.len()).into_segmented())
         .map_err(failed)?;
     let name = |at: &SegmentValue<usize>| match at {
-        SegmentValue::CenterOf(index) => near.get(*index).map_or("", |row| row.name).to_owned(),
+        SegmentValue::CenterOf(index) => near.get(*index).map_or_else(String::new, |row| row.name.clone()),
         _ => String::new(),
     };
     chart

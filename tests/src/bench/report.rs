@@ -94,7 +94,7 @@ pub struct Throughput {
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// The case.
-    pub name: &'static str,
+    pub name: String,
     /// Its group.
     pub group: Group,
     /// How much of what the group differs in.
@@ -133,7 +133,7 @@ pub struct Row {
 #[derive(Clone, Debug, Serialize)]
 pub struct Without {
     /// The case.
-    pub name: &'static str,
+    pub name: String,
     /// Why.
     pub reason: String,
 }
@@ -220,7 +220,7 @@ fn moves(rows: &[Row]) -> String {
     ];
     let cells = |row: &Row| {
         vec![
-            row.name.to_owned(),
+            row.name.clone(),
             format!("{:.1}", row.downtime_ms.median),
             format!("{:.1}-{:.1}", row.downtime_ms.min, row.downtime_ms.max),
             format!("{:.1}", row.gaps.longest_ms),
@@ -245,7 +245,7 @@ fn parts(row: &Row) -> Vec<&'static str> {
 fn split(rows: &[Row]) -> String {
     let cells = |row: &Row| {
         let parts = row.split_ms.iter().map(|(_, ms)| format!("{ms:.1}"));
-        std::iter::once(row.name.to_owned()).chain(parts).collect()
+        std::iter::once(row.name.clone()).chain(parts).collect()
     };
     let header = rows.first().map(parts).unwrap_or_default();
     align(&header, &rows.iter().map(cells).collect::<Vec<_>>())
@@ -258,7 +258,7 @@ fn ratios(rows: &[Row]) -> String {
     let cells = |row: &Row| {
         let ratios = row.ratios?;
         Some(vec![
-            row.name.to_owned(),
+            row.name.clone(),
             format!("{:.2}", ratios.total_over_bare),
             format!("{:.2}", ratios.pause_over_bare),
             format!("{:.0}", row.bulk_bytes_per_second.median / 1e6),
@@ -280,7 +280,7 @@ fn beyond(rows: &[Row]) -> String {
         let parts = row.split_ms.iter().zip(&nothing.split_ms);
         let parts = parts.map(|((_, ms), (_, without))| format!("{:+.1}", ms - without));
         let total = format!("{:+.1}", row.downtime_ms.median - nothing.downtime_ms.median);
-        [row.name.to_owned(), total].into_iter().chain(parts).collect()
+        [row.name.clone(), total].into_iter().chain(parts).collect()
     };
     let mut header = parts(nothing);
     header.insert(1, "downtime");
