@@ -34,6 +34,8 @@ pub struct Config {
     pub cgroup_parent: Option<String>,
     /// Bytes a second that all migrations may send and receive together while their containers run; no limit when left out.
     pub bandwidth: Option<std::num::NonZeroU64>,
+    /// Where metrics are served, by plain HTTP; nowhere when left out.
+    pub metrics_listen: Option<SocketAddr>,
     /// Labels of the node.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

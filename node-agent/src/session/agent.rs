@@ -12,6 +12,7 @@ use proto::identity::{Identity, Role as PeerRole};
 use proto::tls::Tls;
 use tokio::sync::watch;
 
+use super::metrics::{Metrics, Seen};
 use super::orders::DecisionSource;
 use super::ports::Node;
 use super::status::{Phase, Role, Status};
@@ -42,6 +43,8 @@ pub(crate) struct Agent {
     pub(crate) decisions: Arc<dyn DecisionSource>,
     /// Bandwidth that all migrations share, in and out.
     pub(crate) budget: Arc<Budget>,
+    /// What sessions count.
+    pub(crate) metrics: Metrics,
     table: Mutex<Table>,
     changes: watch::Sender<u64>,
 }
@@ -136,16 +139,24 @@ pub(crate) struct Publisher {
     status: watch::Sender<Status>,
     agent: Arc<Agent>,
     began: Instant,
+    /// When its phase began.
+    entered: Mutex<Instant>,
 }
 
 impl Publisher {
     /// Changes the published state.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_modify(|status| {
+            let before = Seen::of(status);
             if !status.phase.is_terminal() {
                 status.total = self.began.elapsed();
             }
             change(status);
+            let mut entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
+            self.agent.metrics.changed(before, status, entered.elapsed());
+            if before.left(status) {
+                *entered = Instant::now();
+            }
         });
         self.agent.changes.send_modify(|count| *count += 1);
     }
@@ -186,6 +197,7 @@ impl Agent {
             node,
             decisions,
             budget: Arc::new(Budget::new(options.bandwidth)),
+            metrics: Metrics::default(),
             table: Mutex::default(),
             changes: watch::Sender::new(0),
         }
@@ -228,7 +240,8 @@ impl Agent {
             table.statuses.remove(ended);
         }
         drop(table);
-        Publisher { status: sender, agent: Arc::clone(self), began: Instant::now() }
+        let began = Instant::now();
+        Publisher { status: sender, agent: Arc::clone(self), began, entered: Mutex::new(began) }
     }
 
     /// The identity of a node's agent.
