@@ -27,6 +27,8 @@ struct File {
     max_outgoing_per_node: Option<usize>,
     max_incoming_per_node: Option<usize>,
     max_in_cluster: Option<usize>,
+    /// Where metrics are served, by plain HTTP; nowhere when left out.
+    metrics_listen: Option<String>,
 }
 
 /// A checked configuration.
@@ -34,6 +36,8 @@ struct File {
 pub(crate) struct Config {
     /// Where to serve.
     pub(crate) listen: SocketAddr,
+    /// Where metrics are served.
+    pub(crate) metrics_listen: Option<SocketAddr>,
     /// Where the store lies.
     pub(crate) state_dir: PathBuf,
     /// Credentials.
@@ -95,6 +99,10 @@ impl Config {
         let file: File =
             toml::from_str(&text).map_err(|e| ConfigError::Parse(path.to_owned(), Box::new(e)))?;
         let listen = file.listen.parse().map_err(|e| wrong("listen", &file.listen, &e))?;
+        let metrics_listen = match &file.metrics_listen {
+            Some(text) => Some(text.parse().map_err(|e| wrong("metrics_listen", text, &e))?),
+            None => None,
+        };
         let limits = file.settings()?;
         let tls = Tls::load(&TlsFiles::in_dir(&file.tls_dir))?;
         let identity = tls.identity();
@@ -104,7 +112,7 @@ impl Config {
         if let Some(name) = file.name.filter(|name| name != identity.name()) {
             return Err(wrong("name", &name, &format_args!("the certificate is {identity}'s")));
         }
-        Ok(Self { listen, state_dir: file.state_dir, tls, limits })
+        Ok(Self { listen, metrics_listen, state_dir: file.state_dir, tls, limits })
     }
 }
 

@@ -11,6 +11,7 @@ use tonic::{Code, Status};
 use crate::agent_client::Agents;
 use crate::cluster::Cluster;
 use crate::config::Settings;
+use crate::metrics::Metrics;
 use crate::store::{Record, Store, StoreError};
 
 /// What every part of the coordinator shares.
@@ -24,6 +25,8 @@ pub(crate) struct Core {
     pub(crate) agents: Agents,
     /// Times and limits.
     pub(crate) settings: Settings,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
     /// The queue has something to do.
     pub(crate) wake: Notify,
 }
@@ -54,6 +57,7 @@ impl Core {
                 self.cluster.moved(record.container(), &m.source_node, &m.target_node, m.epoch);
             }
             summarize(m);
+            self.metrics.ended(m);
             self.wake.notify_one();
         }
         Ok(record)

@@ -12,6 +12,7 @@ mod core;
 mod drive;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod metrics;
 mod place;
 mod queue;
 mod schedule;
@@ -103,6 +104,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         cluster,
         agents: Agents::new(config.tls.clone()),
         settings: config.limits,
+        metrics: metrics::Metrics::default(),
         wake: Notify::new(),
     });
 
@@ -112,6 +114,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(address = %listener.local_addr()?, name = %config.tls.identity(), "serving");
+
+    if let Some(address) = config.metrics_listen {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
+        let registry = metrics::Metrics::registry(&core);
+        tokio::spawn(proto::metrics::serve(listener, Arc::new(registry)));
+    }
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
     tokio::spawn(async move {

@@ -2,6 +2,7 @@
 
 mod access;
 mod api;
+mod calls;
 mod containers;
 mod migrations;
 mod registry;
@@ -67,9 +68,11 @@ pub(crate) async fn serve(
         health.set_not_serving::<RegistryServer<Api>>().await;
     };
     let over = api.stopped();
+    let calls = calls::CountCalls::new(Arc::clone(&api.core));
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .layer(calls)
         .add_service(CoordinatorServer::new(api.clone()))
         .add_service(RegistryServer::new(api))
         .add_service(health_service)

@@ -40,6 +40,8 @@ pub struct Config {
     /// processors, at least one and at most four.
     #[serde(default)]
     pub bulk_streams: u32,
+    /// Where metrics are served, by plain HTTP; nowhere when left out.
+    pub metrics_listen: Option<SocketAddr>,
     /// Labels of the node.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

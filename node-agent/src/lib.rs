@@ -3,6 +3,7 @@
 //! * [`runtime`] starts, stops and lists containers; [`network`] and [`files`] give them their links and their
 //!   root file system.
 //! * [`session`], [`transfer`], [`journal`], [`commit`] and [`peer`] migrate them.
+//! * [`metrics`] is what monitoring sees.
 //! * [`server`] is the gRPC face towards the coordinator, [`registry`] the client that reports to it.
 //! * [`cli`], [`config`] and [`telemetry`] make a program of it; [`run`] is its entry.
 
@@ -15,6 +16,7 @@ pub mod facts;
 mod failpoints;
 pub mod files;
 pub mod journal;
+pub mod metrics;
 pub mod network;
 pub mod peer;
 pub mod registry;

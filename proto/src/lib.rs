@@ -26,4 +26,5 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gantry.
 
 pub mod error;
 pub mod identity;
+pub mod metrics;
 pub mod tls;

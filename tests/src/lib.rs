@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod crash;
 pub mod faults;
 pub mod lifecycle;
+mod monitoring;
 pub mod residue;
 pub mod stage;
 pub mod suite;

@@ -50,6 +50,11 @@ pub const CASES: &[Case] = &[
         programs: system::PROGRAMS,
         run: system_container,
     },
+    Case {
+        name: "what_monitoring_names_is_exported_while_a_container_moves",
+        programs: &["python3", "curl"],
+        run: crate::monitoring::what_is_named_is_exported,
+    },
     Case { name: "mounts_made_by_a_program_move_there_and_back", programs: &["python3"], run: mounts },
 ];
 

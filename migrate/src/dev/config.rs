@@ -15,6 +15,7 @@ use super::supervise::Program;
 #[derive(Serialize)]
 struct Coordinator {
     listen: String,
+    metrics_listen: String,
     tls_dir: PathBuf,
     state_dir: PathBuf,
 }
@@ -25,6 +26,7 @@ struct Agent {
     state_dir: PathBuf,
     listen: String,
     peer_listen: String,
+    metrics_listen: String,
     coordinator: String,
     bridge: String,
     cgroup_parent: String,
@@ -47,7 +49,9 @@ pub(crate) fn program(layout: &Layout, state: &State, host: &Host) -> Result<Opt
         Role::Client => return Ok(None),
         Role::Coordinator => {
             let listen = host.at(plan::COORDINATOR_PORT).to_string();
-            ("coordinator", toml::to_string(&Coordinator { listen, tls_dir, state_dir })?)
+            let metrics_listen = host.at(plan::METRICS_PORT).to_string();
+            let coordinator = Coordinator { listen, metrics_listen, tls_dir, state_dir };
+            ("coordinator", toml::to_string(&coordinator)?)
         }
         Role::Node => {
             let files = TlsFiles::in_dir(&tls_dir);
@@ -56,6 +60,7 @@ pub(crate) fn program(layout: &Layout, state: &State, host: &Host) -> Result<Opt
                 state_dir,
                 listen: host.at(plan::AGENT_PORT).to_string(),
                 peer_listen: host.at(plan::PEER_PORT).to_string(),
+                metrics_listen: host.at(plan::METRICS_PORT).to_string(),
                 coordinator: plan::coordinator().at(plan::COORDINATOR_PORT).to_string(),
                 bridge: NODE_BRIDGE.into(),
                 cgroup_parent: format!("{}{}", state.cgroup_prefix(), host.name),

@@ -27,6 +27,8 @@ pub(crate) const COORDINATOR_PORT: u16 = 7443;
 pub(crate) const AGENT_PORT: u16 = 7444;
 /// The port of the agents' own protocol.
 pub(crate) const PEER_PORT: u16 = 7445;
+/// Where daemons serve metrics on their hosts.
+pub(crate) const METRICS_PORT: u16 = 7446;
 
 /// What a host is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

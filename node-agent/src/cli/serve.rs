@@ -19,7 +19,7 @@ use crate::registry::{self, Coordinator, Decisions, Registration};
 use crate::runtime::{MovingNode, Options, Runtime};
 use crate::server::{self, Service};
 use crate::session::{self, Migrations};
-use crate::{network, telemetry};
+use crate::{metrics, network, telemetry};
 
 /// How long open requests may take after the signal to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -159,7 +159,18 @@ async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let peers = TcpListener::bind(config.peer_listen)
         .with_context(|| format!("cannot listen on {}", config.peer_listen))?;
+    let monitored = match config.metrics_listen {
+        Some(address) => {
+            let listener = tokio::net::TcpListener::bind(address).await;
+            Some(listener.with_context(|| format!("cannot listen on {address}"))?)
+        }
+        None => None,
+    };
     let node = Node::open(&config, &tls, &Handle::current())?;
+    if let Some(listener) = monitored {
+        let registry = metrics::registry(Arc::clone(&node.runtime), node.migrations.clone());
+        tokio::spawn(proto::metrics::serve(listener, Arc::new(registry)));
+    }
     node.migrations.recover_all();
     node.migrations.serve(peers).context("cannot serve other agents")?;
 

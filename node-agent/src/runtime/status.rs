@@ -27,6 +27,20 @@ pub enum State {
     Frozen,
 }
 
+impl State {
+    /// Its name in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Migrating => "migrating",
+            Self::Incoming => "incoming",
+            Self::Frozen => "frozen",
+        }
+    }
+}
+
 /// A container as the API shows it.
 #[derive(Clone, Debug)]
 pub struct ContainerStatus {

@@ -11,6 +11,7 @@ use proto::identity::{Identity, Role as PeerRole};
 use proto::tls::Tls;
 use tokio::sync::watch;
 
+use super::metrics::{Metrics, Seen};
 use super::orders::DecisionSource;
 use super::ports::Node;
 use super::status::{Phase, Role, Status};
@@ -44,6 +45,8 @@ pub(crate) struct Agent {
     pub(crate) budget: Arc<Budget>,
     /// Bulk streams that a migration from here opens when nothing stands against it.
     pub(crate) streams: u32,
+    /// What sessions count.
+    pub(crate) metrics: Metrics,
     table: Mutex<Table>,
     changes: watch::Sender<u64>,
 }
@@ -138,16 +141,24 @@ pub(crate) struct Publisher {
     status: watch::Sender<Status>,
     agent: Arc<Agent>,
     began: Instant,
+    /// When its phase began.
+    entered: Mutex<Instant>,
 }
 
 impl Publisher {
     /// Changes the published state.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_modify(|status| {
+            let before = Seen::of(status);
             if !status.phase.is_terminal() {
                 status.total = self.began.elapsed();
             }
             change(status);
+            let mut entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
+            self.agent.metrics.changed(before, status, entered.elapsed());
+            if before.left(status) {
+                *entered = Instant::now();
+            }
         });
         self.agent.changes.send_modify(|count| *count += 1);
     }
@@ -192,6 +203,7 @@ impl Agent {
                 0 => streams_for(std::thread::available_parallelism().map_or(1, usize::from)),
                 given => given.min(MAX_STREAMS),
             },
+            metrics: Metrics::default(),
             table: Mutex::default(),
             changes: watch::Sender::new(0),
         }
@@ -234,7 +246,8 @@ impl Agent {
             table.statuses.remove(ended);
         }
         drop(table);
-        Publisher { status: sender, agent: Arc::clone(self), began: Instant::now() }
+        let began = Instant::now();
+        Publisher { status: sender, agent: Arc::clone(self), began, entered: Mutex::new(began) }
     }
 
     /// The identity of a node's agent.

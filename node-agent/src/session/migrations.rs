@@ -387,6 +387,12 @@ impl Migrations {
         self.agent.statuses().iter().map(|status| status.borrow().clone()).collect()
     }
 
+    /// What sessions have counted since the agent started.
+    #[must_use]
+    pub fn metrics(&self) -> &super::metrics::Metrics {
+        &self.agent.metrics
+    }
+
     /// Counts changes of any status, for whoever reports outcomes.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {

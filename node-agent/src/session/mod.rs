@@ -7,6 +7,7 @@
 //! What is decided when (who owns a container) is in [`crate::commit`], as pure functions.
 
 pub mod clocks;
+pub mod metrics;
 pub mod migrations;
 pub mod orders;
 pub mod policy;
