@@ -3,8 +3,11 @@
 mod access;
 mod api;
 mod containers;
+mod evacuations;
 mod migrations;
+mod policies;
 mod registry;
+mod requests;
 mod watch;
 
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use proto::v1::*;
 use tonic::{Code, Status};
 
 fn spec(container: &str, target_node: &str) -> Option<MigrationSpec> {
-    Some(MigrationSpec { container: container.into(), target_node: target_node.into(), policy: None })
+    Some(MigrationSpec { container: container.into(), target_node: target_node.into(), ..Default::default() })
 }
 
 fn create(container: &str, target: &str) -> CreateMigrationRequest {

@@ -115,7 +115,7 @@ impl World {
         container: &str,
         target: &str,
     ) -> Result<Migration, tonic::Status> {
-        let spec = MigrationSpec { container: container.into(), target_node: target.into(), policy: None };
+        let spec = MigrationSpec { container: container.into(), target_node: target.into(), ..Default::default() };
         let request = CreateMigrationRequest { spec: Some(spec), ..CreateMigrationRequest::default() };
         self.api.create_migration(request).await.map(tonic::Response::into_inner)
     }
