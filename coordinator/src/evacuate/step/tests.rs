@@ -81,7 +81,8 @@ impl Cluster {
     /// One step, with everything that must hold for each; with `crash` nothing of what it says is done.
     fn step(&mut self, crash: bool) {
         let before = self.record.clone();
-        let todo = step(&mut self.record, &self.world());
+        let world = self.world();
+        let todo = step(&mut self.record, &world);
         assert!(self.migrating().len() <= self.parallel, "{:#?}", self.record);
         for (old, new) in before.evacuation.items.iter().zip(&self.record.evacuation.items) {
             assert_eq!(old.container, new.container);
