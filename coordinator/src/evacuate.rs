@@ -92,7 +92,7 @@ async fn pass(
                 let (core, sender) = (Arc::clone(core), sender.clone());
                 let target = undo_target(&record).to_owned();
                 tokio::spawn(async move {
-                    let found = look_into(&core, &container, &target).await;
+                    let found = look_into(&core, &container, &target, true).await;
                     // Nobody listens: then it is over.
                     let _ = sender.send((container, found));
                 });
@@ -179,8 +179,8 @@ fn as_move(record: Record, evacuation: &str) -> Move {
     }
 }
 
-/// Runs the real checks for one container.
-pub(crate) async fn look_into(core: &Core, container: &str, target: &str) -> Check {
+/// Runs the real checks for one container. Its migration gets a name only when it shall have one: a plan has none.
+pub(crate) async fn look_into(core: &Core, container: &str, target: &str, named: bool) -> Check {
     let Some(there) = core.cluster.container(container) else {
         return Check::Failed(format!("there is no container {container} any more"));
     };
@@ -191,8 +191,8 @@ pub(crate) async fn look_into(core: &Core, container: &str, target: &str) -> Che
     if !answer.refusals.is_empty() {
         return Check::Refused(answer.refusals);
     }
-    let migration = match core.store.reserve_name(container) {
-        Ok(name) => name,
+    let migration = match named.then(|| core.store.reserve_name(container)).transpose() {
+        Ok(name) => name.unwrap_or_default(),
         Err(error) => return Check::Failed(error.to_string()),
     };
     let (fit, unfit): (Vec<_>, Vec<_>) =

@@ -35,13 +35,21 @@ const FIELDS: [Field; 7] = [
         given: |p| is_time(p.timeout.as_ref()),
         copy: |from, to| to.timeout = from.timeout,
     },
-    Field { name: "on_timeout", given: |p| p.on_timeout != 0, copy: |from, to| to.on_timeout = from.on_timeout },
+    Field {
+        name: "on_timeout",
+        given: |p| p.on_timeout != 0,
+        copy: |from, to| to.on_timeout = from.on_timeout,
+    },
     Field {
         name: "bandwidth_bytes_per_second",
         given: |p| p.bandwidth_bytes_per_second != 0,
         copy: |from, to| to.bandwidth_bytes_per_second = from.bandwidth_bytes_per_second,
     },
-    Field { name: "max_rounds", given: |p| p.max_rounds != 0, copy: |from, to| to.max_rounds = from.max_rounds },
+    Field {
+        name: "max_rounds",
+        given: |p| p.max_rounds != 0,
+        copy: |from, to| to.max_rounds = from.max_rounds,
+    },
     Field {
         name: "throttle_max_percent",
         given: |p| p.throttle_max_percent != 0,

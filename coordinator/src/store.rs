@@ -21,9 +21,7 @@ use tokio::sync::watch;
 
 pub(crate) use evacuations::EvacuationError;
 pub(crate) use policies::{DeleteError, InUse};
-pub(crate) use record::{
-    Change, EvacuationRecord, Kind, NodeRecord, Object, Record, Request, Resolution,
-};
+pub(crate) use record::{Change, EvacuationRecord, Kind, NodeRecord, Object, Record, Request, Resolution};
 
 /// Version of the trees' layout. 1 had changes of migrations alone in its log; it is not read any more.
 const FORMAT: u8 = 2;

@@ -317,13 +317,7 @@ fn backoff(attempts: u32, jitter: f64) -> Duration {
 }
 
 /// A migration of ours is under way, or has ended.
-fn follow(
-    record: &mut EvacuationRecord,
-    index: usize,
-    world: &World,
-    stop: Option<Stop>,
-    todo: &mut Todo,
-) {
+fn follow(record: &mut EvacuationRecord, index: usize, world: &World, stop: Option<Stop>, todo: &mut Todo) {
     let item = &mut record.evacuation.items[index];
     let name = item.migration.clone();
     let Some(found) = world.migrations.get(&name) else {
@@ -401,8 +395,7 @@ fn look(record: &mut EvacuationRecord, index: usize, world: &World) {
         }
         Some(_) => {
             if let Some(busy) = busy.filter(|busy| busy.unknown) {
-                let message =
-                    format!("nobody can tell how {} ended: see `migrate resolve`", busy.migration);
+                let message = format!("nobody can tell how {} ended: see `migrate resolve`", busy.migration);
                 settle(record, index, ItemState::Stays, "OutcomeUnknown", message);
             }
         }

@@ -4,8 +4,9 @@ use prost::Message as _;
 use proto::error::{ApiError, invalid_field, not_found};
 use proto::identity::check_name;
 use proto::v1::{
-    CandidateVerdict, CheckMoveRequest, CheckMoveResponse, Container, CreateContainerRequest, DeleteContainerRequest, DeleteContainerResponse,
-    ExecInput, ExecOutput, LogsChunk, LogsRequest, NodeState, StopContainerRequest,
+    CandidateVerdict, CheckMoveRequest, CheckMoveResponse, Container, CreateContainerRequest,
+    DeleteContainerRequest, DeleteContainerResponse, ExecInput, ExecOutput, LogsChunk, LogsRequest,
+    NodeState, StopContainerRequest,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;

@@ -148,10 +148,14 @@ impl Api {
         let concerned = |name: &str, seen: &Seen| {
             seen.node == node || record.evacuation.items.iter().any(|item| item.container == name)
         };
-        let names: Vec<String> =
-            world.containers.iter().filter(|(name, seen)| concerned(name, seen)).map(|(n, _)| n.clone()).collect();
+        let names: Vec<String> = world
+            .containers
+            .iter()
+            .filter(|(name, seen)| concerned(name, seen))
+            .map(|(n, _)| n.clone())
+            .collect();
         for name in names.into_iter().filter(|name| !world.busy.contains_key(name)) {
-            let check = look_into(&self.core, &name, target).await;
+            let check = look_into(&self.core, &name, target, false).await;
             world.checks.insert(name, check);
         }
         let spec = record.evacuation.spec.clone();
@@ -175,7 +179,12 @@ impl Api {
     }
 
     /// No new migrations from now on; those that wait in the queue are cancelled, with `now` those that run, too.
-    pub(super) fn stop_evacuating(&self, who: &Identity, name: &str, now: bool) -> Result<Evacuation, Status> {
+    pub(super) fn stop_evacuating(
+        &self,
+        who: &Identity,
+        name: &str,
+        now: bool,
+    ) -> Result<Evacuation, Status> {
         let record = self.evacuation(name)?;
         match record.evacuation.phase() {
             EvacuationPhase::Cancelled => return Ok(record.evacuation),

@@ -12,7 +12,7 @@ use proto::v1::{
 use tonic::{Code, Status};
 
 use super::Api;
-use super::containers::{running};
+use super::containers::running;
 use super::requests::{check_labels, check_request_id, invalid_fields, same_request};
 use crate::check::check;
 use crate::core::set_condition;

@@ -56,7 +56,11 @@ impl Api {
                     .with("policy", name)
                     .with("users", by.join(","));
                 let error = by.into_iter().fold(error, |error, user| {
-                    error.precondition("POLICY_IN_USE", user, "names it: wait until it has begun, or cancel it")
+                    error.precondition(
+                        "POLICY_IN_USE",
+                        user,
+                        "names it: wait until it has begun, or cancel it",
+                    )
                 });
                 Err(error.status())
             }

@@ -75,7 +75,8 @@ pub(super) fn check_labels(field: &str, labels: &HashMap<String, String>) -> Res
     for (key, value) in labels {
         let printable = !key.chars().chain(value.chars()).any(char::is_control);
         if key.is_empty() || key.len() > MAX_LABEL || value.len() > MAX_LABEL || !printable {
-            let why = format!("{key:?} is no label: 1 to {MAX_LABEL} printable bytes, and a value as long at most");
+            let why =
+                format!("{key:?} is no label: 1 to {MAX_LABEL} printable bytes, and a value as long at most");
             return Err(invalid_field(field, why).status());
         }
     }

@@ -28,11 +28,8 @@ fn policy(name: &str, timeout: u64) -> MigrationPolicy {
 
 fn evacuation(node: &str, policy: &str) -> EvacuationRecord {
     let spec = EvacuationSpec { node: node.into(), policy: policy.into(), ..EvacuationSpec::default() };
-    let evacuation = Evacuation {
-        spec: Some(spec),
-        phase: EvacuationPhase::Pending.into(),
-        ..Evacuation::default()
-    };
+    let evacuation =
+        Evacuation { spec: Some(spec), phase: EvacuationPhase::Pending.into(), ..Evacuation::default() };
     EvacuationRecord { evacuation, ..EvacuationRecord::default() }
 }
 

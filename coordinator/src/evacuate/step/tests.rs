@@ -52,10 +52,11 @@ impl Cluster {
 
     fn world(&self) -> World {
         let over = |phase| matches!(phase, Phase::Succeeded | Phase::Failed | Phase::Cancelled);
-        let busy = self.migrations.iter().filter(|(_, (_, m))| !over(m.phase)).map(|(name, (container, m))| {
-            let unknown = m.phase == Phase::OutcomeUnknown;
-            (container.clone(), Busy { migration: name.clone(), unknown })
-        });
+        let busy =
+            self.migrations.iter().filter(|(_, (_, m))| !over(m.phase)).map(|(name, (container, m))| {
+                let unknown = m.phase == Phase::OutcomeUnknown;
+                (container.clone(), Busy { migration: name.clone(), unknown })
+            });
         World {
             now: self.now,
             cordoned: self.cordoned,
@@ -136,7 +137,12 @@ impl Cluster {
                 let items = &self.record.evacuation.items;
                 let item = items.iter().find(|item| item.container == container).unwrap();
                 assert!(!self.world().busy.contains_key(&container), "a second one of {container}");
-                let m = Move { ours: true, phase: Phase::Pending, target: item.target_node.clone(), ..Move::default() };
+                let m = Move {
+                    ours: true,
+                    phase: Phase::Pending,
+                    target: item.target_node.clone(),
+                    ..Move::default()
+                };
                 let old = self.migrations.insert(item.migration.clone(), (container, m));
                 assert!(old.is_none(), "created twice");
             }
@@ -186,7 +192,9 @@ impl Cluster {
                 let name = format!("c{}", pick % 6);
                 match self.containers.get_mut(&name) {
                     Some(seen) if how < 3 && seen.node == NODE => seen.state = ContainerState::Stopped,
-                    Some(seen) if seen.state == ContainerState::Stopped => drop(self.containers.remove(&name)),
+                    Some(seen) if seen.state == ContainerState::Stopped => {
+                        drop(self.containers.remove(&name))
+                    }
                     _ => {}
                 }
             }
@@ -279,7 +287,8 @@ fn the_node_is_cordoned_first_and_the_largest_go_first() {
     let order: Vec<_> = cluster.record.evacuation.items.iter().map(|item| item.container.clone()).collect();
     assert_eq!(order, ["c2", "c1", "c0"]);
     cluster.step(false);
-    let begun: Vec<_> = cluster.migrating().into_iter().map(|item| (item.container, item.migration)).collect();
+    let begun: Vec<_> =
+        cluster.migrating().into_iter().map(|item| (item.container, item.migration)).collect();
     assert_eq!(begun, [("c2".into(), "m1".into()), ("c1".into(), "m2".into())]);
 }
 
@@ -287,12 +296,8 @@ fn the_node_is_cordoned_first_and_the_largest_go_first() {
 fn what_the_check_refuses_stays_and_is_not_tried() {
     let mut cluster = Cluster::new(1, 1, None);
     cluster.step(false);
-    let refusal = Refusal {
-        pid: 3,
-        subject: "fd 7".into(),
-        reason: "io_uring".into(),
-        way_out: "close it".into(),
-    };
+    let refusal =
+        Refusal { pid: 3, subject: "fd 7".into(), reason: "io_uring".into(), way_out: "close it".into() };
     cluster.checks.insert("c0".into(), Check::Refused(vec![refusal]));
     cluster.step(false);
     assert_eq!(cluster.states(), [("c0", ItemState::Stays, "Refused")]);
