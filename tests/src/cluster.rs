@@ -136,9 +136,18 @@ impl Cluster {
     /// # Errors
     /// When `dev up` fails; the logs stay where the message points.
     pub fn up() -> Result<Self> {
+        Self::up_with(2)
+    }
+
+    /// The same with so many nodes.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub fn up_with(nodes: u32) -> Result<Self> {
         let base = std::env::temp_dir().join(format!("gantry-test-{}-{}", std::process::id(), unique()));
         let mut cluster = Self { dir: base, env: Vec::new(), keep: true };
-        let up = cluster.migrate(["dev", "up", "--nodes", "2", "--dir", cluster.dir_str()])?;
+        let nodes = nodes.to_string();
+        let up = cluster.migrate(["dev", "up", "--nodes", &nodes, "--dir", cluster.dir_str()])?;
         ensure!(up.code == 0, "dev up: {up:?}");
         let env = cluster.migrate(["dev", "env", "--dir", cluster.dir_str()])?;
         ensure!(env.code == 0, "dev env: {env:?}");
