@@ -4,16 +4,19 @@
 //! what the step says. Nothing that matters lives only here; results of checks are made again after a restart.
 
 pub(crate) mod step;
+pub(crate) mod world;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use proto::v1::{Container, Evacuation, EvacuationSpec, ItemState, Migration, MigrationSpec, Phase};
+use proto::v1::{
+    Container, Evacuation, EvacuationSpec, ItemState, Migration, MigrationSpec, NodeState, Phase,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use self::step::{Action, Busy, Check, Move, Seen, World};
+use self::world::{Action, Busy, Check, Move, Seen, World};
 use crate::cancel::cancel;
 use crate::check::{Checked, check};
 use crate::core::{Core, set_condition};
@@ -154,6 +157,7 @@ pub(crate) fn look(
     });
     Ok(World {
         now: SystemTime::now(),
+        silent: core.cluster.nodes().into_iter().find(|n| n.state() == NodeState::Unknown).map(|n| n.name),
         cordoned: core.cluster.node(node).is_some_and(|node| node.cordoned),
         containers: containers.collect(),
         migrations,

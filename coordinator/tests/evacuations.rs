@@ -299,3 +299,22 @@ async fn a_watch_goes_on_over_a_restart() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uncordoning_brings_back_what_was_told_to_come_back() {
+    let mut world = World::start();
+    let a = world.agent("node-a", Behaviour::running(&["web"])).await;
+    let b = world.agent("node-b", Behaviour::default()).await;
+    world.evacuate("node-a", |request| request.spec.as_mut().unwrap().move_back = true).await.unwrap();
+    finish(&world, "web", &a, &b).await;
+    world.evacuation("drain-node-a-1", |e| e.finished.is_some()).await;
+    let uncordon = CordonNodeRequest { name: "node-a".into(), cordoned: false };
+    world.api.cordon_node(uncordon.clone()).await.unwrap();
+    world.migrating("drain-node-a-2", "web").await;
+    // It goes on, and the node may be uncordoned again.
+    world.api.cordon_node(uncordon).await.unwrap();
+    finish(&world, "web", &b, &a).await;
+    let done = world.evacuation("drain-node-a-2", |e| e.finished.is_some()).await;
+    assert_eq!(done.phase(), EvacuationPhase::Succeeded);
+    assert!(done.spec.unwrap().undo);
+}

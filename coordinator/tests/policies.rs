@@ -62,7 +62,7 @@ async fn the_effective_policy_is_stored_shown_and_ordered() {
     assert_eq!(origins["max_rounds"], "default", "the most specific one alone counts");
     assert!(m.events.iter().any(|e| e.contains("web-b with as many labels")), "{:?}", m.events);
     a.called("Session 1").await;
-    assert_eq!(a.policy_of("web-1"), Some(policy), "the agent gets it");
+    assert_eq!(a.started("web-1"), Some(Some(policy)), "the agent gets it");
     // A change does not touch what was admitted.
     api.apply_migration_policy(apply("web-a", &[("app", "web")], throttled(40))).await.unwrap();
     assert_eq!(world.migration("web-1", "is there", |_| true).await.effective_policy, m.effective_policy);

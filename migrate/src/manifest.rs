@@ -60,7 +60,8 @@ impl Manifest {
 /// # Errors
 /// Wrong use, with the line or the field.
 pub(crate) fn read(path: &Path, tried: &str) -> Result<Vec<Manifest>, Failure> {
-    let fail = |why: &dyn std::fmt::Display| Failure::usage(tried, format_args!("{}: {why}", path.display()));
+    let name = if path.as_os_str() == "-" { "standard input".into() } else { path.display().to_string() };
+    let fail = |why: &dyn std::fmt::Display| Failure::usage(tried, format_args!("{name}: {why}"));
     let mut bytes = Vec::new();
     let source: Box<dyn std::io::Read> = if path.as_os_str() == "-" {
         Box::new(std::io::stdin())
@@ -100,6 +101,8 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Manifest>, String> {
 /// An error in one line, with its place.
 fn told(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
+    // A hint for programmers.
+    let text = text.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
     let first = text.lines().next().unwrap_or_default().to_owned();
     match error.location() {
         Some(at) if !first.contains("line ") => {
@@ -156,7 +159,7 @@ fn convert(document: Document) -> Result<Manifest, String> {
     };
     // Known to another kind.
     if let Some(field) = spec.first_given() {
-        return Err(format!("spec.{field}: a {} has no such field", document.kind));
+        return Err(format!("spec.{field}: {} has no such field", document.kind));
     }
     Ok(Manifest { name: metadata.name, labels: metadata.labels.unwrap_or_default(), object })
 }

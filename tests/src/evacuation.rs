@@ -113,6 +113,7 @@ pub fn drain() -> Result<()> {
     let origin = migration.pointer("/status/effectivePolicy/origins/maxDowntime");
     ensure!(origin == Some(&Value::from("policy/patient")), "{migration}");
 
+    let left = cluster.node_of("served")?;
     // Back, at a pace that suits debug builds.
     fs::write(policy, POLICY.replace("name: patient", "name: everybody"))?;
     cluster.must(["apply", "-f", policy])?;
@@ -121,6 +122,8 @@ pub fn drain() -> Result<()> {
     for name in MOVABLE {
         ensure!(cluster.node_of(name)? == "node-a", "{name} is not back");
     }
+    // What it has just left there is no obstacle to its return.
+    cluster.must(["check", "served", "--to", &left])?;
     for client in clients {
         let verdict = client.verdict()?;
         ensure!(verdict.replies > 50, "too few replies to mean anything: {verdict:?}");

@@ -13,9 +13,9 @@ use tonic::{Code, Status};
 
 use super::Api;
 use super::requests::{check_labels, check_request_id, same_request};
-use crate::core::set_condition;
-use crate::evacuate::step::{self, Seen};
-use crate::evacuate::{look, look_into, to_bring_back};
+use crate::core::{camel, set_condition};
+use crate::evacuate::world::Seen;
+use crate::evacuate::{look, look_into, step, to_bring_back};
 use crate::store::{EvacuationError, EvacuationRecord};
 
 /// The most migrations at once.
@@ -142,6 +142,8 @@ impl Api {
     async fn plan(&self, mut record: EvacuationRecord) -> Result<Evacuation, Status> {
         record.evacuation.spec.get_or_insert_default().max_parallel = u32::MAX;
         let mut world = look(&self.core, &record, &BTreeMap::new())?;
+        // A plan tells what holds now: such a node is not ready.
+        world.silent = None;
         let undo = record.evacuation.spec.as_ref().is_some_and(|spec| spec.undo);
         let node = record.node().to_owned();
         let target = if undo { node.as_str() } else { "" };
@@ -229,7 +231,10 @@ impl Api {
 
     /// Cordons or uncordons a node. Uncordoning brings back what was moved when the last evacuation said so.
     pub(super) fn cordon(&self, who: &Identity, name: &str, cordoned: bool) -> Result<Node, Status> {
-        if let (false, Some(first)) = (cordoned, self.core.store.evacuation_of(name)) {
+        let running = self.core.store.evacuation_of(name).filter(|_| !cordoned);
+        if let Some(first) = running
+            && !self.evacuation(&first)?.evacuation.spec.is_some_and(|spec| spec.undo)
+        {
             let message = format!("{name} is being evacuated by {first}: cancel that first");
             return Err(ApiError::new(Code::FailedPrecondition, "EVACUATION_RUNNING", message)
                 .with("evacuation", first)
@@ -244,9 +249,9 @@ impl Api {
     }
 
     fn undo_if_wanted(&self, who: &Identity, node: &Node) -> Result<(), Status> {
-        let Some((last, _)) = to_bring_back(&self.core, &node.name)? else { return Ok(()) };
+        let Some((last, there)) = to_bring_back(&self.core, &node.name)? else { return Ok(()) };
         let spec = last.spec.unwrap_or_default();
-        if !spec.move_back {
+        if !spec.move_back || there.is_empty() {
             return Ok(());
         }
         let undo = EvacuationSpec { undo: true, move_back: false, deadline: None, ..spec };
@@ -289,7 +294,8 @@ fn running(node: &str, evacuation: &str) -> Status {
 }
 
 fn has_ended(name: &str, phase: EvacuationPhase, what: &str) -> Status {
-    let message = format!("{name} cannot be {what}: it is {}", phase.as_str_name());
+    let stands = camel(phase.as_str_name().trim_start_matches("EVACUATION_PHASE_"));
+    let message = format!("{name} cannot be {what}: it is {stands}");
     ApiError::new(Code::FailedPrecondition, "EVACUATION_ENDED", message)
         .with("evacuation", name)
         .with("phase", phase.as_str_name())

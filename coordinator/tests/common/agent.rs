@@ -219,15 +219,10 @@ impl Agent {
         of_it.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Whether it has been ordered to begin a migration, as its source.
-    pub(crate) fn has_started(&self, migration: &str) -> bool {
-        self.state.lock().unwrap().started.iter().any(|(started, _)| started == migration)
-    }
-
-    /// The limits that came with the order to begin a migration.
-    pub(crate) fn policy_of(&self, migration: &str) -> Option<Policy> {
+    /// The limits that came with the order to begin a migration; the outer `None` when none has come.
+    pub(crate) fn started(&self, migration: &str) -> Option<Option<Policy>> {
         let state = self.state.lock().unwrap();
-        state.started.iter().find(|(started, _)| started == migration)?.1
+        state.started.iter().find(|(name, _)| name == migration).map(|(_, policy)| *policy)
     }
 
     /// Waits until a call has come.

@@ -56,7 +56,7 @@ pub(crate) fn state_of(e: &Evacuation, container: &str) -> ItemState {
 /// Waits until an agent has a session for a migration.
 pub(crate) async fn has_session(agent: &Agent, migration: &str) {
     until(&format!("a session for {migration} at {}", agent.name), || async {
-        agent.has_started(migration).then_some(())
+        agent.started(migration).map(drop)
     })
     .await;
 }
@@ -82,7 +82,7 @@ pub(crate) async fn finish(world: &World, container: &str, from: &Agent, to: &Ag
         let mut api = world.api.clone();
         let all = api.list_migrations(request()).await.ok()?.into_inner().migrations;
         let running = all.into_iter().find(|m| m.finished.is_none());
-        running.filter(|m| from.has_started(&m.name)).map(|m| m.name)
+        running.filter(|m| from.started(&m.name).is_some()).map(|m| m.name)
     })
     .await;
     hand_over(container, &migration, from, to);

@@ -66,11 +66,11 @@ fn what_is_wrong_is_named_by_line_or_path() {
         (one("Migration", "{}"), "Migration x: spec.container: is missing", ""),
         (
             one("Migration", "{container: web, node: a}"),
-            "Migration x: spec.node: a Migration has no such field",
+            "Migration x: spec.node: Migration has no such field",
             "",
         ),
-        (one("MigrationPolicy", "{timeout: 5m}"), "spec.timeout: a MigrationPolicy has no such field", ""),
-        (one("Evacuation", "{node: a, limits: {}}"), "spec.limits: a Evacuation has no such field", ""),
+        (one("MigrationPolicy", "{timeout: 5m}"), "spec.timeout: MigrationPolicy has no such field", ""),
+        (one("Evacuation", "{node: a, limits: {}}"), "spec.limits: Evacuation has no such field", ""),
         (one("Pod", "{}"), "kind: \"Pod\" is not", ""),
         (one("Evacuation", "{node: a}").replace("v1alpha1", "v1"), "apiVersion: ", "gantry.dev/v1alpha1"),
         (one("Evacuation", "{node: a}").replace("{name: x}", "{}"), "metadata.name: is missing", ""),
@@ -81,7 +81,7 @@ fn what_is_wrong_is_named_by_line_or_path() {
     for (text, wanted, also) in cases {
         let why = parse(&text).unwrap_err();
         assert!(why.contains(wanted) && why.contains(also), "{text}\n=> {why}");
-        assert_eq!(why.lines().count(), 1, "{why}");
+        assert!(why.lines().count() == 1 && !why.contains("Options"), "{why}");
     }
 }
 

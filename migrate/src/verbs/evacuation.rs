@@ -338,7 +338,7 @@ impl View {
         self.clear();
         match self.mode {
             Mode::Json => {}
-            Mode::Lines => println!("{} {}  {}", e.name, evacuation::phase(e.phase()), e.message),
+            Mode::Lines => println!("{} {}  {}", e.name, evacuation::phase(e.phase()), e.reason),
             Mode::Live | Mode::Silent => print_object(settings, &evacuation::object(e), || {
                 let table = evacuation::items(e).render(super::colour(settings));
                 format!("{table}{} {}\n", e.name, evacuation::phase(e.phase()))

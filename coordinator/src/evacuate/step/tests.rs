@@ -2,7 +2,8 @@ use proptest::prelude::*;
 use proto::v1::{Evacuation, EvacuationSpec};
 
 use super::*;
-use crate::place::Facts;
+use crate::evacuate::world::{Busy, Move};
+use crate::place::{Candidate, Facts, Needs};
 
 const NODE: &str = "n";
 
@@ -60,6 +61,7 @@ impl Cluster {
         World {
             now: self.now,
             cordoned: self.cordoned,
+            silent: None,
             containers: self.containers.clone(),
             migrations: self.migrations.iter().map(|(name, (_, m))| (name.clone(), m.clone())).collect(),
             busy: busy.collect(),
@@ -349,6 +351,19 @@ fn the_deadline_lets_what_runs_end_and_cancels_what_waits_in_the_queue() {
     let e = &cluster.record.evacuation;
     assert_eq!((e.phase(), e.reason.as_str()), (EvacuationPhase::Failed, "DeadlineExceeded"));
     assert_eq!(e.items[0].state(), ItemState::Moved);
+}
+
+#[test]
+fn a_silent_node_is_waited_for_and_costs_no_try() {
+    let mut cluster = Cluster::new(1, 1, None);
+    cluster.step(false);
+    cluster.checks.clear();
+    let world = World { silent: Some("b".into()), ..cluster.world() };
+    assert_eq!(step(&mut cluster.record, &world).actions, []);
+    let item = &cluster.record.evacuation.items[0];
+    assert_eq!((item.attempts, item.message.as_str()), (0, "waits for b, which is silent"));
+    let world = cluster.world();
+    assert_eq!(step(&mut cluster.record, &world).actions, [Action::Check("c0".into())]);
 }
 
 #[test]
