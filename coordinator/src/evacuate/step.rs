@@ -445,7 +445,7 @@ fn finish(record: &mut EvacuationRecord, world: &World, stop: Option<Stop>) {
         if record.evacuation.phase() == EvacuationPhase::Pending {
             return;
         }
-        if !is_undo(record) && !(world.cordoned && world.coming.is_empty()) {
+        if !(is_undo(record) || world.cordoned && world.coming.is_empty()) {
             if let Some(coming) = world.coming.first() {
                 record.log(format!("waits for {coming}, which comes to {}", record.node()));
             }

@@ -50,6 +50,7 @@ pub(crate) struct Busy {
 
 /// What the real checks say of a container.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each container that is about to be moved")]
 pub(crate) enum Check {
     /// They run.
     UnderWay,

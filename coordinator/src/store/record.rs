@@ -141,6 +141,7 @@ pub(crate) enum Kind {
 
 /// An object as watchers see it.
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(clippy::large_enum_variant, reason = "each lives as long as one write or one event")]
 pub(crate) enum Object {
     /// A migration.
     #[prost(message, tag = "1")]

@@ -108,7 +108,7 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
 /// Bytes so that [`parse_bytes`] reads exactly the same number: `50MB`, or the plain number.
 pub(crate) fn exact_bytes(bytes: u64) -> String {
     let units = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")];
-    match units.iter().find(|(size, _)| bytes > 0 && bytes % size == 0) {
+    match units.iter().find(|(size, _)| bytes > 0 && bytes.is_multiple_of(*size)) {
         Some((size, unit)) => format!("{}{unit}", bytes / size),
         None => bytes.to_string(),
     }

@@ -1,6 +1,7 @@
 //! `drain`, `pause`, `resume`, and bringing back what was drained.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use proto::v1::{
@@ -265,7 +266,6 @@ enum Mode {
 #[derive(Debug)]
 struct View {
     mode: Mode,
-    colour: bool,
     /// Lines of the table that is on the screen.
     drawn: usize,
     told: std::collections::HashMap<String, String>,
@@ -283,7 +283,6 @@ impl View {
         };
         Self {
             mode,
-            colour: terminal && !settings.no_color,
             drawn: 0,
             told: std::collections::HashMap::new(),
         }
@@ -295,7 +294,9 @@ impl View {
             Mode::Json => println!("{}", evacuation::object(e)),
             Mode::Live => {
                 self.clear();
-                let table = evacuation::items(e).render(self.colour);
+                let columns = sys::tty::window_size(std::io::stderr().as_fd()).map_or(0, |size| size.columns);
+                // Without colours: a cut one would never end.
+                let table = cut(&evacuation::items(e).render(false), columns.into());
                 self.drawn = table.lines().count() + 1;
                 eprint!("{} {}\n{table}", e.name, evacuation::phase(e.phase()));
                 // The terminal may be gone; the evacuation goes on.
@@ -347,6 +348,17 @@ impl View {
     }
 }
 
+/// Lines that fit into so many columns: one that wraps would be two to the terminal. All of them when that is 0.
+fn cut(text: &str, columns: usize) -> String {
+    let fits = |line: &str| -> String {
+        match line.char_indices().nth(columns) {
+            Some((end, _)) if columns > 0 => format!("{}\n", &line[..end]),
+            _ => format!("{line}\n"),
+        }
+    };
+    text.lines().map(fits).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proto::v1::{EvacuationItem, EvacuationPhase};
@@ -379,6 +391,13 @@ mod tests {
         e.items[0].reason = "PreCopy".into();
         assert_eq!(view.changed(&e), ["web Migrating  to node-b as web-1 PreCopy"]);
         assert!(view.changed(&e).is_empty());
+    }
+
+    #[test]
+    fn lines_fit_the_terminal() {
+        assert_eq!(cut("abc\nde\n", 2), "ab\nde\n");
+        assert_eq!(cut("äöü\n", 2), "äö\n");
+        assert_eq!(cut("abc\n", 0), "abc\n");
     }
 
     #[test]
