@@ -281,11 +281,7 @@ impl View {
             Output::Table | Output::Wide => Mode::Lines,
             Output::Yaml | Output::Name => Mode::Silent,
         };
-        Self {
-            mode,
-            drawn: 0,
-            told: std::collections::HashMap::new(),
-        }
+        Self { mode, drawn: 0, told: std::collections::HashMap::new() }
     }
 
     fn show(&mut self, e: &Evacuation) {
