@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use proto::v1::node_agent_client::NodeAgentClient;
-use proto::v1::{Condition, Migration, Phase};
+use proto::v1::{Condition, Migration, Node, Phase};
 use tokio::sync::Notify;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -63,6 +63,17 @@ impl Core {
         Ok(record)
     }
 
+    /// Cordons or uncordons a node, durably; `None` when it never joined.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) fn cordon(&self, node: &str, cordoned: bool) -> Result<Option<Node>, StoreError> {
+        let Some(record) = self.cluster.cordon(node, cordoned) else { return Ok(None) };
+        self.store.put_node(&record, true)?;
+        self.wake.notify_one();
+        Ok(self.cluster.node(node))
+    }
+
     /// Ends a migration; one that is over stays as it is.
     ///
     /// # Errors
@@ -112,7 +123,7 @@ impl End {
             Phase::Failed | Phase::Cancelled => "False",
             _ => "Unknown",
         };
-        set_condition(m, "Succeeded", status, &self.reason, &self.message);
+        set_condition(&mut m.conditions, "Succeeded", status, &self.reason, &self.message);
         if record.is_over() {
             record.migration.finished = Some(SystemTime::now().into());
         }
@@ -120,20 +131,34 @@ impl End {
 }
 
 /// Sets one condition; its time changes only when its status does.
-pub(crate) fn set_condition(m: &mut Migration, kind: &str, status: &str, reason: &str, message: &str) {
-    let last_transition_time = m
-        .conditions
+pub(crate) fn set_condition(
+    conditions: &mut Vec<Condition>,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+) {
+    let last_transition_time = conditions
         .iter()
         .find(|c| c.r#type == kind && c.status == status)
         .map_or_else(|| Some(SystemTime::now().into()), |c| c.last_transition_time);
-    m.conditions.retain(|c| c.r#type != kind);
-    m.conditions.push(Condition {
+    conditions.retain(|c| c.r#type != kind);
+    conditions.push(Condition {
         r#type: kind.to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
         message: message.to_owned(),
         last_transition_time,
     });
+}
+
+/// A name of protobuf as conditions spell it: `NODE_UNREACHABLE` is `NodeUnreachable`.
+pub(crate) fn camel(name: &str) -> String {
+    let word = |word: &str| {
+        let (first, rest) = word.split_at(word.len().min(1));
+        format!("{first}{}", rest.to_lowercase())
+    };
+    name.split('_').map(word).collect()
 }
 
 fn summarize(m: &Migration) {

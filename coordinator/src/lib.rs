@@ -6,14 +6,18 @@
 #![forbid(unsafe_code)]
 
 mod agent_client;
+mod cancel;
+mod check;
 mod cluster;
 mod config;
 mod core;
 mod drive;
+mod evacuate;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod metrics;
 mod place;
+mod policy;
 mod queue;
 mod schedule;
 mod server;
@@ -135,7 +139,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     });
     // Migrations go on without the coordinator; a drive that is cut off is taken up from the store.
     let queue = tokio::spawn(queue::run(Arc::clone(&core)));
+    let evacuations = tokio::spawn(evacuate::run(Arc::clone(&core)));
     let served = server::serve(Arc::clone(&core), listener, &config.tls, stopped).await;
+    evacuations.abort();
     queue.abort();
     core.store.flush()?;
     served

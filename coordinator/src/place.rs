@@ -61,23 +61,32 @@ pub(crate) struct Verdict {
     pub(crate) node: String,
     /// Why it does not fit.
     pub(crate) reasons: Vec<String>,
+    /// All of that may pass by itself: readiness, a cordon, a name, room.
+    pub(crate) passing: bool,
 }
 
 /// Judges one node.
 pub(crate) fn judge(needs: &Needs, candidate: &Candidate) -> Verdict {
     let (here, there) = (&needs.facts, &candidate.facts);
     let mut reasons = Vec::new();
+    let needed = needs.memory.saturating_add(OVERHEAD);
+    let free = there.memory_free.saturating_sub(candidate.promised);
+    let passing: [(bool, &dyn Fn() -> String); 4] = [
+        (!candidate.ready, &|| "the node is not ready".into()),
+        (candidate.cordoned, &|| "the node is cordoned".into()),
+        (candidate.occupied && candidate.name != needs.source, &|| {
+            "a container of that name is there".into()
+        }),
+        (free < needed, &|| format!("{} MiB are free, {} MiB are needed", free >> 20, needed >> 20)),
+    ];
+    reasons.extend(passing.iter().filter(|(wrong, _)| *wrong).map(|(_, reason)| reason()));
+    let may_pass = reasons.len();
     let mut refuse = |wrong: bool, reason: &dyn Fn() -> String| {
         if wrong {
             reasons.push(reason());
         }
     };
     refuse(candidate.name == needs.source, &|| "the container is there already".into());
-    refuse(!candidate.ready, &|| "the node is not ready".into());
-    refuse(candidate.cordoned, &|| "the node is cordoned".into());
-    refuse(candidate.occupied && candidate.name != needs.source, &|| {
-        "a container of that name is there".into()
-    });
     refuse(here.arch != there.arch, &|| format!("its machine is {:?}, not {:?}", there.arch, here.arch));
     refuse(here.kernel_release != there.kernel_release, &|| {
         format!("its kernel is {}, not {}", there.kernel_release, here.kernel_release)
@@ -96,10 +105,8 @@ pub(crate) fn judge(needs: &Needs, candidate: &Candidate) -> Verdict {
             format!("it lacks the cgroup controller {controller}, which limits the container")
         });
     }
-    let needed = needs.memory.saturating_add(OVERHEAD);
-    let free = there.memory_free.saturating_sub(candidate.promised);
-    refuse(free < needed, &|| format!("{} MiB are free, {} MiB are needed", free >> 20, needed >> 20));
-    Verdict { node: candidate.name.clone(), reasons }
+    let passing = may_pass == reasons.len();
+    Verdict { node: candidate.name.clone(), reasons, passing }
 }
 
 /// Chooses the node with the most free memory among those that fit; the first by name of equals.
@@ -174,6 +181,8 @@ mod tests {
             let verdict = judge(&needs(), &spoilt);
             assert_eq!(verdict.reasons.len(), 1, "{verdict:?}");
             assert!(verdict.reasons[0].contains(reason), "{verdict:?}");
+            let may_pass = ["not ready", "cordoned", "of that name", "0 MiB are free, 33 MiB"];
+            assert_eq!(verdict.passing, may_pass.contains(&reason), "{verdict:?}");
         }
     }
 

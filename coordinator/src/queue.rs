@@ -1,16 +1,18 @@
-//! The queue: gives each migration its slot and its target, oldest first, and has it driven.
+//! The queue: gives each migration its slot, its target and its limits, and has it driven. Those of users come before
+//! those of evacuations, and of each the oldest first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::v1::{ContainerState, NodeState, Phase};
+use proto::v1::{ContainerState, EffectivePolicy, MigrationPolicy, NodeState, Phase};
 use tokio::task::JoinHandle;
 
 use crate::cluster::facts;
 use crate::core::{Core, End};
 use crate::drive;
 use crate::place::{self, Needs, Verdict};
+use crate::policy;
 use crate::schedule::{Pair, Slots};
 use crate::store::{Record, StoreError};
 
@@ -61,7 +63,7 @@ pub(crate) fn promised(active: &[Record]) -> BTreeMap<String, u64> {
     promised
 }
 
-/// Walks the queue once, oldest first; a migration that must wait holds up no other.
+/// Walks the queue once; a migration that must wait holds up no other.
 fn admit(core: &Core) -> Result<(), StoreError> {
     let active = core.store.active()?;
     let mut promised = promised(&active);
@@ -69,15 +71,18 @@ fn admit(core: &Core) -> Result<(), StoreError> {
     let running =
         active.iter().filter(|record| record.admitted && record.migration.phase() != Phase::OutcomeUnknown);
     let mut slots = Slots::new(core.settings.concurrency, running.map(pair));
+    let policies = core.store.policies()?;
     for record in active.iter().filter(|record| !record.admitted) {
         let name = &record.migration.name;
-        match turn(core, record, &slots, &promised) {
-            Turn::Start { pair, memory } => {
+        match turn(core, record, &policies, &slots, &promised) {
+            Turn::Start { pair, memory, policy, log } => {
                 slots.take(&pair);
                 *promised.entry(pair.target.clone()).or_default() += memory;
                 core.store.update(name, |record| {
                     // Cancelled since it was read: that has ended it.
                     if record.cancelled_by.is_empty() {
+                        log.into_iter().for_each(|line| record.log(line));
+                        record.migration.effective_policy = Some(policy);
                         record.log(format!(
                             "{} moves from {} to {}",
                             record.container(),
@@ -105,12 +110,18 @@ fn admit(core: &Core) -> Result<(), StoreError> {
 }
 
 enum Turn {
-    Start { pair: Pair, memory: u64 },
+    Start { pair: Pair, memory: u64, policy: EffectivePolicy, log: Vec<String> },
     Wait(String),
     Never(End, Vec<String>),
 }
 
-fn turn(core: &Core, record: &Record, slots: &Slots, promised: &BTreeMap<String, u64>) -> Turn {
+fn turn(
+    core: &Core,
+    record: &Record,
+    policies: &[MigrationPolicy],
+    slots: &Slots,
+    promised: &BTreeMap<String, u64>,
+) -> Turn {
     let name = record.container();
     let Some(container) = core.cluster.container(name) else {
         return Turn::Never(
@@ -152,7 +163,16 @@ fn turn(core: &Core, record: &Record, slots: &Slots, promised: &BTreeMap<String,
     let (free, full): (Vec<_>, Vec<_>) =
         candidates.into_iter().partition(|c| slots.refuse_target(&c.name).is_none());
     match place::choose(&needs, &free) {
-        Ok(target) => Turn::Start { pair: Pair { source, target }, memory: container.memory_bytes },
+        Ok(target) => {
+            let spec = record.migration.spec.clone().unwrap_or_default();
+            match policy::resolve(&spec, &container.labels, policies) {
+                Ok((policy, log)) => {
+                    let pair = Pair { source, target };
+                    Turn::Start { pair, memory: container.memory_bytes, policy, log }
+                }
+                Err(error) => Turn::Never(End::failed("PolicyGone", error.to_string()), Vec::new()),
+            }
+        }
         Err(mut verdicts) => {
             if let Ok(busy) = place::choose(&needs, &full) {
                 return Turn::Wait(slots.refuse_target(&busy).unwrap_or_default());

@@ -4,8 +4,11 @@ mod access;
 mod api;
 mod calls;
 mod containers;
+mod evacuations;
 mod migrations;
+mod policies;
 mod registry;
+mod requests;
 mod watch;
 
 use std::sync::Arc;

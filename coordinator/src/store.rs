@@ -3,6 +3,9 @@
 //! Every write but a node's is on disk when its function returns: an epoch before it is ordered, a revision
 //! before a watcher sees it. One writer at a time, so that revisions appear in order.
 
+mod evacuations;
+mod migrations;
+mod policies;
 mod record;
 #[cfg(test)]
 mod tests;
@@ -13,14 +16,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use prost::Message;
-use proto::identity::MAX_NAME;
-use proto::v1::{Decision, Migration};
+use proto::v1::Decision;
 use tokio::sync::watch;
 
-pub(crate) use record::{NodeRecord, Record, Request, Resolution};
+pub(crate) use evacuations::EvacuationError;
+pub(crate) use policies::{DeleteError, InUse};
+pub(crate) use record::{Change, EvacuationRecord, Kind, NodeRecord, Object, Record, Request, Resolution};
 
-/// Version of the trees' layout.
-const FORMAT: u8 = 1;
+/// Version of the trees' layout. 1 had changes of migrations alone in its log; it is not read any more.
+const FORMAT: u8 = 2;
 /// Revisions that a watch can go back.
 const LOG_KEPT: u64 = 10_000;
 
@@ -34,11 +38,16 @@ pub(crate) enum StoreError {
     #[error("the store's {0} cannot be decoded")]
     Decode(&'static str, #[source] prost::DecodeError),
     /// Written by another version.
-    #[error("the store has format {0}, this program knows {FORMAT}")]
+    #[error(
+        "the store has format {0}, this program knows {FORMAT}: move it away, nodes, containers and epochs are learnt anew from the agents"
+    )]
     Format(u8),
     /// There is no such record.
     #[error("there is no migration {0}")]
     NoMigration(String),
+    /// There is no such record.
+    #[error("there is no evacuation {0}")]
+    NoEvacuation(String),
 }
 
 /// Why a migration was not created.
@@ -53,13 +62,16 @@ pub(crate) enum CreateError {
     /// The name is taken.
     #[error("there is a migration {0} already")]
     NameTaken(String),
+    /// It names a policy that is not there.
+    #[error("there is no policy {0}")]
+    NoPolicy(String),
 }
 
 /// What may have changed since the revision a watcher knows.
 #[derive(Debug)]
 pub(crate) enum Changes {
     /// These, in order; empty when there is none yet.
-    Since(Vec<(u64, Migration)>),
+    Since(Vec<(u64, Change)>),
     /// The log does not go back that far: this is its oldest revision.
     Compacted(u64),
 }
@@ -71,6 +83,8 @@ pub(crate) struct Store {
     meta: sled::Tree,
     nodes: sled::Tree,
     migrations: sled::Tree,
+    policies: sled::Tree,
+    evacuations: sled::Tree,
     epochs: sled::Tree,
     requests: sled::Tree,
     log: sled::Tree,
@@ -84,6 +98,17 @@ struct Inner {
     revision: u64,
     /// Container to the migration that is not over.
     active: BTreeMap<String, String>,
+    /// Node to the evacuation that is not over.
+    evacuating: BTreeMap<String, String>,
+}
+
+/// An object to be written, and what watchers are told.
+struct Write<'a> {
+    tree: &'a sled::Tree,
+    key: &'a str,
+    /// `None` removes it.
+    value: Option<Vec<u8>>,
+    change: Change,
 }
 
 fn decode<M: Message + Default>(what: &'static str, value: &[u8]) -> Result<M, StoreError> {
@@ -120,7 +145,17 @@ impl Store {
                 active.insert(record.container().to_owned(), record.migration.name);
             }
         }
+        let evacuations = db.open_tree("evacuations")?;
+        let mut evacuating = BTreeMap::new();
+        for entry in &evacuations {
+            let record: EvacuationRecord = decode("evacuation", &entry?.1)?;
+            if !record.is_over() {
+                evacuating.insert(record.node().to_owned(), record.evacuation.name);
+            }
+        }
         Ok(Self {
+            policies: db.open_tree("policies")?,
+            evacuations,
             nodes: db.open_tree("nodes")?,
             epochs: db.open_tree("epochs")?,
             requests: db.open_tree("requests")?,
@@ -128,7 +163,7 @@ impl Store {
             meta,
             migrations,
             log,
-            inner: Mutex::new(Inner { revision, active }),
+            inner: Mutex::new(Inner { revision, active, evacuating }),
             latest: watch::Sender::new(revision),
             db,
         })
@@ -148,24 +183,27 @@ impl Store {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a record with its next revision, durably, then shows it to watchers.
-    fn publish(
+    /// Writes one object and its change under the next revision, durably.
+    ///
+    /// # Errors
+    /// When the database fails; the revision was not taken.
+    fn write(
         &self,
         inner: &mut Inner,
-        record: &mut Record,
+        write: &Write<'_>,
         request: Option<(&str, &Request)>,
     ) -> Result<(), StoreError> {
         use sled::Transactional as _;
         let revision = inner.revision + 1;
-        record.migration.revision = revision;
-        let value = record.encode_to_vec();
-        let shown = record.migration.encode_to_vec();
-        let name = record.migration.name.as_str();
+        let change = write.change.encode_to_vec();
         let compacted = revision.checked_sub(LOG_KEPT).map(u64::to_be_bytes);
-        (&self.migrations, &self.log, &self.requests)
-            .transaction(|(migrations, log, requests)| {
-                migrations.insert(name, value.as_slice())?;
-                log.insert(&revision.to_be_bytes(), shown.as_slice())?;
+        (write.tree, &self.log, &self.requests)
+            .transaction(|(tree, log, requests)| {
+                match &write.value {
+                    Some(value) => tree.insert(write.key, value.as_slice())?,
+                    None => tree.remove(write.key)?,
+                };
+                log.insert(&revision.to_be_bytes(), change.as_slice())?;
                 if let Some(old) = compacted {
                     log.remove(&old)?;
                 }
@@ -182,133 +220,24 @@ impl Store {
             })?;
         self.db.flush()?;
         inner.revision = revision;
-        if record.is_over() {
-            if inner.active.get(record.container()).is_some_and(|active| *active == record.migration.name) {
-                inner.active.remove(record.container());
-            }
-        } else {
-            inner.active.insert(record.container().to_owned(), record.migration.name.clone());
-        }
-        self.latest.send_replace(revision);
         Ok(())
     }
 
-    /// Creates a migration, unless the container has one that is not over. An empty name becomes `CONTAINER-N`.
-    /// After Ok it is durable, its name and revision are set, and so is the request.
-    ///
-    /// # Errors
-    /// [`CreateError`]; nothing was created.
-    pub(crate) fn create(
-        &self,
-        mut record: Record,
-        request: Option<(&str, Vec<u8>)>,
-    ) -> Result<Migration, CreateError> {
-        let mut inner = self.lock();
-        if let Some(running) = inner.active.get(record.container()) {
-            return Err(CreateError::Running(running.clone()));
-        }
-        if record.migration.name.is_empty() {
-            record.migration.name = self.free_name(record.container())?;
-        } else if self.migrations.contains_key(&record.migration.name).map_err(StoreError::from)? {
-            return Err(CreateError::NameTaken(record.migration.name));
-        }
-        let name = record.migration.name.clone();
-        let created = record.migration.created.as_ref().map_or(0, |time| time.seconds);
-        let request = request.map(|(id, request)| (id, Request { request, name, created }));
-        self.publish(&mut inner, &mut record, request.as_ref().map(|(id, request)| (*id, request)))?;
-        Ok(record.migration)
-    }
-
-    fn free_name(&self, container: &str) -> Result<String, StoreError> {
-        let key = format!("names/{container}");
-        let mut n = self.meta.get(&key)?.map_or(0, |value| number(&value));
-        loop {
-            n += 1;
-            let suffix = format!("-{n}");
-            let stem = &container[..container.len().min(MAX_NAME - suffix.len())];
-            let name = format!("{stem}{suffix}");
-            if !self.migrations.contains_key(&name)? {
-                // Not flushed by itself: the migration that takes the name is.
-                self.meta.insert(key.as_str(), &n.to_be_bytes())?;
-                return Ok(name);
-            }
-        }
-    }
-
-    /// Changes a migration. When `change` changes anything, that has a new revision and is durable after Ok.
-    /// A finished migration is changed no more but for its resolution.
-    ///
-    /// # Errors
-    /// [`StoreError::NoMigration`], or when the database fails.
-    pub(crate) fn update<T>(
-        &self,
-        name: &str,
-        change: impl FnOnce(&mut Record) -> T,
-    ) -> Result<(T, Record), StoreError> {
-        let mut inner = self.lock();
-        let before = self.get(name)?.ok_or_else(|| StoreError::NoMigration(name.to_owned()))?;
-        let mut record = before.clone();
-        let answer = change(&mut record);
-        if before.is_over() {
-            let resolution = record.resolution.take();
-            record = Record { resolution, ..before.clone() };
-        }
-        if record != before {
-            self.publish(&mut inner, &mut record, None)?;
-        }
-        Ok((answer, record))
-    }
-
-    /// A migration.
-    pub(crate) fn get(&self, name: &str) -> Result<Option<Record>, StoreError> {
-        self.migrations.get(name)?.map(|value| decode("migration", &value)).transpose()
-    }
-
-    /// Up to `limit` migrations by name, after the name `after`, that `keep` keeps.
-    pub(crate) fn list(
-        &self,
-        after: &str,
-        limit: usize,
-        keep: impl Fn(&Record) -> bool,
-    ) -> Result<Vec<Record>, StoreError> {
-        let start = std::ops::Bound::Excluded(after.as_bytes());
-        let mut found = Vec::new();
-        for entry in self.migrations.range::<&[u8], _>((start, std::ops::Bound::Unbounded)) {
-            if found.len() == limit {
-                break;
-            }
-            let record = decode("migration", &entry?.1)?;
-            if keep(&record) {
-                found.push(record);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Every migration that is not over, oldest first.
-    pub(crate) fn active(&self) -> Result<Vec<Record>, StoreError> {
-        let names: Vec<String> = self.lock().active.values().cloned().collect();
-        let mut records = Vec::new();
-        for name in names {
-            records.extend(self.get(&name)?);
-        }
-        records.sort_by_key(|r| {
-            let created = r.migration.created.unwrap_or_default();
-            (created.seconds, created.nanos, r.migration.name.clone())
-        });
-        Ok(records)
-    }
-
-    /// The migration of `container` that is not over.
-    pub(crate) fn active_of(&self, container: &str) -> Option<String> {
-        self.lock().active.get(container).cloned()
-    }
-
-    /// Every migration as it is, at one revision.
-    pub(crate) fn snapshot(&self) -> Result<(u64, Vec<Migration>), StoreError> {
+    /// Every object of one kind as it is, at one revision.
+    pub(crate) fn snapshot(&self, kind: Kind) -> Result<(u64, Vec<Object>), StoreError> {
         let inner = self.lock();
-        let all = self.list("", usize::MAX, |_| true)?;
-        Ok((inner.revision, all.into_iter().map(|record| record.migration).collect()))
+        let all = match kind {
+            Kind::Migration => {
+                let all = self.list("", usize::MAX, |_| true)?;
+                all.into_iter().map(|record| Object::Migration(record.migration)).collect()
+            }
+            Kind::Policy => self.policies()?.into_iter().map(Object::Policy).collect(),
+            Kind::Evacuation => {
+                let all = self.evacuations()?;
+                all.into_iter().map(|record| Object::Evacuation(record.evacuation)).collect()
+            }
+        };
+        Ok((inner.revision, all))
     }
 
     /// What changed after `revision`, at most `limit` changes.
@@ -401,23 +330,13 @@ impl Store {
         if durable { self.flush() } else { Ok(()) }
     }
 
-    /// Removes migrations and requests that ended longer than `kept` before `now`. Epochs stay for ever.
-    /// Answers how many migrations were removed.
+    /// Removes migrations, evacuations and requests that ended longer than `kept` before `now`. Epochs stay for ever.
+    /// Answers how many objects were removed.
     pub(crate) fn prune(&self, now: SystemTime, kept: Duration) -> Result<usize, StoreError> {
         let Some(before) = now.checked_sub(kept) else { return Ok(0) };
         let before = prost_types::Timestamp::from(before).seconds;
-        let _one_at_a_time = self.lock();
-        let mut removed = 0;
-        for entry in &self.migrations {
-            let (key, value) = entry?;
-            let record: Record = decode("migration", &value)?;
-            let owed = record.resolution.as_ref().is_some_and(|r| !r.fenced_told);
-            let old = record.migration.finished.is_some_and(|finished| finished.seconds < before);
-            if record.is_over() && old && !owed {
-                self.migrations.remove(key)?;
-                removed += 1;
-            }
-        }
+        let inner = self.lock();
+        let removed = self.prune_migrations(&inner, before)? + self.prune_evacuations(before)?;
         for entry in &self.requests {
             let (key, value) = entry?;
             if decode::<Request>("request", &value)?.created < before {
@@ -427,4 +346,26 @@ impl Store {
         self.flush()?;
         Ok(removed)
     }
+}
+
+/// Up to `limit` values of a tree by key, after the key `after`, that `keep` keeps.
+fn list<M: Message + Default>(
+    tree: &sled::Tree,
+    what: &'static str,
+    after: &str,
+    limit: usize,
+    keep: impl Fn(&M) -> bool,
+) -> Result<Vec<M>, StoreError> {
+    let start = std::ops::Bound::Excluded(after.as_bytes());
+    let mut found = Vec::new();
+    for entry in tree.range::<&[u8], _>((start, std::ops::Bound::Unbounded)) {
+        if found.len() == limit {
+            break;
+        }
+        let record = decode(what, &entry?.1)?;
+        if keep(&record) {
+            found.push(record);
+        }
+    }
+    Ok(found)
 }

@@ -13,7 +13,7 @@ use proto::v1::*;
 use tonic::{Code, Status};
 
 fn spec(container: &str, target_node: &str) -> Option<MigrationSpec> {
-    Some(MigrationSpec { container: container.into(), target_node: target_node.into(), policy: None })
+    Some(MigrationSpec { container: container.into(), target_node: target_node.into(), ..Default::default() })
 }
 
 fn create(container: &str, target: &str) -> CreateMigrationRequest {
@@ -261,6 +261,7 @@ async fn lists_are_paged_and_filtered() {
         page_size,
         page_token: page_token.into(),
         container: container.into(),
+        ..ListMigrationsRequest::default()
     };
     let first = world.api.list_migrations(list(2, "", "")).await.unwrap().into_inner();
     let second = world.api.list_migrations(list(2, &first.next_page_token, "")).await.unwrap().into_inner();

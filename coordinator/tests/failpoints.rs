@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::evacuate::{finish, state_of};
 use common::{Behaviour, World, until};
 use proto::v1::*;
 
@@ -74,4 +75,45 @@ async fn a_resolution_is_told_again_after_a_crash() {
             .filter(|call| call.starts_with("Resolve"))
             .all(|call| call == "Resolve 2 OWNER_TARGET")
     );
+}
+
+/// Where it crashes while it evacuates, the first and later times: every step begins from the record.
+const EVACUATION_POINTS: [&str; 9] = [
+    "evacuate-before-step=kill",
+    "evacuate-after-step=kill",
+    "evacuate-after-cordon=kill",
+    "evacuate-after-create=kill",
+    "evacuate-after-create=kill:2",
+    // Written that it is to be created, and not created.
+    "evacuate-after-step=kill:3",
+    "evacuate-after-step=kill:4",
+    "evacuate-after-step=kill:5",
+    "evacuate-before-step=kill:6",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evacuation_goes_on_after_a_crash_anywhere() {
+    for point in EVACUATION_POINTS {
+        let mut world = World::start();
+        assert!(world.process.terminate().success());
+        world.process.failpoint(point);
+        world.process.restart();
+        let a = world.agent("node-a", Behaviour::running(&["web", "db"])).await;
+        let b = world.agent("node-b", Behaviour::default()).await;
+        // It may crash before it has answered.
+        let _ = world.evacuate("node-a", |request| request.name = "away".into()).await;
+        assert!(!world.process.ended().success(), "{point} was never reached");
+        world.process.failpoint("");
+        world.process.restart();
+        for container in ["db", "web"] {
+            finish(&world, container, &a, &b).await;
+        }
+        let done = world.evacuation("away", |e| e.finished.is_some()).await;
+        assert_eq!(done.phase(), EvacuationPhase::Succeeded, "{point}: {done:#?}");
+        for container in ["db", "web"] {
+            assert_eq!(state_of(&done, container), ItemState::Moved);
+            assert_eq!(a.sessions_of(container).len(), 1, "{point}: {:?}", a.sessions_of(container));
+        }
+        assert!(world.node("node-a", NodeState::Ready).await.cordoned);
+    }
 }

@@ -3,7 +3,10 @@
 use proto::identity::Role;
 use proto::tls::{ConnectError, Expect, Tls, TlsFiles, connect};
 use proto::v1::coordinator_client::CoordinatorClient;
-use proto::v1::{Container, ListContainersRequest, ListMigrationsRequest, ListNodesRequest, Migration, Node};
+use proto::v1::{
+    Container, Evacuation, ListContainersRequest, ListEvacuationsRequest, ListMigrationPoliciesRequest,
+    ListMigrationsRequest, ListNodesRequest, Migration, MigrationPolicy, Node,
+};
 use tonic::transport::Channel;
 
 use crate::exit::{Exit, Failure};
@@ -95,5 +98,21 @@ impl Api {
         mut request: ListMigrationsRequest,
     ) -> Result<Vec<Migration>, Failure> {
         pages!(self, list_migrations, request, migrations, "list migrations")
+    }
+
+    /// Every policy.
+    pub(crate) async fn policies(
+        &mut self,
+        mut request: ListMigrationPoliciesRequest,
+    ) -> Result<Vec<MigrationPolicy>, Failure> {
+        pages!(self, list_migration_policies, request, policies, "list policies")
+    }
+
+    /// Every evacuation.
+    pub(crate) async fn evacuations(
+        &mut self,
+        mut request: ListEvacuationsRequest,
+    ) -> Result<Vec<Evacuation>, Failure> {
+        pages!(self, list_evacuations, request, evacuations, "list evacuations")
     }
 }

@@ -25,9 +25,11 @@ use crate::verbs;
   migrate check web --to node-b
   migrate move web --to node-b --max-downtime 20ms
   migrate get migrations -o wide
+  migrate drain node-a --dry-run
+  migrate apply -f policies.yaml
 
 Exit codes:
-  0 ok  1 other  2 usage  3 refused by a check  4 failed, runs at the source  5 did not converge, runs at the
+  0 ok  1 other  2 usage  3 refused by a check  4 failed, runs at the source (drain: some stay)  5 did not converge, runs at the
   source  6 cancelled  7 coordinator unreachable or not allowed  8 outcome unknown"
 )]
 pub(crate) struct Cli {
@@ -83,15 +85,17 @@ pub(crate) enum Command {
     /// Hosts on this machine to try things on.
     #[command(subcommand)]
     Dev(dev::args::Command),
-    /// List or watch nodes, containers or migrations.
+    /// List or watch nodes, containers, migrations, policies or evacuations.
     Get(verbs::get::Options),
-    /// Everything about one node, container or migration.
+    /// Everything about one of them.
     Describe(verbs::get::DescribeOptions),
     /// Start a container from an OCI bundle.
     Run(verbs::container::RunOptions),
     /// Stop a container: SIGTERM, then SIGKILL.
     Stop(verbs::container::StopOptions),
-    /// Forget a stopped container and what its node made for it.
+    /// Make objects what a file says: migrations, policies, evacuations.
+    Apply(verbs::manifest::ApplyOptions),
+    /// Forget a stopped container and what its node made for it, or delete a policy.
     Delete(verbs::container::DeleteOptions),
     /// What a container printed.
     Logs(verbs::stream::LogsOptions),
@@ -101,7 +105,13 @@ pub(crate) enum Command {
     Check(verbs::check::Options),
     /// Move a running container to another node.
     Move(verbs::moving::Options),
-    /// Cancel a migration; the container stays where it is.
+    /// Move every container away from a node, and cordon it.
+    Drain(verbs::evacuation::DrainOptions),
+    /// Begin nothing more; what runs goes on.
+    Pause(verbs::evacuation::PauseOptions),
+    /// Go on with what was paused.
+    Resume(verbs::evacuation::PauseOptions),
+    /// Cancel a migration or an evacuation; containers stay where they are.
     Cancel(verbs::migration::CancelOptions),
     /// Wait for a condition.
     Wait(verbs::wait::Options),
@@ -110,7 +120,7 @@ pub(crate) enum Command {
     /// Take a node out of placement.
     Cordon(verbs::migration::CordonOptions),
     /// Put a node back into placement.
-    Uncordon(verbs::migration::CordonOptions),
+    Uncordon(verbs::migration::UncordonOptions),
     /// Certificates.
     #[command(subcommand)]
     Pki(pki::Command),
@@ -138,6 +148,10 @@ pub(crate) fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Describe(options) => block_on(verbs::get::describe(options, &settings)),
         Command::Run(options) => block_on(verbs::container::run(options, &settings)),
         Command::Stop(options) => block_on(verbs::container::stop(options, &settings)),
+        Command::Apply(options) => block_on(verbs::manifest::apply(options, &settings)),
+        Command::Drain(options) => block_on(verbs::evacuation::drain(options, &settings)),
+        Command::Pause(options) => block_on(verbs::evacuation::pause(options, true, &settings)),
+        Command::Resume(options) => block_on(verbs::evacuation::pause(options, false, &settings)),
         Command::Delete(options) => block_on(verbs::container::delete(options, &settings)),
         Command::Logs(options) => block_on(verbs::stream::logs(options, &settings)),
         Command::Exec(options) => block_on(verbs::stream::exec(options, &settings)),
@@ -146,8 +160,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Cancel(options) => block_on(verbs::migration::cancel(options, &settings)),
         Command::Wait(options) => block_on(verbs::wait::run(options, &settings)),
         Command::Resolve(options) => block_on(verbs::migration::resolve(options, &settings)),
-        Command::Cordon(options) => block_on(verbs::migration::cordon(options, true, &settings)),
-        Command::Uncordon(options) => block_on(verbs::migration::cordon(options, false, &settings)),
+        Command::Cordon(options) => block_on(verbs::migration::cordon(options, &settings)),
+        Command::Uncordon(options) => block_on(verbs::migration::uncordon(options, &settings)),
     }
 }
 
@@ -201,7 +215,24 @@ mod tests {
             "migrate move web --to node-b --detach --request-id 1 -o json",
             "migrate move web --to node-b --bandwidth 50MB --throttle 80 --compression lz4",
             "migrate cancel web-1",
+            "migrate move web --to node-b --policy gentle",
+            "migrate cancel evacuation/drain-node-a-1 --now",
+            "migrate cancel migration/web-1",
             "migrate cordon node-a",
+            "migrate uncordon node-a --move-back",
+            "migrate drain node-a --dry-run",
+            "migrate drain node-a --deadline 10m --max-parallel 4 --policy gentle --move-back --detach",
+            "migrate pause evacuation drain-node-a-1",
+            "migrate resume evacuation drain-node-a-1",
+            "migrate apply -f all.yaml --dry-run",
+            "migrate apply -f -",
+            "migrate delete -f all.yaml",
+            "migrate delete policy gentle",
+            "migrate get policies -o yaml",
+            "migrate get evacuations drain-node-a-1 -w",
+            "migrate describe evacuation drain-node-a-1",
+            "migrate wait evacuation/drain-node-a-1 --for=condition=Succeeded",
+            "migrate wait policy/gentle --for=condition=Ready",
             "migrate uncordon node-a",
             "migrate resolve web-1 --owner target --i-have-fenced node-a --accept-rollback",
             "migrate wait migration/web-1 --for=condition=Succeeded --timeout 2m",
@@ -221,6 +252,10 @@ mod tests {
         assert!(parse("migrate move web --to b --max-downtime soon").unwrap_err().use_stderr());
         assert!(parse("migrate move web --to b --throttle 100").unwrap_err().use_stderr());
         assert!(parse("migrate move web --to b --bandwidth fast").unwrap_err().use_stderr());
+        assert!(parse("migrate drain node-a --max-parallel 0").unwrap_err().use_stderr());
+        assert!(parse("migrate delete").unwrap_err().use_stderr());
+        assert!(parse("migrate delete policy gentle -f x.yaml").unwrap_err().use_stderr());
+        assert!(parse("migrate delete policy").unwrap_err().use_stderr());
         assert!(!parse("migrate --help").unwrap_err().use_stderr());
         let help = Cli::command().render_long_help().to_string();
         assert!(!help.contains("__"), "hidden programs are not in the help");

@@ -193,8 +193,12 @@ async fn move_once(
     let request = CreateMigrationRequest {
         request_id: new_request_id(),
         name: format!("{CONTAINER}-{index}"),
-        spec: Some(MigrationSpec { container: CONTAINER.into(), target_node: to.into(), policy: None }),
-        validate_only: false,
+        spec: Some(MigrationSpec {
+            container: CONTAINER.into(),
+            target_node: to.into(),
+            ..MigrationSpec::default()
+        }),
+        ..CreateMigrationRequest::default()
     };
     let from_ms = unix_ms();
     let name = moving::create(api, request, &tried).await?.name;

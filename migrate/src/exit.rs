@@ -4,7 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use proto::error::ErrorDetails;
-use proto::v1::{Migration, Phase};
+use proto::v1::{Evacuation, EvacuationPhase, Migration, Phase};
 use tonic::{Code, Status};
 
 /// How the program ends.
@@ -145,6 +145,11 @@ fn advice_for(code: Code, details: &ErrorDetails) -> &'static str {
         Code::NotFound if details.reason == "NODE_NOT_FOUND" => "`migrate get nodes` lists them",
         Code::NotFound if details.reason == "CONTAINER_NOT_FOUND" => "`migrate get containers` lists them",
         Code::NotFound if details.reason == "MIGRATION_NOT_FOUND" => "`migrate get migrations` lists them",
+        Code::NotFound if details.reason == "POLICY_NOT_FOUND" => "`migrate get policies` lists them",
+        Code::NotFound if details.reason == "EVACUATION_NOT_FOUND" => "`migrate get evacuations` lists them",
+        Code::Aborted if details.reason == "EVACUATION_RUNNING" => {
+            "`migrate get evacuations` shows the one under way; wait for it or cancel it"
+        }
         Code::Aborted => "`migrate get migrations` shows the one under way; wait for it or cancel it",
         _ => "",
     }
@@ -162,6 +167,17 @@ pub(crate) fn of_migration(migration: &Migration) -> Option<Exit> {
             "NotConverged" | "TimedOut" => Exit::NotConverged,
             _ => Exit::FailedAtSource,
         }),
+        _ => None,
+    }
+}
+
+/// The exit code that a finished evacuation stands for; `None` while it runs.
+pub(crate) fn of_evacuation(evacuation: &Evacuation) -> Option<Exit> {
+    match evacuation.phase() {
+        EvacuationPhase::Succeeded => Some(Exit::Ok),
+        EvacuationPhase::Failed if evacuation.reason == "DeadlineExceeded" => Some(Exit::NotConverged),
+        EvacuationPhase::Failed => Some(Exit::FailedAtSource),
+        EvacuationPhase::Cancelled => Some(Exit::Cancelled),
         _ => None,
     }
 }

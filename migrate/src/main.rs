@@ -13,6 +13,7 @@ mod demo;
 mod dev;
 mod exit;
 mod hidden;
+mod manifest;
 mod pki;
 mod progress;
 mod render;

@@ -248,7 +248,13 @@ impl NodeAgent for Service {
     ) -> Result<Response<v1::CheckArrivalResponse>, Status> {
         let v1::CheckArrivalRequest { name, description } = request.into_inner();
         let node = MovingNode::new(Arc::clone(&self.runtime));
-        let lacks = blocking(move || node.lacks_for(&name, &description)).await?;
+        let migrations = self.migrations.clone();
+        let looked = blocking(move || {
+            // What a container left here when it moved away is no obstacle to its return.
+            migrations.wait_until_left(&name);
+            node.lacks_for(&name, &description)
+        });
+        let lacks = looked.await?;
         let lacks = lacks.map_err(|error| invalid_field("description", chain(&error)).status())?;
         Ok(Response::new(v1::CheckArrivalResponse { refusals: lacks.iter().map(convert::refusal).collect() }))
     }

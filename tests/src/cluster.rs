@@ -136,17 +136,18 @@ impl Cluster {
     /// # Errors
     /// When `dev up` fails; the logs stay where the message points.
     pub fn up() -> Result<Self> {
-        Self::up_with(&[])
+        Self::up_with(2, &[])
     }
 
-    /// The same, with options of `dev up`.
+    /// The same with so many nodes, and with options of `dev up`.
     ///
     /// # Errors
     /// As [`Cluster::up`].
-    pub fn up_with(options: &[&str]) -> Result<Self> {
+    pub fn up_with(nodes: u32, options: &[&str]) -> Result<Self> {
         let base = std::env::temp_dir().join(format!("gantry-test-{}-{}", std::process::id(), unique()));
         let mut cluster = Self { dir: base, env: Vec::new(), keep: true };
-        let args = [&["dev", "up", "--nodes", "2", "--dir", cluster.dir_str()], options].concat();
+        let nodes = nodes.to_string();
+        let args = [&["dev", "up", "--nodes", &nodes, "--dir", cluster.dir_str()], options].concat();
         let up = cluster.migrate(args)?;
         ensure!(up.code == 0, "dev up: {up:?}");
         let env = cluster.migrate(["dev", "env", "--dir", cluster.dir_str()])?;

@@ -7,7 +7,7 @@
 //! * [`faults`] makes a cluster's processes, links and files fail, and [`residue`] sees what that left.
 //! * [`stage`] is a container under checking clients that is moved while they do.
 //! * [`aborts`] ends migrations at every boundary, [`crash`] kills agents at random moments.
-//! * [`lifecycle`] moves real programs there and back.
+//! * [`lifecycle`] moves real programs there and back, [`evacuation`] a whole node of them.
 //! * [`mod@bench`] measures moves.
 //! * [`vm`] boots other kernels, with the same programs and tests inside.
 //! * [`suite`] turns functions into tests that can be skipped with a reason.
@@ -19,6 +19,7 @@ pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod crash;
+pub mod evacuation;
 pub mod faults;
 pub mod lifecycle;
 mod monitoring;

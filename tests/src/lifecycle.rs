@@ -55,6 +55,11 @@ pub const CASES: &[Case] = &[
         programs: &["python3", "curl"],
         run: crate::monitoring::what_is_named_is_exported,
     },
+    Case {
+        name: "a_node_is_drained_and_filled_again",
+        programs: &["redis-server", "python3"],
+        run: crate::evacuation::drain,
+    },
     Case { name: "mounts_made_by_a_program_move_there_and_back", programs: &["python3"], run: mounts },
 ];
 

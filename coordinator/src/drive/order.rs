@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 
 use super::{Driver, Step};
 use crate::agent_client::{LONG, ORDER, answer};
-use crate::core::{End, set_condition};
+use crate::core::{End, camel, set_condition};
 use crate::store::{Record, StoreError};
 
 /// Epochs that one migration may use up before it starts.
@@ -45,7 +45,7 @@ impl Driver {
         self.take_epoch(record, |record| {
             record.memory = checked.resident_bytes;
             set_condition(
-                &mut record.migration,
+                &mut record.migration.conditions,
                 "Checked",
                 "True",
                 "CanMove",
@@ -118,7 +118,7 @@ impl Driver {
             target_node: m.target_node.clone(),
             target_address: prepared.peer_address,
             target_incarnation: prepared.incarnation,
-            policy: m.spec.as_ref().and_then(|spec| spec.policy),
+            policy: m.effective_policy.as_ref().and_then(|effective| effective.policy),
         };
         let started = match self.core.agent(&m.source_node) {
             Ok(mut agent) => answer(&m.source_node, ORDER, agent.start(request)).await,
@@ -134,7 +134,7 @@ impl Driver {
             Err(status) if status.code() == Code::Unavailable => Ok(Step::Next),
             Err(status) if is_stale(&status) => self.again_under_a_new_epoch(record, &status),
             // Refused, and so nothing was begun.
-            Err(status) => self.end(&End::failed(&camel(&status, "SourceRefused"), status.message())),
+            Err(status) => self.end(&End::failed(&reason(&status, "SourceRefused"), status.message())),
         }
     }
 
@@ -158,12 +158,12 @@ impl Driver {
     }
 
     /// An order before Start failed. UNAVAILABLE is tried again for a lease; everything else ends it.
-    fn not_ordered(&mut self, status: &Status, reason: &str) -> Result<Step, StoreError> {
+    fn not_ordered(&mut self, status: &Status, otherwise: &str) -> Result<Step, StoreError> {
         if status.code() == Code::Unavailable && self.stuck_for() < self.core.settings.lease {
             tracing::info!(error = status.message(), "tries again");
             return Ok(Step::Again);
         }
-        self.end(&End::failed(&camel(status, reason), status.message()))
+        self.end(&End::failed(&reason(status, otherwise), status.message()))
     }
 }
 
@@ -172,17 +172,10 @@ pub(super) fn is_stale(status: &Status) -> bool {
     ErrorDetails::of(status).reason.contains("STALE")
 }
 
-/// The reason in an agent's error as conditions spell it: `NODE_UNREACHABLE` is `NodeUnreachable`.
-fn camel(status: &Status, otherwise: &str) -> String {
+/// The reason in an agent's error as conditions spell it.
+fn reason(status: &Status, otherwise: &str) -> String {
     let reason = ErrorDetails::of(status).reason;
-    if reason.is_empty() {
-        return otherwise.to_owned();
-    }
-    let word = |word: &str| {
-        let (first, rest) = word.split_at(word.len().min(1));
-        format!("{first}{}", rest.to_lowercase())
-    };
-    reason.split('_').map(word).collect()
+    if reason.is_empty() { otherwise.to_owned() } else { camel(&reason) }
 }
 
 #[cfg(test)]
@@ -194,8 +187,8 @@ mod tests {
     #[test]
     fn reasons_are_spelt_as_conditions_are() {
         let status = ApiError::new(Code::Unavailable, "NODE_UNREACHABLE", "x").status();
-        assert_eq!(camel(&status, "Other"), "NodeUnreachable");
-        assert_eq!(camel(&Status::internal("x"), "Other"), "Other");
+        assert_eq!(reason(&status, "Other"), "NodeUnreachable");
+        assert_eq!(reason(&Status::internal("x"), "Other"), "Other");
         assert!(is_stale(&ApiError::new(Code::FailedPrecondition, "STALE_EPOCH", "x").status()));
     }
 }

@@ -1,53 +1,17 @@
 //! The service `gantry.v1.Coordinator`: every method checks who calls, and every change is audited.
 
-use proto::error::{invalid_field, not_found};
-use proto::v1::coordinator_server::Coordinator;
-use proto::v1::{
-    CancelMigrationRequest, CheckMoveRequest, CheckMoveResponse, Container, CordonNodeRequest,
-    CreateContainerRequest, CreateMigrationRequest, DeleteContainerRequest, DeleteContainerResponse,
-    ExecInput, ExecOutput, GetContainerRequest, GetMigrationRequest, GetNodeRequest, ListContainersRequest,
-    ListContainersResponse, ListMigrationsRequest, ListMigrationsResponse, ListNodesRequest,
-    ListNodesResponse, LogsChunk, LogsRequest, Migration, Node, ResolveMigrationRequest,
-    StopContainerRequest, WatchMigrationsRequest,
-};
 use std::collections::HashMap;
+
+use proto::error::not_found;
+use proto::v1::coordinator_server::Coordinator;
+use proto::v1::*;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Api;
 use super::access::{Access, audit, authorize};
+use super::requests::{page, page_size, page_start};
 use super::watch::Events;
-
-/// Items on a page when the caller does not say, and the most.
-const PAGE: usize = 100;
-const MAX_PAGE: usize = 1000;
-
-fn page_size(asked: i32) -> Result<usize, Status> {
-    match usize::try_from(asked) {
-        Ok(0) => Ok(PAGE),
-        Ok(size) => Ok(size.min(MAX_PAGE)),
-        Err(_) => Err(invalid_field("page_size", "is negative").status()),
-    }
-}
-
-/// A page token is the last name of the page before.
-fn page_start(token: &str) -> Result<&str, Status> {
-    if !token.is_empty() {
-        let bad = |_| invalid_field("page_token", "was not made by this API").status();
-        proto::identity::check_name(token).map_err(bad)?;
-    }
-    Ok(token)
-}
-
-/// One page of `all`, which is sorted by name, and the next page's token.
-fn page<T>(all: Vec<T>, size: usize, start: &str, name: impl Fn(&T) -> &str) -> (Vec<T>, String) {
-    let mut rest = all.into_iter().filter(|item| name(item) > start);
-    let page: Vec<T> = rest.by_ref().take(size).collect();
-    let token = match (rest.next(), page.last()) {
-        (Some(_), Some(last)) => name(last).to_owned(),
-        _ => String::new(),
-    };
-    (page, token)
-}
+use crate::cancel::cancel;
 
 fn has_labels(wanted: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
@@ -78,7 +42,7 @@ impl Coordinator for Api {
     async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {
         let who = authorize(&request, Access::Write)?;
         let CordonNodeRequest { name, cordoned } = request.into_inner();
-        let result = self.cordon(&name, cordoned);
+        let result = self.cordon(&who, &name, cordoned);
         audit(&who, if cordoned { "CordonNode" } else { "UncordonNode" }, &name, &result);
         result.map(Response::new)
     }
@@ -201,7 +165,8 @@ impl Coordinator for Api {
         let (size, start) = (page_size(request.page_size)?, page_start(&request.page_token)?);
         // One more than asked for tells whether there is a next page.
         let keep = |record: &crate::store::Record| {
-            request.container.is_empty() || record.container() == request.container
+            (request.container.is_empty() || record.container() == request.container)
+                && has_labels(&request.labels, &record.migration.labels)
         };
         let found = self.core.store.list(start, size + 1, keep)?;
         let found = found.into_iter().map(|record| record.migration).collect();
@@ -209,7 +174,7 @@ impl Coordinator for Api {
         Ok(Response::new(ListMigrationsResponse { migrations, next_page_token }))
     }
 
-    type WatchMigrationsStream = Events;
+    type WatchMigrationsStream = Events<MigrationEvent>;
 
     async fn watch_migrations(
         &self,
@@ -220,7 +185,7 @@ impl Coordinator for Api {
         if !request.name.is_empty() {
             self.migration(&request.name)?;
         }
-        self.watch(request).map(Response::new)
+        self.watch(request.name, request.revision).map(Response::new)
     }
 
     async fn cancel_migration(
@@ -229,7 +194,7 @@ impl Coordinator for Api {
     ) -> Result<Response<Migration>, Status> {
         let who = authorize(&request, Access::Write)?;
         let name = request.into_inner().name;
-        let result = self.cancel(&who, &name).await;
+        let result = cancel(&self.core, &who.to_string(), &name).await;
         audit(&who, "CancelMigration", &name, &result);
         result.map(Response::new)
     }
@@ -245,47 +210,154 @@ impl Coordinator for Api {
         audit(&who, "ResolveMigration", &name, &result);
         result.map(Response::new)
     }
-}
 
-impl Api {
-    fn cordon(&self, name: &str, cordoned: bool) -> Result<Node, Status> {
-        let record = self.core.cluster.cordon(name, cordoned).ok_or_else(|| not_found("node", name))?;
-        self.core.store.put_node(&record, true)?;
-        self.core.wake.notify_one();
-        self.core.cluster.node(name).ok_or_else(|| not_found("node", name).status())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn pages_show_everything_once(names in proptest::collection::btree_set("[a-z]{1,4}", 0..40), size in 1usize..7) {
-            let all: Vec<String> = names.into_iter().collect();
-            let mut seen = Vec::new();
-            let mut token = String::new();
-            loop {
-                let (items, next) = page(all.clone(), size, &token, |name| name);
-                prop_assert!(items.len() <= size);
-                seen.extend(items);
-                if next.is_empty() {
-                    break;
-                }
-                token = next;
-            }
-            prop_assert_eq!(seen, all);
+    async fn apply_migration_policy(
+        &self,
+        request: Request<ApplyMigrationPolicyRequest>,
+    ) -> Result<Response<ApplyMigrationPolicyResponse>, Status> {
+        let who = authorize(&request, Access::Write)?;
+        let request = request.into_inner();
+        let (subject, dry) = (request.name.clone(), request.validate_only);
+        let result = self.apply_policy(&who, request);
+        if !dry {
+            audit(&who, "ApplyMigrationPolicy", &subject, &result);
         }
+        result.map(Response::new)
     }
 
-    #[test]
-    fn page_requests_are_checked() {
-        assert_eq!(page_size(0).unwrap(), PAGE);
-        assert_eq!(page_size(i32::MAX).unwrap(), MAX_PAGE);
-        assert!(page_size(-1).is_err());
-        assert!(page_start("no token!").is_err());
+    async fn get_migration_policy(
+        &self,
+        request: Request<GetMigrationPolicyRequest>,
+    ) -> Result<Response<MigrationPolicy>, Status> {
+        authorize(&request, Access::Read)?;
+        self.policy(&request.into_inner().name).map(Response::new)
+    }
+
+    async fn list_migration_policies(
+        &self,
+        request: Request<ListMigrationPoliciesRequest>,
+    ) -> Result<Response<ListMigrationPoliciesResponse>, Status> {
+        authorize(&request, Access::Read)?;
+        let request = request.into_inner();
+        let (size, start) = (page_size(request.page_size)?, page_start(&request.page_token)?);
+        let keep = |policy: &MigrationPolicy| has_labels(&request.labels, &policy.labels);
+        let found = self.core.store.list_policies(start, size + 1, keep)?;
+        let (policies, next_page_token) = page(found, size, start, |policy| &policy.name);
+        Ok(Response::new(ListMigrationPoliciesResponse { policies, next_page_token }))
+    }
+
+    type WatchMigrationPoliciesStream = Events<MigrationPolicyEvent>;
+
+    async fn watch_migration_policies(
+        &self,
+        request: Request<WatchMigrationPoliciesRequest>,
+    ) -> Result<Response<Self::WatchMigrationPoliciesStream>, Status> {
+        authorize(&request, Access::Read)?;
+        let request = request.into_inner();
+        if !request.name.is_empty() {
+            self.policy(&request.name)?;
+        }
+        self.watch(request.name, request.revision).map(Response::new)
+    }
+
+    async fn delete_migration_policy(
+        &self,
+        request: Request<DeleteMigrationPolicyRequest>,
+    ) -> Result<Response<DeleteMigrationPolicyResponse>, Status> {
+        let who = authorize(&request, Access::Write)?;
+        let request = request.into_inner();
+        let result = self.delete_policy(&request);
+        if !request.validate_only {
+            audit(&who, "DeleteMigrationPolicy", &request.name, &result);
+        }
+        result.map(Response::new)
+    }
+
+    async fn create_evacuation(
+        &self,
+        request: Request<CreateEvacuationRequest>,
+    ) -> Result<Response<Evacuation>, Status> {
+        // A dry run changes nothing, and still it asks agents to look at what a viewer may not move.
+        let who = authorize(&request, Access::Write)?;
+        let request = request.into_inner();
+        let subject = request.spec.as_ref().map_or_else(String::new, |spec| spec.node.clone());
+        let dry = request.validate_only;
+        let result = self.evacuate(&who, request).await;
+        if !dry {
+            audit(&who, "CreateEvacuation", &subject, &result);
+        }
+        result.map(Response::new)
+    }
+
+    async fn get_evacuation(
+        &self,
+        request: Request<GetEvacuationRequest>,
+    ) -> Result<Response<Evacuation>, Status> {
+        authorize(&request, Access::Read)?;
+        self.evacuation(&request.into_inner().name).map(|record| Response::new(record.evacuation))
+    }
+
+    async fn list_evacuations(
+        &self,
+        request: Request<ListEvacuationsRequest>,
+    ) -> Result<Response<ListEvacuationsResponse>, Status> {
+        authorize(&request, Access::Read)?;
+        let request = request.into_inner();
+        let (size, start) = (page_size(request.page_size)?, page_start(&request.page_token)?);
+        let keep = |record: &crate::store::EvacuationRecord| {
+            (request.node.is_empty() || record.node() == request.node)
+                && has_labels(&request.labels, &record.evacuation.labels)
+        };
+        let found = self.core.store.list_evacuations(start, size + 1, keep)?;
+        let found = found.into_iter().map(|record| record.evacuation).collect();
+        let (evacuations, next_page_token) = page(found, size, start, |e: &Evacuation| &e.name);
+        Ok(Response::new(ListEvacuationsResponse { evacuations, next_page_token }))
+    }
+
+    type WatchEvacuationsStream = Events<EvacuationEvent>;
+
+    async fn watch_evacuations(
+        &self,
+        request: Request<WatchEvacuationsRequest>,
+    ) -> Result<Response<Self::WatchEvacuationsStream>, Status> {
+        authorize(&request, Access::Read)?;
+        let request = request.into_inner();
+        if !request.name.is_empty() {
+            self.evacuation(&request.name)?;
+        }
+        self.watch(request.name, request.revision).map(Response::new)
+    }
+
+    async fn cancel_evacuation(
+        &self,
+        request: Request<CancelEvacuationRequest>,
+    ) -> Result<Response<Evacuation>, Status> {
+        let who = authorize(&request, Access::Write)?;
+        let CancelEvacuationRequest { name, now } = request.into_inner();
+        let result = self.stop_evacuating(&who, &name, now);
+        audit(&who, "CancelEvacuation", &name, &result);
+        result.map(Response::new)
+    }
+
+    async fn pause_evacuation(
+        &self,
+        request: Request<PauseEvacuationRequest>,
+    ) -> Result<Response<Evacuation>, Status> {
+        let who = authorize(&request, Access::Write)?;
+        let name = request.into_inner().name;
+        let result = self.pause(&who, &name, true);
+        audit(&who, "PauseEvacuation", &name, &result);
+        result.map(Response::new)
+    }
+
+    async fn resume_evacuation(
+        &self,
+        request: Request<ResumeEvacuationRequest>,
+    ) -> Result<Response<Evacuation>, Status> {
+        let who = authorize(&request, Access::Write)?;
+        let name = request.into_inner().name;
+        let result = self.pause(&who, &name, false);
+        audit(&who, "ResumeEvacuation", &name, &result);
+        result.map(Response::new)
     }
 }

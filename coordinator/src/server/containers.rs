@@ -4,46 +4,24 @@ use prost::Message as _;
 use proto::error::{ApiError, invalid_field, not_found};
 use proto::identity::check_name;
 use proto::v1::{
-    CandidateVerdict, CheckArrivalRequest, CheckContainerRequest, CheckContainerResponse, CheckMoveRequest,
-    CheckMoveResponse, Container, CreateContainerRequest, DeleteContainerRequest, DeleteContainerResponse,
-    ExecInput, ExecOutput, LogsChunk, LogsRequest, NodeState, StopContainerRequest,
+    CandidateVerdict, CheckMoveRequest, CheckMoveResponse, Container, CreateContainerRequest,
+    DeleteContainerRequest, DeleteContainerResponse, ExecInput, ExecOutput, LogsChunk, LogsRequest,
+    NodeState, StopContainerRequest,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::Api;
+use super::requests::{check_request_id, same_request};
 use crate::agent_client::{LONG, ORDER, answer, translate};
-use crate::cluster::facts;
-use crate::place::{self, Needs, Verdict};
-use crate::queue::promised;
+use crate::check::{Checked, check};
 use crate::store::Request;
 
 /// Beyond the grace period that a stop takes.
 const STOP: std::time::Duration = std::time::Duration::from_secs(20);
 /// The longest grace period, seconds.
 const MAX_GRACE: u32 = 3600;
-/// The longest request id, bytes.
-const MAX_REQUEST_ID: usize = 128;
-
-/// Checks a request id; empty means none.
-pub(super) fn check_request_id(id: &str) -> Result<Option<&str>, Status> {
-    if id.len() > MAX_REQUEST_ID {
-        return Err(invalid_field("request_id", format!("is longer than {MAX_REQUEST_ID} bytes")).status());
-    }
-    Ok(Some(id).filter(|id| !id.is_empty()))
-}
-
-/// The same id with another request is a mistake of the caller.
-pub(super) fn same_request(known: &Request, encoded: &[u8]) -> Result<(), Status> {
-    if known.request == encoded {
-        return Ok(());
-    }
-    let message = "request_id was used for another request: use a new one";
-    Err(ApiError::new(Code::InvalidArgument, "REQUEST_ID_REUSED", message)
-        .field("request_id", "was used for another request")
-        .status())
-}
 
 impl Api {
     /// A container, where it is.
@@ -193,60 +171,13 @@ impl Api {
         Ok((subject, output.into_inner()))
     }
 
-    /// The real checks: what the container has, every node's facts against it, and what the nodes say themselves.
-    pub(super) async fn check(
-        &self,
-        container: &Container,
-        target: &str,
-    ) -> Result<(CheckContainerResponse, Vec<Verdict>), Status> {
-        let mut agent = self.core.agent(&container.node)?;
-        let request = CheckContainerRequest { name: container.name.clone() };
-        let mut checked = answer(&container.node, LONG, agent.check_container(request)).await?;
-        let description = std::mem::take(&mut checked.description);
-        let source = self.core.cluster.node(&container.node);
-        let needs = Needs {
-            source: container.node.clone(),
-            facts: facts(source.as_ref().and_then(|node| node.facts.as_ref())),
-            memory: checked.resident_bytes,
-            controllers: checked.cgroup_controllers.clone(),
-        };
-        let candidates = self.core.cluster.candidates(&container.name, &promised(&self.core.store.active()?));
-        let mut verdicts: Vec<Verdict> = candidates
-            .iter()
-            .filter(|c| if target.is_empty() { c.name != container.node } else { c.name == target })
-            .map(|candidate| place::judge(&needs, candidate))
-            .collect();
-        // Without a description the container does not move anyway.
-        let asked = verdicts.iter_mut().filter(|v| v.reasons.is_empty() && !description.is_empty());
-        for verdict in asked {
-            verdict.reasons = self.arrival(&verdict.node, &container.name, &description).await;
-        }
-        Ok((checked, verdicts))
-    }
-
-    /// What a node says against a container that is described to it.
-    async fn arrival(&self, node: &str, name: &str, description: &[u8]) -> Vec<String> {
-        let ask = async || {
-            let mut agent = self.core.agent(node)?;
-            let request = CheckArrivalRequest { name: name.to_owned(), description: description.to_vec() };
-            answer(node, LONG, agent.check_arrival(request)).await
-        };
-        match ask().await {
-            Ok(lacks) => lacks
-                .refusals
-                .iter()
-                .map(|lack| format!("{}: {} ({})", lack.subject, lack.reason, lack.way_out))
-                .collect(),
-            Err(status) => vec![format!("it cannot be asked: {}", status.message())],
-        }
-    }
-
     pub(super) async fn check_move(&self, request: CheckMoveRequest) -> Result<CheckMoveResponse, Status> {
         let container = self.locate(&request.container)?;
         if !request.target_node.is_empty() && self.core.cluster.node(&request.target_node).is_none() {
             return Err(not_found("node", &request.target_node).status());
         }
-        let (checked, verdicts) = self.check(&container, &request.target_node).await?;
+        let Checked { answer: checked, verdicts, .. } =
+            check(&self.core, &container, &request.target_node).await?;
         let candidates = verdicts
             .into_iter()
             .map(|v| CandidateVerdict { node: v.node, fits: v.reasons.is_empty(), reasons: v.reasons })

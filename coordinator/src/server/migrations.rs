@@ -1,4 +1,4 @@
-//! Migrations: create, cancel, resolve.
+//! Migrations: create, resolve.
 
 use std::time::SystemTime;
 
@@ -6,40 +6,28 @@ use prost::Message as _;
 use proto::error::{ApiError, invalid_field, not_found};
 use proto::identity::{Identity, check_name};
 use proto::v1::{
-    Compression, ContainerState, CreateMigrationRequest, Decision, Migration, MigrationSpec, OnTimeout,
-    Owner, Phase, ResolveMigrationRequest,
+    ContainerState, CreateMigrationRequest, Decision, Migration, MigrationSpec, Owner, Phase,
+    ResolveMigrationRequest,
 };
 use tonic::{Code, Status};
 
 use super::Api;
-use super::containers::{check_request_id, running, same_request};
-use crate::core::{End, set_condition};
-use crate::drive::abort;
+use super::containers::running;
+use super::requests::{check_labels, check_request_id, invalid_fields, same_request};
+use crate::check::check;
+use crate::core::set_condition;
+use crate::policy::{NoSuchPolicy, resolve, wrong_limits};
 use crate::store::{CreateError, Record, Resolution};
-
-/// The most of its CPU time that a container may lose, per cent.
-const MAX_THROTTLE: u32 = 95;
 
 fn check_spec(spec: &MigrationSpec) -> Result<(), Status> {
     check_name(&spec.container).map_err(|e| invalid_field("spec.container", e.to_string()))?;
     if !spec.target_node.is_empty() {
         check_name(&spec.target_node).map_err(|e| invalid_field("spec.target_node", e.to_string()))?;
     }
-    let Some(policy) = &spec.policy else { return Ok(()) };
-    for (field, time) in [("max_downtime", policy.max_downtime), ("timeout", policy.timeout)] {
-        if time.is_some_and(|time| std::time::Duration::try_from(time).is_err()) {
-            return Err(invalid_field(&format!("spec.policy.{field}"), "is negative or no duration").status());
-        }
+    if !spec.policy_name.is_empty() {
+        check_name(&spec.policy_name).map_err(|e| invalid_field("spec.policy_name", e.to_string()))?;
     }
-    if policy.throttle_max_percent > MAX_THROTTLE {
-        let why = format!("is more than {MAX_THROTTLE}: the container could not run");
-        return Err(invalid_field("spec.policy.throttle_max_percent", why).status());
-    }
-    Compression::try_from(policy.compression)
-        .map_err(|_| invalid_field("spec.policy.compression", "is no known value").status())?;
-    OnTimeout::try_from(policy.on_timeout)
-        .map_err(|_| invalid_field("spec.policy.on_timeout", "is no known value"))?;
-    Ok(())
+    invalid_fields(spec.policy.as_ref().map_or_else(Vec::new, |limits| wrong_limits("spec.policy", limits)))
 }
 
 impl Api {
@@ -60,6 +48,7 @@ impl Api {
         }
         let spec = request.spec.clone().ok_or_else(|| invalid_field("spec", "is missing"))?;
         check_spec(&spec)?;
+        check_labels("labels", &request.labels)?;
         let encoded = request.encode_to_vec();
         if let Some(answer) = self.answered(id, &encoded)? {
             return Ok(answer);
@@ -94,14 +83,19 @@ impl Api {
             source_node: container.node.clone(),
             target_node: spec.target_node.clone(),
             requested_by: who.to_string(),
+            labels: request.labels,
             ..Migration::default()
         };
+        let policies = self.core.store.policies()?;
+        let (effective, _) = resolve(&spec, &container.labels, &policies)
+            .map_err(|NoSuchPolicy(name)| not_found("policy", &name))?;
         let mut record = Record { migration, ..Record::default() };
         record.migration.set_phase(Phase::Pending);
-        set_condition(&mut record.migration, "Succeeded", "Unknown", "Pending", "");
+        set_condition(&mut record.migration.conditions, "Succeeded", "Unknown", "Pending", "");
         if request.validate_only {
-            let (checked, verdicts) = self.check(&container, &spec.target_node).await?;
-            refuse(&container.name, &checked.refusals, &verdicts)?;
+            let checked = check(&self.core, &container, &spec.target_node).await?;
+            refuse(&container.name, &checked.answer.refusals, &checked.verdicts)?;
+            record.migration.effective_policy = Some(effective);
             record.migration.spec = Some(spec);
             return Ok(record.migration);
         }
@@ -125,6 +119,7 @@ impl Api {
                     .with("migration", name)
                     .status())
             }
+            Err(CreateError::NoPolicy(name)) => Err(not_found("policy", &name).status()),
             Err(CreateError::Store(error)) => Err(error.into()),
         }
     }
@@ -136,44 +131,6 @@ impl Api {
         };
         same_request(&known, encoded)?;
         Ok(self.core.store.get(&known.name)?.map(|record| record.migration))
-    }
-
-    /// Cancels. Only the source can: it has not committed yet, or the cancel has lost.
-    pub(super) async fn cancel(&self, who: &Identity, name: &str) -> Result<Migration, Status> {
-        let record = self.migration(name)?;
-        match record.migration.phase() {
-            Phase::Cancelled => return Ok(record.migration),
-            Phase::Succeeded | Phase::Failed | Phase::OutcomeUnknown => return Err(not_cancellable(&record)),
-            _ => {}
-        }
-        let record = self.core.update(name, |record| {
-            if record.cancelled_by.is_empty() && !record.is_over() {
-                record.cancelled_by = who.to_string();
-                record.log(format!("{who} cancels"));
-                // Nothing was ordered and nobody drives it yet: that is the end of it.
-                if !record.admitted {
-                    End::new(Phase::Cancelled, "Cancelled", format!("cancelled by {who}")).apply(record);
-                }
-            }
-        })?;
-        if record.is_over() || !record.start_ordered {
-            return Ok(record.migration);
-        }
-        match abort(&self.core, &record).await {
-            Ok(()) => Ok(self.migration(name)?.migration),
-            Err(status) if status.code() == Code::FailedPrecondition => Err(ApiError::new(
-                Code::FailedPrecondition,
-                "MIGRATION_COMMITTED",
-                format!("{name} cannot be cancelled any more: {}", status.message()),
-            )
-            .with("migration", name)
-            .status()),
-            // Remembered: it is passed on as soon as the source can be reached, or has begun.
-            Err(status) if matches!(status.code(), Code::Unavailable | Code::NotFound) => {
-                Ok(self.migration(name)?.migration)
-            }
-            Err(status) => Err(status),
-        }
     }
 
     /// Records who owns the container when nobody reachable can tell. Once; the driver then tells the agents.
@@ -283,13 +240,4 @@ fn refuse(
         error.precondition("NODE_DOES_NOT_FIT", format!("node/{}", verdict.node), verdict.reasons.join(", "))
     });
     Err(error.status())
-}
-
-fn not_cancellable(record: &Record) -> Status {
-    let m = &record.migration;
-    let message = format!("{} cannot be cancelled: it is {}", m.name, m.phase().as_str_name());
-    ApiError::new(Code::FailedPrecondition, "MIGRATION_NOT_CANCELLABLE", message)
-        .with("migration", &m.name)
-        .with("phase", m.phase().as_str_name())
-        .status()
 }

@@ -3,49 +3,87 @@
 use std::pin::Pin;
 
 use proto::error::ApiError;
-use proto::v1::{Migration, MigrationEvent, WatchMigrationsRequest};
+use proto::v1::{EvacuationEvent, MigrationEvent, MigrationPolicyEvent};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use super::Api;
-use crate::store::Changes;
+use crate::store::{Change, Changes, Kind, Object};
 
 /// A stream of events.
-pub(super) type Events = Pin<Box<dyn Stream<Item = Result<MigrationEvent, Status>> + Send>>;
+pub(super) type Events<E> = Pin<Box<dyn Stream<Item = Result<E, Status>> + Send>>;
+
+/// An event of one kind of object.
+pub(super) trait Event: Sized + Send + 'static {
+    /// The kind.
+    const KIND: Kind;
+
+    /// The event that tells of a change; `None` for an object of another kind.
+    fn of(change: Change, revision: u64) -> Option<Self>;
+}
+
+impl Event for MigrationEvent {
+    const KIND: Kind = Kind::Migration;
+
+    fn of(change: Change, revision: u64) -> Option<Self> {
+        let Some(Object::Migration(migration)) = change.object else { return None };
+        Some(Self { migration: Some(migration), revision })
+    }
+}
+
+impl Event for MigrationPolicyEvent {
+    const KIND: Kind = Kind::Policy;
+
+    fn of(change: Change, revision: u64) -> Option<Self> {
+        let Some(Object::Policy(policy)) = change.object else { return None };
+        Some(Self { policy: Some(policy), revision, deleted: change.deleted })
+    }
+}
+
+impl Event for EvacuationEvent {
+    const KIND: Kind = Kind::Evacuation;
+
+    fn of(change: Change, revision: u64) -> Option<Self> {
+        let Some(Object::Evacuation(evacuation)) = change.object else { return None };
+        Some(Self { evacuation: Some(evacuation), revision })
+    }
+}
 
 /// Changes read at once.
 const BATCH: usize = 64;
 
 impl Api {
-    /// Starts a watch. With a revision, objects that have not changed since are shown once as they are, then
-    /// every change after it; without one, everything as it is now, then every change.
-    pub(super) fn watch(&self, request: WatchMigrationsRequest) -> Result<Events, Status> {
-        let (now, objects) = self.core.store.snapshot()?;
-        let from = if request.revision == 0 { now } else { request.revision };
+    /// Starts a watch of the objects of one kind, or of the one with this name. With a revision, objects that have not
+    /// changed since are shown once as they are, then every change after it; without one, everything as it is now,
+    /// then every change.
+    pub(super) fn watch<E: Event>(&self, name: String, revision: u64) -> Result<Events<E>, Status> {
+        let (now, objects) = self.core.store.snapshot(E::KIND)?;
+        let from = if revision == 0 { now } else { revision };
         if let Changes::Compacted(oldest) = self.core.store.changes(from, 1)? {
             return Err(compacted(from, oldest));
         }
         let (sender, receiver) = mpsc::channel(BATCH);
-        let watch = Watch { api: self.clone(), name: request.name, sender };
+        let watch = Watch { api: self.clone(), name, sender };
         tokio::spawn(watch.run(objects, from));
         Ok(Box::pin(ReceiverStream::new(receiver)))
     }
 }
 
-struct Watch {
+struct Watch<E> {
     api: Api,
     name: String,
-    sender: mpsc::Sender<Result<MigrationEvent, Status>>,
+    sender: mpsc::Sender<Result<E, Status>>,
 }
 
-impl Watch {
-    async fn run(mut self, objects: Vec<Migration>, from: u64) {
-        let mut first: Vec<_> = objects.into_iter().filter(|m| m.revision <= from).collect();
-        first.sort_by_key(|m| m.revision);
-        for migration in first {
-            if !self.send(migration.revision, migration).await {
+impl<E: Event> Watch<E> {
+    async fn run(mut self, objects: Vec<Object>, from: u64) {
+        let mut first: Vec<_> = objects.into_iter().filter(|object| object.revision() <= from).collect();
+        first.sort_by_key(Object::revision);
+        for object in first {
+            let revision = object.revision();
+            if !self.send(revision, Change::of(object)).await {
                 return;
             }
         }
@@ -71,8 +109,8 @@ impl Watch {
                     }
                 }
             }
-            for (revision, migration) in changes {
-                if !self.send(revision, migration).await {
+            for (revision, change) in changes {
+                if !self.send(revision, change).await {
                     return;
                 }
                 seen = revision;
@@ -81,11 +119,15 @@ impl Watch {
     }
 
     /// Answers false when nobody listens any more.
-    async fn send(&mut self, revision: u64, migration: Migration) -> bool {
-        if !self.name.is_empty() && migration.name != self.name {
+    async fn send(&mut self, revision: u64, change: Change) -> bool {
+        let Some(object) = &change.object else { return true };
+        if !self.name.is_empty() && object.name() != self.name {
             return true;
         }
-        self.sender.send(Ok(MigrationEvent { migration: Some(migration), revision })).await.is_ok()
+        match E::of(change, revision) {
+            Some(event) => self.sender.send(Ok(event)).await.is_ok(),
+            None => true,
+        }
     }
 
     async fn end(self, status: Status) {

@@ -1,6 +1,8 @@
 //! What the store holds, in protobuf encoding: fields may be added, never renumbered.
 
-use proto::v1::{Container, Decision, Migration, Node, Owner, Phase};
+use proto::v1::{
+    Container, Decision, Evacuation, EvacuationPhase, Migration, MigrationPolicy, Node, Owner, Phase,
+};
 
 /// A migration, and what the coordinator must remember to drive it on after a restart at any moment.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -86,6 +88,108 @@ pub(crate) struct Resolution {
     /// The fenced node has been told, and is admitted again.
     #[prost(bool, tag = "6")]
     pub(crate) fenced_told: bool,
+}
+
+/// An evacuation, and what the coordinator must remember to go on with it after a restart at any moment.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct EvacuationRecord {
+    /// What users see. Always there in a stored record.
+    #[prost(message, required, tag = "1")]
+    pub(crate) evacuation: Evacuation,
+    /// Who asked to cancel; empty when nobody did.
+    #[prost(string, tag = "2")]
+    pub(crate) cancelled_by: String,
+    /// Migrations that run are to be cancelled, too.
+    #[prost(bool, tag = "3")]
+    pub(crate) cancel_now: bool,
+    /// When nothing may begin any more.
+    #[prost(message, optional, tag = "4")]
+    pub(crate) deadline_at: Option<prost_types::Timestamp>,
+}
+
+impl EvacuationRecord {
+    /// Whether it is over.
+    pub(crate) fn is_over(&self) -> bool {
+        use EvacuationPhase::{Cancelled, Failed, Succeeded};
+        matches!(self.evacuation.phase(), Succeeded | Failed | Cancelled)
+    }
+
+    /// The node that it empties, or fills again.
+    pub(crate) fn node(&self) -> &str {
+        self.evacuation.spec.as_ref().map_or("", |spec| &spec.node)
+    }
+
+    /// Adds a line to the decision log.
+    pub(crate) fn log(&mut self, event: impl Into<String>) {
+        let event = event.into();
+        if self.evacuation.events.last() != Some(&event) {
+            self.evacuation.events.push(event);
+        }
+    }
+}
+
+/// A kind of object that can be watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Migrations.
+    Migration,
+    /// Policies.
+    Policy,
+    /// Evacuations.
+    Evacuation,
+}
+
+/// An object as watchers see it.
+#[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(clippy::large_enum_variant, reason = "each lives as long as one write or one event")]
+pub(crate) enum Object {
+    /// A migration.
+    #[prost(message, tag = "1")]
+    Migration(Migration),
+    /// A policy.
+    #[prost(message, tag = "2")]
+    Policy(MigrationPolicy),
+    /// An evacuation.
+    #[prost(message, tag = "3")]
+    Evacuation(Evacuation),
+}
+
+impl Object {
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Migration(migration) => &migration.name,
+            Self::Policy(policy) => &policy.name,
+            Self::Evacuation(evacuation) => &evacuation.name,
+        }
+    }
+
+    /// The revision that it has been since.
+    pub(crate) fn revision(&self) -> u64 {
+        match self {
+            Self::Migration(migration) => migration.revision,
+            Self::Policy(policy) => policy.revision,
+            Self::Evacuation(evacuation) => evacuation.revision,
+        }
+    }
+}
+
+/// One revision: an object as it became, or as it last was.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Change {
+    /// The object. Always there in a stored change.
+    #[prost(oneof = "Object", tags = "1, 2, 3")]
+    pub(crate) object: Option<Object>,
+    /// It was deleted.
+    #[prost(bool, tag = "4")]
+    pub(crate) deleted: bool,
+}
+
+impl Change {
+    /// An object that was made or changed.
+    pub(crate) fn of(object: Object) -> Self {
+        Self { object: Some(object), deleted: false }
+    }
 }
 
 /// A node as it was last heard of.

@@ -1,5 +1,8 @@
 use proptest::prelude::*;
-use proto::v1::{MigrationSpec, Phase};
+use proto::v1::{
+    ApplyResult, Evacuation, EvacuationPhase, EvacuationSpec, Migration, MigrationPolicy,
+    MigrationPolicySpec, MigrationSpec, Phase, Policy,
+};
 
 use super::*;
 
@@ -14,6 +17,20 @@ fn record(container: &str) -> Record {
         },
         ..Record::default()
     }
+}
+
+fn policy(name: &str, timeout: u64) -> MigrationPolicy {
+    let timeout = Some(prost_types::Duration { seconds: timeout.cast_signed(), nanos: 0 });
+    let limits = Some(Policy { timeout, ..Policy::default() });
+    let spec = Some(MigrationPolicySpec { limits, ..MigrationPolicySpec::default() });
+    MigrationPolicy { name: name.into(), spec, ..MigrationPolicy::default() }
+}
+
+fn evacuation(node: &str, policy: &str) -> EvacuationRecord {
+    let spec = EvacuationSpec { node: node.into(), policy: policy.into(), ..EvacuationSpec::default() };
+    let evacuation =
+        Evacuation { spec: Some(spec), phase: EvacuationPhase::Pending.into(), ..Evacuation::default() };
+    EvacuationRecord { evacuation, ..EvacuationRecord::default() }
 }
 
 fn end(store: &Store, name: &str) {
@@ -145,21 +162,27 @@ proptest! {
         let mut seen = 0;
         for (container, batch) in ops {
             let container = format!("c{container}");
+            if batch == 4 {
+                // Other kinds of objects share the one sequence.
+                drop(store.apply_policy(policy("p", seen), false).unwrap());
+            }
             match store.active_of(&container) {
                 Some(name) => drop(store.update(&name, |r| r.migration.bytes_sent += 1).unwrap()),
                 None => drop(store.create(record(&container), None).unwrap()),
             }
             let Changes::Since(changes) = store.changes(seen, batch).unwrap() else { panic!("compacted") };
-            for (revision, migration) in changes {
+            for (revision, change) in changes {
                 prop_assert_eq!(revision, seen + 1);
-                prop_assert_eq!(migration.revision, revision);
+                prop_assert_eq!(change.object.unwrap().revision(), revision);
                 seen = revision;
             }
         }
         prop_assert_eq!(*store.latest().borrow(), seen);
-        let (at, all) = store.snapshot().unwrap();
-        prop_assert_eq!(at, seen);
-        prop_assert_eq!(all.iter().map(|m| m.revision).max(), Some(seen));
+        let kinds = [Kind::Migration, Kind::Policy, Kind::Evacuation];
+        let snapshots: Vec<_> = kinds.into_iter().map(|kind| store.snapshot(kind).unwrap()).collect();
+        prop_assert!(snapshots.iter().all(|(at, _)| *at == seen));
+        let newest = snapshots.iter().flat_map(|(_, all)| all).map(Object::revision).max();
+        prop_assert_eq!(newest, Some(seen));
     }
 }
 
@@ -173,4 +196,71 @@ fn a_watch_from_too_long_ago_is_told() {
     assert!(matches!(store.changes(0, 10).unwrap(), Changes::Compacted(2)));
     assert!(matches!(store.changes(1, 10).unwrap(), Changes::Since(found) if found.len() == 1));
     assert!(matches!(store.changes(u64::MAX, 10).unwrap(), Changes::Since(found) if found.is_empty()));
+}
+
+#[test]
+fn a_policy_is_created_configured_or_unchanged_and_kept_while_it_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let apply = |seconds, dry| store.apply_policy(policy("gentle", seconds), dry).unwrap();
+    assert_eq!(apply(1, true).1, ApplyResult::Created);
+    assert!(store.policies().unwrap().is_empty(), "a dry run changes nothing");
+    let (made, result) = apply(1, false);
+    assert_eq!(result, ApplyResult::Created);
+    assert_eq!(apply(1, false), (made.clone(), ApplyResult::Unchanged));
+    let (changed, result) = apply(2, false);
+    assert_eq!((result, &changed.uid, changed.created), (ApplyResult::Configured, &made.uid, made.created));
+
+    let mut waits = record("web");
+    waits.migration.spec.as_mut().unwrap().policy_name = "gentle".into();
+    store.create(waits.clone(), None).unwrap();
+    store.create_evacuation(evacuation("a", "gentle"), None).unwrap();
+    let Err(DeleteError::InUse(InUse { by })) = store.delete_policy("gentle", false) else { panic!() };
+    assert_eq!(by, ["evacuation/drain-a-1", "migration/web-1"]);
+    // Once it has been admitted it has its limits.
+    store.update("web-1", |r| r.admitted = true).unwrap();
+    store.update_evacuation("drain-a-1", |r| r.evacuation.set_phase(EvacuationPhase::Succeeded)).unwrap();
+    store.delete_policy("gentle", true).unwrap();
+    assert!(store.policy("gentle").unwrap().is_some(), "a dry run changes nothing");
+    store.delete_policy("gentle", false).unwrap();
+    assert!(matches!(store.delete_policy("gentle", false), Err(DeleteError::NotFound)));
+    let Changes::Since(changes) = store.changes(0, 100).unwrap() else { panic!() };
+    assert!(changes.last().unwrap().1.deleted);
+    waits.migration.spec.as_mut().unwrap().container = "db".into();
+    assert!(matches!(store.create(waits, None), Err(CreateError::NoPolicy(name)) if name == "gentle"));
+}
+
+#[test]
+fn one_evacuation_per_node_and_users_before_evacuations() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.create_evacuation(evacuation("a", ""), Some(("r", vec![]))).unwrap().name, "drain-a-1");
+    let second = store.create_evacuation(evacuation("a", ""), None);
+    assert!(matches!(second, Err(EvacuationError::Running(name)) if name == "drain-a-1"));
+    assert_eq!(store.create_evacuation(evacuation("b", ""), None).unwrap().name, "drain-b-1");
+    let mut drained = record("db");
+    drained.migration.evacuation = "drain-a-1".into();
+    store.create(drained, None).unwrap();
+    store.create(record("web"), None).unwrap();
+    let order: Vec<_> = store.active().unwrap().into_iter().map(|r| r.migration.name).collect();
+    assert_eq!(order, ["web-1", "db-1"], "the older one is an evacuation's");
+
+    // What an evacuation still reads is kept, and it goes on after a crash.
+    end(&store, "db-1");
+    let later = SystemTime::now() + Duration::from_secs(100);
+    store.prune(later, Duration::from_secs(10)).unwrap();
+    assert!(store.get("db-1").unwrap().is_some());
+    let copy = crash(dir.path());
+    let after = Store::open(copy.path()).unwrap();
+    assert_eq!(after.evacuation_of("a").as_deref(), Some("drain-a-1"));
+    drop(after);
+    store
+        .update_evacuation("drain-a-1", |r| {
+            r.evacuation.set_phase(EvacuationPhase::Failed);
+            r.evacuation.finished = Some(SystemTime::UNIX_EPOCH.into());
+        })
+        .unwrap();
+    assert_eq!(store.create_evacuation(evacuation("a", ""), None).unwrap().name, "drain-a-2");
+    assert_eq!(store.prune(later, Duration::from_secs(10)).unwrap(), 2);
+    assert!(store.get("db-1").unwrap().is_none() && store.evacuation("drain-a-1").unwrap().is_none());
 }

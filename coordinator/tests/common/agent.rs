@@ -25,6 +25,8 @@ pub(crate) struct Behaviour {
     pub(crate) containers: Vec<Container>,
     pub(crate) facts: NodeFacts,
     pub(crate) refusals: Vec<Refusal>,
+    /// What one container has beside those.
+    pub(crate) refused: HashMap<String, Vec<Refusal>>,
     /// What it lacks for any container of another node.
     pub(crate) lacks: Vec<Refusal>,
     /// The highest epochs that it knows and does not report.
@@ -47,6 +49,7 @@ impl Default for Behaviour {
                 ..NodeFacts::default()
             },
             refusals: Vec::new(),
+            refused: HashMap::new(),
             lacks: Vec::new(),
             hidden_epochs: HashMap::new(),
         }
@@ -77,6 +80,7 @@ struct State {
     calls: Vec<String>,
     epochs: HashMap<String, u64>,
     migrations: BTreeMap<String, watch::Sender<MigrationStatus>>,
+    started: Vec<(String, Option<Policy>)>,
     fails: HashMap<String, Status>,
 }
 
@@ -206,6 +210,19 @@ impl Agent {
     /// The calls that came, as `Name epoch`.
     pub(crate) fn calls(&self) -> Vec<String> {
         self.state.lock().unwrap().calls.clone()
+    }
+
+    /// The migrations of a container that it has had a session for.
+    pub(crate) fn sessions_of(&self, container: &str) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        let of_it = state.migrations.iter().filter(|(_, status)| status.borrow().container == container);
+        of_it.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The limits that came with the order to begin a migration; the outer `None` when none has come.
+    pub(crate) fn started(&self, migration: &str) -> Option<Option<Policy>> {
+        let state = self.state.lock().unwrap();
+        state.started.iter().find(|(name, _)| name == migration).map(|(_, policy)| *policy)
     }
 
     /// Waits until a call has come.
@@ -391,8 +408,11 @@ impl NodeAgent for Agent {
         &self,
         request: Request<CheckContainerRequest>,
     ) -> Result<Response<CheckContainerResponse>, Status> {
-        self.enter("Check", format!("Check {}", request.into_inner().name)).await?;
-        let refusals = self.state.lock().unwrap().behaviour.refusals.clone();
+        let name = request.into_inner().name;
+        self.enter("Check", format!("Check {name}")).await?;
+        let behaviour = self.state.lock().unwrap().behaviour.clone();
+        let own = behaviour.refused.get(&name).cloned().unwrap_or_default();
+        let refusals = [behaviour.refusals, own].concat();
         Ok(Response::new(CheckContainerResponse {
             refusals,
             description: b"any".to_vec(),
@@ -427,7 +447,10 @@ impl NodeAgent for Agent {
         self.enter("Start", format!("Start {}", request.epoch)).await?;
         self.epoch(&request.container, request.epoch, false)?;
         self.session_for(&request.migration, &request.container, request.epoch);
-        self.state.lock().unwrap().calls.push(format!("Session {}", request.epoch));
+        let mut state = self.state.lock().unwrap();
+        state.calls.push(format!("Session {}", request.epoch));
+        state.started.push((request.migration, request.policy));
+        drop(state);
         Ok(Response::new(StartResponse { incarnation: 1 }))
     }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 pub(crate) mod agent;
+pub(crate) mod evacuate;
 pub(crate) mod process;
 
 use std::path::{Path, PathBuf};
@@ -115,7 +116,8 @@ impl World {
         container: &str,
         target: &str,
     ) -> Result<Migration, tonic::Status> {
-        let spec = MigrationSpec { container: container.into(), target_node: target.into(), policy: None };
+        let spec =
+            MigrationSpec { container: container.into(), target_node: target.into(), ..Default::default() };
         let request = CreateMigrationRequest { spec: Some(spec), ..CreateMigrationRequest::default() };
         self.api.create_migration(request).await.map(tonic::Response::into_inner)
     }

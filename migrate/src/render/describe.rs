@@ -2,21 +2,23 @@
 
 use std::fmt::Write as _;
 
-use proto::v1::{Container, Downtime, Migration, Node};
+use proto::v1::{Condition, Container, Downtime, Migration, Node};
 
+use super::policy;
 use super::resource;
 use super::table::Table;
 use super::units;
 
 /// Lines `Name:  value`; empty values are left out.
-fn fields(out: &mut String, fields: &[(&str, String)]) {
+pub(super) fn fields(out: &mut String, fields: &[(&str, String)]) {
     for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
         // Writing to a String does not fail.
         let _ = writeln!(out, "{:<14}{value}", format!("{name}:"));
     }
 }
 
-fn section(out: &mut String, title: &str, body: &str) {
+/// A title and indented lines; nothing without a body.
+pub(super) fn section(out: &mut String, title: &str, body: &str) {
     if !body.is_empty() {
         let _ = writeln!(out, "{title}:");
         for line in body.lines() {
@@ -25,7 +27,8 @@ fn section(out: &mut String, title: &str, body: &str) {
     }
 }
 
-fn labels(labels: &std::collections::HashMap<String, String>) -> String {
+/// `a=b,c=d`, in order.
+pub(super) fn labels(labels: &std::collections::HashMap<String, String>) -> String {
     let mut all: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     all.sort();
     all.join(",")
@@ -90,7 +93,6 @@ pub(crate) fn rounds(migration: &Migration) -> String {
 pub(crate) fn migration(m: &Migration) -> String {
     let mut out = String::new();
     let spec = m.spec.clone().unwrap_or_default();
-    let policy = spec.policy.unwrap_or_default();
     fields(
         &mut out,
         &[
@@ -102,8 +104,9 @@ pub(crate) fn migration(m: &Migration) -> String {
             ("Reason", m.reason.clone()),
             ("Message", m.message.clone()),
             ("Epoch", m.epoch.to_string()),
-            ("Max downtime", policy.max_downtime.as_ref().and_then(units::duration).unwrap_or_default()),
-            ("Timeout", policy.timeout.as_ref().and_then(units::duration).unwrap_or_default()),
+            ("Labels", labels(&m.labels)),
+            ("Policy", spec.policy_name),
+            ("Evacuation", m.evacuation.clone()),
             ("Requested by", m.requested_by.clone()),
             ("Created", m.created.as_ref().and_then(units::rfc3339).unwrap_or_default()),
             ("Finished", m.finished.as_ref().and_then(units::rfc3339).unwrap_or_default()),
@@ -114,17 +117,28 @@ pub(crate) fn migration(m: &Migration) -> String {
     );
     section(&mut out, "Rounds", &rounds(m));
     section(&mut out, "Pause", &m.downtime.as_ref().map(pause).unwrap_or_default());
-    let mut conditions = Table::new(&["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"]);
-    for c in &m.conditions {
-        let since = c.last_transition_time.as_ref().and_then(units::rfc3339).unwrap_or_default();
-        conditions.row(vec![c.r#type.clone(), c.status.clone(), c.reason.clone(), since, c.message.clone()]);
-    }
-    if !m.conditions.is_empty() {
-        section(&mut out, "Conditions", &conditions.render(false));
-    }
+    section(
+        &mut out,
+        "Limits",
+        &m.effective_policy.as_ref().map(policy::effective_table).unwrap_or_default(),
+    );
+    section(&mut out, "Conditions", &conditions(&m.conditions));
     section(&mut out, "Refusals", &m.refusals.iter().map(refusal).collect::<Vec<_>>().join("\n"));
     section(&mut out, "Events", &m.events.join("\n"));
     out
+}
+
+/// Conditions as a table.
+pub(super) fn conditions(conditions: &[Condition]) -> String {
+    if conditions.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"]);
+    for c in conditions {
+        let since = c.last_transition_time.as_ref().and_then(units::rfc3339).unwrap_or_default();
+        table.row(vec![c.r#type.clone(), c.status.clone(), c.reason.clone(), since, c.message.clone()]);
+    }
+    table.render(false)
 }
 
 /// One line on something that cannot move.

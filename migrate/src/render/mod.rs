@@ -1,6 +1,8 @@
 //! How resources look: tables for people, Kubernetes-like objects for programs.
 
 pub(crate) mod describe;
+pub(crate) mod evacuation;
+pub(crate) mod policy;
 pub(crate) mod resource;
 pub(crate) mod table;
 pub(crate) mod units;

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 
 use proto::v1::{
-    CheckMoveResponse, Compression, Container, ContainerState, Downtime, Migration, Node, NodeState,
-    OnTimeout, Phase, Policy, Refusal, Round,
+    CheckMoveResponse, Condition, Container, ContainerState, Downtime, Migration, Node, NodeState, Phase,
+    Refusal, Round,
 };
 use serde_json::{Map, Value, json};
 
-use super::units;
+use super::{policy, units};
 
 /// Version of the objects.
-const API_VERSION: &str = "gantry.dev/v1alpha1";
+pub(crate) const API_VERSION: &str = "gantry.dev/v1alpha1";
 
 /// Name of a phase.
 pub(crate) fn phase(phase: Phase) -> &'static str {
@@ -53,11 +53,15 @@ pub(crate) fn node_state(state: NodeState) -> &'static str {
 }
 
 /// An object without its absent fields: null and empty strings.
-fn prune(fields: Value) -> Value {
+pub(crate) fn prune(fields: Value) -> Value {
     match fields {
         Value::Object(map) => Value::Object(
             map.into_iter()
-                .map(|(key, value)| (key, prune(value)))
+                // A label may well be empty.
+                .map(|(key, value)| match key.as_str() {
+                    "labels" | "matchLabels" => (key, value),
+                    _ => (key, prune(value)),
+                })
                 .filter(|(_, value)| !value.is_null() && value.as_str() != Some(""))
                 .collect::<Map<_, _>>(),
         ),
@@ -71,7 +75,8 @@ fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 
-fn sorted(labels: &HashMap<String, String>) -> Value {
+/// Labels in order; null when there is none.
+pub(crate) fn sorted(labels: &HashMap<String, String>) -> Value {
     if labels.is_empty() { Value::Null } else { json!(labels.iter().collect::<BTreeMap<_, _>>()) }
 }
 
@@ -124,35 +129,6 @@ pub(crate) fn container(container: &Container) -> Value {
     }))
 }
 
-fn policy(policy: &Policy) -> Map<String, Value> {
-    let on_timeout = match policy.on_timeout() {
-        OnTimeout::Unspecified => None,
-        OnTimeout::Abort => Some("Abort"),
-        OnTimeout::Force => Some("Force"),
-    };
-    let compression = match policy.compression() {
-        Compression::Unspecified => None,
-        Compression::Auto => Some("auto"),
-        Compression::Off => Some("off"),
-        Compression::Lz4 => Some("lz4"),
-        Compression::Zstd => Some("zstd"),
-    };
-    let positive = |n: u64| (n > 0).then_some(n);
-    let fields = [
-        ("maxDowntime", json!(policy.max_downtime.as_ref().and_then(units::duration))),
-        ("timeout", json!(policy.timeout.as_ref().and_then(units::duration))),
-        ("onTimeout", json!(on_timeout)),
-        ("bandwidthBytesPerSecond", json!(positive(policy.bandwidth_bytes_per_second))),
-        ("maxRounds", json!(positive(policy.max_rounds.into()))),
-        ("compression", json!(compression)),
-        (
-            "throttle",
-            json!(positive(policy.throttle_max_percent.into()).map(|percent| json!({"maxPercent": percent}))),
-        ),
-    ];
-    fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-}
-
 /// A pre-copy round.
 pub(crate) fn round(round: &Round) -> Value {
     prune(json!({
@@ -195,27 +171,30 @@ pub(crate) fn refusal(r: &Refusal) -> Value {
     }))
 }
 
+/// Conditions.
+pub(crate) fn conditions(conditions: &[Condition]) -> Vec<Value> {
+    let one = |c: &Condition| {
+        json!({
+            "type": c.r#type, "status": c.status, "reason": c.reason, "message": c.message,
+            "lastTransitionTime": c.last_transition_time.as_ref().and_then(units::rfc3339),
+        })
+    };
+    conditions.iter().map(one).collect()
+}
+
 /// A migration.
 pub(crate) fn migration(m: &Migration) -> Value {
     let given = m.spec.clone().unwrap_or_default();
-    let mut spec = given.policy.as_ref().map(policy).unwrap_or_default();
+    let mut spec = given.policy.as_ref().map(policy::limits).unwrap_or_default();
     spec.insert("container".into(), json!(given.container));
     spec.insert("targetNode".into(), json!(given.target_node));
-    let conditions: Vec<_> = m
-        .conditions
-        .iter()
-        .map(|c| {
-            json!({
-                "type": c.r#type, "status": c.status, "reason": c.reason, "message": c.message,
-                "lastTransitionTime": c.last_transition_time.as_ref().and_then(units::rfc3339),
-            })
-        })
-        .collect();
+    spec.insert("policy".into(), json!(given.policy_name));
     prune(json!({
         "apiVersion": API_VERSION,
         "kind": "Migration",
         "metadata": {
             "name": m.name, "uid": m.uid, "resourceVersion": m.revision.to_string(),
+            "labels": sorted(&m.labels),
             "creationTimestamp": m.created.as_ref().and_then(units::rfc3339),
         },
         "spec": spec,
@@ -226,7 +205,7 @@ pub(crate) fn migration(m: &Migration) -> Value {
             "epoch": m.epoch,
             "reason": m.reason,
             "message": m.message,
-            "conditions": conditions,
+            "conditions": conditions(&m.conditions),
             "rounds": m.rounds.iter().map(round).collect::<Vec<_>>(),
             "downtime": m.downtime.as_ref().map(downtime),
             "bytesSent": m.bytes_sent,
@@ -236,6 +215,8 @@ pub(crate) fn migration(m: &Migration) -> Value {
             "events": m.events,
             "finishTime": m.finished.as_ref().and_then(units::rfc3339),
             "requestedBy": m.requested_by,
+            "evacuation": m.evacuation,
+            "effectivePolicy": m.effective_policy.as_ref().map(policy::effective),
         },
     }))
 }
@@ -266,7 +247,7 @@ pub(crate) fn verdict(container: &str, answer: &CheckMoveResponse) -> Value {
 mod tests {
     use std::time::Duration;
 
-    use proto::v1::{Condition, MigrationSpec};
+    use proto::v1::{MigrationSpec, OnTimeout, Policy};
 
     use super::*;
 
@@ -283,6 +264,7 @@ mod tests {
                     on_timeout: OnTimeout::Abort.into(),
                     ..Policy::default()
                 }),
+                policy_name: String::new(),
             }),
             phase: Phase::Succeeded.into(),
             source_node: "node-a".into(),
@@ -322,7 +304,7 @@ mod tests {
         assert_eq!(status["downtime"]["totalMs"], 8.4);
         assert_eq!(status["bytesSent"], 8192);
         // The same object as YAML, keys in the order of Kubernetes.
-        let yaml = serde_yaml_ng::to_string(&object).unwrap();
+        let yaml = serde_saphyr::to_string(&object).unwrap();
         assert!(
             yaml.starts_with("apiVersion: gantry.dev/v1alpha1\nkind: Migration\nmetadata:\n  name: web-1\n"),
             "{yaml}"

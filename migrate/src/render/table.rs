@@ -53,16 +53,17 @@ impl Table {
 /// Colours a state: green for good, red for bad, yellow for unknown or under way.
 pub(crate) fn paint(cell: &str) -> String {
     let code = match cell {
-        "Ready" | "Running" | "Succeeded" => 32,
-        "NotReady" | "Failed" | "OutcomeUnknown" => 31,
+        "Ready" | "Running" | "Succeeded" | "Moved" => 32,
+        "NotReady" | "Failed" | "OutcomeUnknown" | "Stays" => 31,
         "Unknown" | "Frozen" | "Migrating" | "Incoming" | "Preparing" | "PreCopy" | "Switchover"
-        | "Completing" | "Cancelled" => 33,
+        | "Completing" | "Cancelled" | "Paused" | "Retrying" => 33,
         _ => return cell.to_owned(),
     };
     format!("\x1b[{code}m{cell}\x1b[0m")
 }
 
-fn dash(text: &str) -> String {
+/// A cell that is never empty.
+pub(super) fn dash(text: &str) -> String {
     if text.is_empty() { "-".into() } else { text.into() }
 }
 
@@ -199,7 +200,11 @@ mod tests {
     fn a_migration_row() {
         let migration = Migration {
             name: "web-1".into(),
-            spec: Some(MigrationSpec { container: "web".into(), target_node: "node-b".into(), policy: None }),
+            spec: Some(MigrationSpec {
+                container: "web".into(),
+                target_node: "node-b".into(),
+                ..Default::default()
+            }),
             phase: Phase::Succeeded.into(),
             source_node: "node-a".into(),
             downtime: Some(Downtime { total_ms: 4.25, ..Downtime::default() }),

@@ -91,12 +91,27 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     ];
     let known = UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size)));
     let (number, unit) = known.unwrap_or((text, 1.0));
+    // Whole numbers exactly, others as near as they come.
+    if let Some(exact) = number.trim().parse::<u64>().ok().and_then(|n| n.checked_mul(unit as u64))
+        && (1..=1_000_000_000_000_000_000).contains(&exact)
+    {
+        return Ok(exact);
+    }
     let number: f64 = number.trim().parse().map_err(|_| format!("{text:?} is no number of bytes"))?;
     let bytes = (number * unit).round();
     if !(1.0..=1e18).contains(&bytes) {
         return Err(format!("{text:?} is not between 1 and 10^18 bytes"));
     }
     Ok(bytes as u64)
+}
+
+/// Bytes so that [`parse_bytes`] reads exactly the same number: `50MB`, or the plain number.
+pub(crate) fn exact_bytes(bytes: u64) -> String {
+    let units = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")];
+    match units.iter().find(|(size, _)| bytes > 0 && bytes.is_multiple_of(*size)) {
+        Some((size, unit)) => format!("{}{unit}", bytes / size),
+        None => bytes.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -108,6 +123,9 @@ mod tests {
         assert_eq!(parse_bytes("50MB"), Ok(50_000_000));
         assert_eq!(parse_bytes("1.5 GB"), Ok(1_500_000_000));
         assert_eq!(parse_bytes("64MiB"), Ok(64 << 20));
+        for bytes in [1, 999, 1000, 50_000_000, 1_500_000_000, 64 << 20, (1 << 59) + 1] {
+            assert_eq!(parse_bytes(&super::exact_bytes(bytes)), Ok(bytes));
+        }
         for wrong in ["", "MB", "-1", "0", "1 TB/s", "NaN", "1e30"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }

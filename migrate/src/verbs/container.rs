@@ -38,7 +38,7 @@ pub(crate) struct RunOptions {
     request_id: Option<String>,
 }
 
-/// What `stop` and `delete` act on.
+/// What `stop` acts on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Only {
     /// A container.
@@ -58,17 +58,36 @@ pub(crate) struct StopOptions {
     grace: u32,
 }
 
+/// What `delete` acts on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Deletable {
+    /// A container.
+    Container,
+    /// A migration policy.
+    Policy,
+}
+
 /// Arguments of `delete`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  migrate delete container web --force
+  migrate delete policy gentle
+  migrate delete -f policies.yaml
+
+With a file policies are deleted, and migrations and evacuations that are not over are cancelled: their records are
+kept. A policy stays as long as a migration that waits, or an evacuation that is not over, names it.")]
 pub(crate) struct DeleteOptions {
     /// What it is.
-    #[arg(value_enum)]
-    kind: Only,
+    #[arg(value_enum, required_unless_present = "filename", requires = "name", conflicts_with = "filename")]
+    kind: Option<Deletable>,
     /// Its name.
-    name: String,
-    /// Stop it first.
+    name: Option<String>,
+    /// Stop the container first.
     #[arg(long)]
     force: bool,
+    /// What a file names; `-` is standard input.
+    #[arg(short, long, value_name = "FILE")]
+    filename: Option<PathBuf>,
 }
 
 fn print(settings: &Settings, container: &proto::v1::Container) {
@@ -118,13 +137,22 @@ pub(crate) async fn stop(options: StopOptions, settings: &Settings) -> Result<Ex
 
 /// `migrate delete`.
 pub(crate) async fn delete(options: DeleteOptions, settings: &Settings) -> Result<Exit, Failure> {
-    let Only::Container = options.kind;
+    if let Some(file) = &options.filename {
+        return super::manifest::delete(file, settings).await;
+    }
+    let name = options.name.unwrap_or_default();
     let mut api = Api::connect(settings).await?;
-    let tried = format!("delete container {}", options.name);
-    let request = DeleteContainerRequest { name: options.name.clone(), force: options.force };
-    api.client.delete_container(request).await.map_err(refused(tried))?;
+    let id = if options.kind == Some(Deletable::Policy) {
+        super::manifest::delete_policy(&mut api, &name, &format!("delete policy {name}")).await?;
+        format!("migrationpolicy/{name}")
+    } else {
+        let tried = format!("delete container {name}");
+        let request = DeleteContainerRequest { name: name.clone(), force: options.force };
+        api.client.delete_container(request).await.map_err(refused(tried))?;
+        format!("container/{name}")
+    };
     if !settings.quiet {
-        println!("container/{} deleted", options.name);
+        println!("{id} deleted");
     }
     Ok(Exit::Ok)
 }

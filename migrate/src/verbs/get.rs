@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use proto::v1::{
-    GetContainerRequest, GetMigrationRequest, GetNodeRequest, ListContainersRequest, ListMigrationsRequest,
-    ListNodesRequest, Migration, WatchMigrationsRequest,
+    Evacuation, GetContainerRequest, GetEvacuationRequest, GetMigrationPolicyRequest, GetMigrationRequest,
+    GetNodeRequest, ListContainersRequest, ListEvacuationsRequest, ListMigrationPoliciesRequest,
+    ListMigrationsRequest, ListNodesRequest, Migration, MigrationPolicy, WatchEvacuationsRequest,
+    WatchMigrationPoliciesRequest, WatchMigrationsRequest,
 };
 use serde_json::{Value, json};
 
@@ -13,7 +15,7 @@ use super::{colour, label, name_of, print_object, refused, yaml};
 use crate::api::Api;
 use crate::exit::{Exit, Failure};
 use crate::render::table::Table;
-use crate::render::{describe as describe_text, resource, table};
+use crate::render::{describe as describe_text, evacuation, policy, resource, table};
 use crate::settings::{Output, Settings};
 
 /// How often nodes and containers are looked at while watching.
@@ -31,6 +33,12 @@ pub(crate) enum Kind {
     /// Migrations, also those that have ended.
     #[value(name = "migrations", aliases = ["migration", "mig"])]
     Migrations,
+    /// Limits that migrations go by.
+    #[value(name = "policies", aliases = ["policy", "pol", "migrationpolicies", "migrationpolicy"])]
+    Policies,
+    /// Nodes that are, or were, emptied.
+    #[value(name = "evacuations", aliases = ["evacuation", "evac"])]
+    Evacuations,
 }
 
 /// Arguments of `get`.
@@ -38,7 +46,9 @@ pub(crate) enum Kind {
 #[command(after_help = "Examples:
   migrate get nodes -o wide
   migrate get containers web -o json
-  migrate get migrations -w")]
+  migrate get migrations -w
+  migrate get policies -o yaml
+  migrate get evacuations -w")]
 pub(crate) struct Options {
     /// What to list.
     #[arg(value_enum)]
@@ -48,7 +58,7 @@ pub(crate) struct Options {
     /// Go on, printing every change.
     #[arg(short, long)]
     watch: bool,
-    /// Only those with this label (nodes, containers); may be given several times.
+    /// Only those with this label; may be given several times.
     #[arg(short = 'l', long = "selector", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
 }
@@ -110,25 +120,55 @@ async fn look(api: &mut Api, options: &Options, wide: bool) -> Result<Listing, F
         Kind::Migrations => {
             let migrations = match &options.name {
                 Some(name) => vec![migration(api, name).await?],
-                None => api.migrations(ListMigrationsRequest::default()).await?,
+                None => api.migrations(ListMigrationsRequest { labels, ..Default::default() }).await?,
             };
             Ok(Listing {
                 objects: migrations.iter().map(resource::migration).collect(),
                 table: table::migrations(&migrations, wide),
             })
         }
+        Kind::Policies => {
+            let policies = match &options.name {
+                Some(name) => vec![one_policy(api, name).await?],
+                None => api.policies(ListMigrationPoliciesRequest { labels, ..Default::default() }).await?,
+            };
+            Ok(Listing {
+                objects: policies.iter().map(policy::object).collect(),
+                table: policy::table(&policies, wide, false),
+            })
+        }
+        Kind::Evacuations => {
+            let evacuations = match &options.name {
+                Some(name) => vec![one_evacuation(api, name).await?],
+                None => api.evacuations(ListEvacuationsRequest { labels, ..Default::default() }).await?,
+            };
+            Ok(Listing {
+                objects: evacuations.iter().map(evacuation::object).collect(),
+                table: evacuation::table(&evacuations, wide),
+            })
+        }
     }
+}
+
+async fn one_policy(api: &mut Api, name: &str) -> Result<MigrationPolicy, Failure> {
+    let request = GetMigrationPolicyRequest { name: name.into() };
+    let answer = api.client.get_migration_policy(request).await;
+    Ok(answer.map_err(refused(format!("get policy {name}")))?.into_inner())
+}
+
+async fn one_evacuation(api: &mut Api, name: &str) -> Result<Evacuation, Failure> {
+    let request = GetEvacuationRequest { name: name.into() };
+    let answer = api.client.get_evacuation(request).await;
+    Ok(answer.map_err(refused(format!("get evacuation {name}")))?.into_inner())
 }
 
 /// `migrate get`.
 pub(crate) async fn run(options: Options, settings: &Settings) -> Result<Exit, Failure> {
-    if options.kind == Kind::Migrations && !options.labels.is_empty() {
-        return Err(Failure::usage("list migrations", "migrations have no labels")
-            .advise("select by container: `migrate get migrations -o wide`"));
-    }
     let mut api = Api::connect(settings).await?;
     match (options.watch, options.kind) {
-        (true, Kind::Migrations) => watch_migrations(&mut api, &options, settings).await,
+        (true, Kind::Migrations | Kind::Policies | Kind::Evacuations) => {
+            watch(&mut api, &options, settings).await
+        }
         (true, _) => watch_by_looking(&mut api, &options, settings).await,
         (false, _) => {
             let listing = look(&mut api, &options, settings.output == Some(Output::Wide)).await?;
@@ -185,20 +225,62 @@ fn changed(shown: &mut HashMap<String, Value>, object: &Value) -> bool {
     shown.insert(name_of(object), kept.clone()) != Some(kept)
 }
 
-async fn watch_migrations(api: &mut Api, options: &Options, settings: &Settings) -> Result<Exit, Failure> {
-    let request = WatchMigrationsRequest { name: options.name.clone().unwrap_or_default(), revision: 0 };
-    let tried = "watch migrations";
-    let mut events = api.client.watch_migrations(request).await.map_err(refused(tried))?.into_inner();
+/// Whether an object has every label that is asked for.
+fn is_wanted(options: &Options, labels: &HashMap<String, String>) -> bool {
+    options.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Prints one change; the header of the table comes once.
+fn print_change(settings: &Settings, first: &mut bool, object: &Value, table: &Table) {
+    print_object(settings, object, || {
+        let text = table.render(colour(settings));
+        if *first { text } else { text.split_inclusive('\n').skip(1).collect() }
+    });
+    *first = false;
+}
+
+/// Prints every change of what the coordinator keeps; ends only with the connection.
+async fn watch(api: &mut Api, options: &Options, settings: &Settings) -> Result<Exit, Failure> {
+    let tried = "watch";
+    let (name, revision) = (options.name.clone().unwrap_or_default(), 0);
     let wide = settings.output == Some(Output::Wide);
     let mut first = true;
-    while let Some(event) = events.message().await.map_err(refused(tried))? {
-        let Some(migration) = event.migration else { continue };
-        print_object(settings, &resource::migration(&migration), || {
-            let text = table::migrations(std::slice::from_ref(&migration), wide).render(colour(settings));
-            // The header once.
-            if first { text } else { text.split_inclusive('\n').skip(1).collect() }
-        });
-        first = false;
+    match options.kind {
+        Kind::Policies => {
+            let request = WatchMigrationPoliciesRequest { name, revision };
+            let answer = api.client.watch_migration_policies(request).await;
+            let mut events = answer.map_err(refused(tried))?.into_inner();
+            while let Some(event) = events.message().await.map_err(refused(tried))? {
+                let Some(found) = event.policy.filter(|p| is_wanted(options, &p.labels)) else { continue };
+                let mut object = policy::object(&found);
+                if event.deleted {
+                    object["status"] =
+                        json!({"conditions": [{"type": "Ready", "status": "False", "reason": "Deleted"}]});
+                }
+                let row = policy::table(std::slice::from_ref(&found), wide, event.deleted);
+                print_change(settings, &mut first, &object, &row);
+            }
+        }
+        Kind::Evacuations => {
+            let answer = api.client.watch_evacuations(WatchEvacuationsRequest { name, revision }).await;
+            let mut events = answer.map_err(refused(tried))?.into_inner();
+            while let Some(event) = events.message().await.map_err(refused(tried))? {
+                let Some(found) = event.evacuation.filter(|e| is_wanted(options, &e.labels)) else {
+                    continue;
+                };
+                let row = evacuation::table(std::slice::from_ref(&found), wide);
+                print_change(settings, &mut first, &evacuation::object(&found), &row);
+            }
+        }
+        _ => {
+            let answer = api.client.watch_migrations(WatchMigrationsRequest { name, revision }).await;
+            let mut events = answer.map_err(refused(tried))?.into_inner();
+            while let Some(event) = events.message().await.map_err(refused(tried))? {
+                let Some(found) = event.migration.filter(|m| is_wanted(options, &m.labels)) else { continue };
+                let row = table::migrations(std::slice::from_ref(&found), wide);
+                print_change(settings, &mut first, &resource::migration(&found), &row);
+            }
+        }
     }
     Ok(Exit::Ok)
 }
@@ -222,6 +304,14 @@ pub(crate) async fn describe(options: DescribeOptions, settings: &Settings) -> R
         Kind::Migrations => {
             let migration = migration(&mut api, &name).await?;
             (resource::migration(&migration), describe_text::migration(&migration))
+        }
+        Kind::Policies => {
+            let found = one_policy(&mut api, &name).await?;
+            (policy::object(&found), policy::describe(&found))
+        }
+        Kind::Evacuations => {
+            let found = one_evacuation(&mut api, &name).await?;
+            (evacuation::object(&found), evacuation::describe(&found))
         }
     };
     print_object(settings, &object, || text);

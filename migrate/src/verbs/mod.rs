@@ -2,7 +2,9 @@
 
 pub(crate) mod check;
 pub(crate) mod container;
+pub(crate) mod evacuation;
 pub(crate) mod get;
+pub(crate) mod manifest;
 pub(crate) mod migration;
 pub(crate) mod moving;
 pub(crate) mod stream;
@@ -39,7 +41,7 @@ pub(crate) fn print_object(settings: &Settings, object: &Value, text: impl FnOnc
 
 pub(crate) fn yaml(object: &Value) -> String {
     // Every JSON value has a YAML form.
-    serde_yaml_ng::to_string(object).unwrap_or_default()
+    serde_saphyr::to_string(object).unwrap_or_default()
 }
 
 /// `kind/name` of an object.

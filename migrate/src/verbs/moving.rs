@@ -13,11 +13,11 @@ use crate::api::Api;
 use crate::dev::args::interrupted;
 use crate::exit::{self, Exit, Failure};
 use crate::progress::View;
-use crate::render::{describe, resource, units};
+use crate::render::{describe, policy, resource, units};
 use crate::settings::Settings;
 
 /// How long a coordinator that went away in the middle of a move is waited for.
-const RECONNECT_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const RECONNECT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Arguments of `move`.
 #[derive(Debug, clap::Args)]
@@ -34,9 +34,9 @@ pub(crate) struct Options {
     /// Where to.
     #[arg(long = "to", value_name = "NODE")]
     to: String,
-    /// A named policy.
-    #[arg(long)]
-    policy: Option<String>,
+    /// A named policy; what is given here beside it wins.
+    #[arg(long, default_value = "")]
+    policy: String,
     /// Longest pause to aim at [default: 50ms].
     #[arg(long, value_parser = humantime::parse_duration)]
     max_downtime: Option<Duration>,
@@ -95,13 +95,14 @@ impl Options {
         };
         CreateMigrationRequest {
             request_id: self.request_id.unwrap_or_else(new_request_id),
-            name: String::new(),
             spec: Some(MigrationSpec {
                 container: self.container,
                 target_node: self.to,
                 policy: Some(policy),
+                policy_name: self.policy,
             }),
             validate_only: self.dry_run,
+            ..CreateMigrationRequest::default()
         }
     }
 }
@@ -109,17 +110,14 @@ impl Options {
 /// `migrate move`.
 pub(crate) async fn run(options: Options, settings: &Settings) -> Result<Exit, Failure> {
     let tried = format!("move {} to {}", options.container, options.to);
-    if let Some(policy) = &options.policy {
-        return Err(Failure::usage(tried, format_args!("named policies are not implemented yet: {policy}"))
-            .advise("give the limits themselves: --max-downtime, --timeout"));
-    }
     let mut api = Api::connect(settings).await?;
     let (detach, dry_run) = (options.detach, options.dry_run);
     let (container, to) = (options.container.clone(), options.to.clone());
     let migration = create(&mut api, options.request(), &tried).await?;
     if dry_run {
         print_object(settings, &resource::migration(&migration), || {
-            format!("{container} can move to {to}\n")
+            let limits = migration.effective_policy.as_ref().map(policy::effective_table);
+            format!("{container} can move to {to}\n{}", limits.unwrap_or_default())
         });
         return Ok(Exit::Ok);
     }

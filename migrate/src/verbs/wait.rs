@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use proto::v1::{GetContainerRequest, GetMigrationRequest, GetNodeRequest, NodeState, Phase};
+use proto::v1::{
+    Condition, GetContainerRequest, GetEvacuationRequest, GetMigrationPolicyRequest, GetMigrationRequest,
+    GetNodeRequest, NodeState,
+};
+use tonic::Code;
 
 use super::refused;
 use crate::api::Api;
 use crate::exit::{self, Exit, Failure};
-use crate::render::resource;
+use crate::render::{evacuation, resource};
 use crate::settings::Settings;
 
 /// How often to look.
@@ -19,8 +23,11 @@ const LOOK: Duration = Duration::from_millis(100);
   migrate wait migration/web-1 --for=condition=Succeeded --timeout 2m
   migrate wait node/node-b --for=condition=Ready
   migrate wait container/web --for=condition=Running
+  migrate wait evacuation/drain-node-a-1 --for=condition=Succeeded --timeout 1h
+  migrate wait policy/gentle --for=condition=Ready
 
-A migration that ends otherwise ends the wait with its own exit code.")]
+A migration or an evacuation that ends otherwise ends the wait with its own exit code. A policy is Ready when it
+is there.")]
 pub(crate) struct Options {
     /// KIND/NAME.
     #[arg(value_parser = target)]
@@ -38,6 +45,8 @@ enum Kind {
     Node,
     Container,
     Migration,
+    Policy,
+    Evacuation,
 }
 
 fn target(text: &str) -> Result<(Kind, String), String> {
@@ -46,7 +55,9 @@ fn target(text: &str) -> Result<(Kind, String), String> {
         "node" | "nodes" => Kind::Node,
         "container" | "containers" => Kind::Container,
         "migration" | "migrations" => Kind::Migration,
-        _ => return Err("the kinds are node, container and migration".into()),
+        "policy" | "policies" | "migrationpolicy" => Kind::Policy,
+        "evacuation" | "evacuations" => Kind::Evacuation,
+        _ => return Err("the kinds are node, container, migration, policy and evacuation".into()),
     };
     Ok((kind, name.into()))
 }
@@ -76,25 +87,41 @@ async fn look(api: &mut Api, options: &Options, tried: &str) -> Result<Option<Ex
         Kind::Migration => {
             let answer = api.client.get_migration(GetMigrationRequest { name }).await;
             let migration = answer.map_err(refused(tried))?.into_inner();
-            let holds = resource::phase(migration.phase()) == condition
-                || migration.conditions.iter().any(|c| c.r#type == condition && c.status == "True");
-            if holds {
-                return Ok(Some(Exit::Ok));
-            }
-            match exit::of_migration(&migration) {
-                // An operator may still resolve it.
-                None | Some(Exit::Unknown) => Ok(None),
-                Some(end) => {
-                    let phase = resource::phase(Phase::try_from(migration.phase).unwrap_or_default());
-                    let mut failure = Failure::new(end, tried, format_args!("it ended as {phase}"));
-                    if end == Exit::Ok {
-                        failure.exit = Exit::Other;
-                    }
-                    Err(failure.detail(migration.message))
-                }
-            }
+            let phase = resource::phase(migration.phase());
+            // An operator may still resolve one whose outcome is unknown.
+            let end = exit::of_migration(&migration).filter(|end| *end != Exit::Unknown);
+            judge(condition, phase, &migration.conditions, end, &migration.message, tried)
         }
+        Kind::Evacuation => {
+            let answer = api.client.get_evacuation(GetEvacuationRequest { name }).await;
+            let found = answer.map_err(refused(tried))?.into_inner();
+            let phase = evacuation::phase(found.phase());
+            let end = exit::of_evacuation(&found);
+            judge(condition, phase, &found.conditions, end, &found.message, tried)
+        }
+        Kind::Policy => match api.client.get_migration_policy(GetMigrationPolicyRequest { name }).await {
+            Ok(_) => Ok((condition == "Ready").then_some(Exit::Ok)),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(refused(tried)(status)),
+        },
     }
+}
+
+/// Whether a condition holds of what has a phase, or the end that means it never will.
+fn judge(
+    condition: &str,
+    phase: &str,
+    conditions: &[Condition],
+    end: Option<Exit>,
+    message: &str,
+    tried: &str,
+) -> Result<Option<Exit>, Failure> {
+    if phase == condition || conditions.iter().any(|c| c.r#type == condition && c.status == "True") {
+        return Ok(Some(Exit::Ok));
+    }
+    let Some(end) = end else { return Ok(None) };
+    let exit = if end == Exit::Ok { Exit::Other } else { end };
+    Err(Failure::new(exit, tried, format_args!("it ended as {phase}")).detail(message))
 }
 
 /// `migrate wait`.
@@ -126,5 +153,20 @@ mod tests {
         assert!(target("pod/a").is_err() && target("a").is_err());
         assert_eq!(condition("condition=Ready"), Ok("Ready".into()));
         assert!(condition("Ready").is_err() && condition("condition=").is_err());
+        assert_eq!(target("evacuation/x"), Ok((Kind::Evacuation, "x".into())));
+        assert_eq!(target("migrationpolicy/x"), Ok((Kind::Policy, "x".into())));
+    }
+
+    #[test]
+    fn an_end_that_is_not_the_condition_ends_the_wait() {
+        let condition =
+            Condition { r#type: "Cordoned".into(), status: "True".into(), ..Condition::default() };
+        let judge =
+            |wanted: &str, end| judge(wanted, "Failed", std::slice::from_ref(&condition), end, "why", "wait");
+        assert_eq!(judge("Cordoned", None), Ok(Some(Exit::Ok)));
+        assert_eq!(judge("Failed", Some(Exit::FailedAtSource)), Ok(Some(Exit::Ok)));
+        assert_eq!(judge("Succeeded", None), Ok(None));
+        assert_eq!(judge("Succeeded", Some(Exit::NotConverged)).unwrap_err().exit, Exit::NotConverged);
+        assert_eq!(judge("Paused", Some(Exit::Ok)).unwrap_err().exit, Exit::Other);
     }
 }

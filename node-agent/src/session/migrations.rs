@@ -157,6 +157,16 @@ impl Migrations {
     /// A container that comes back right after it left: its committed source session here is given time to clean
     /// up, and its relay of late frames ends first.
     fn end_relay(&self, container: &str) {
+        self.wait_for_leaving(container, true);
+    }
+
+    /// Waits until nothing is left here of a container that has moved away, and changes nothing: its relay of late frames
+    /// ends by itself in seconds. What takes longer is not waited for.
+    pub fn wait_until_left(&self, container: &str) {
+        self.wait_for_leaving(container, false);
+    }
+
+    fn wait_for_leaving(&self, container: &str, end_relay: bool) {
         let deadline = Instant::now() + GIVE_WAY;
         loop {
             let leaving = {
@@ -165,7 +175,7 @@ impl Migrations {
                 handle.map(|handle| (handle.relaying, Arc::clone(&handle.stop_relay)))
             };
             let Some((relaying, stop)) = leaving else { return };
-            if relaying {
+            if relaying && end_relay {
                 stop.store(true, Ordering::SeqCst);
             }
             if Instant::now() >= deadline {

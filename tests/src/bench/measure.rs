@@ -136,7 +136,7 @@ pub fn measure(name: String, case: &Case, moves: usize, streams: Option<u32>) ->
     let bare = bare.context("copy memory alone")?;
     let streams = streams.map(|streams| streams.to_string());
     let cluster = match &streams {
-        Some(streams) => Cluster::up_with(&["--bulk-streams", streams])?,
+        Some(streams) => Cluster::up_with(2, &["--bulk-streams", streams])?,
         None => Cluster::up()?,
     };
     let running = start::start(&cluster, case.load)?;
