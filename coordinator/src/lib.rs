@@ -28,9 +28,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use proto::tls::Expect;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -43,6 +45,9 @@ use crate::store::Store;
 
 /// Wrong configuration (sysexits.h, EX_USAGE).
 const EX_CONFIG: u8 = 64;
+
+/// How long a probe waits for an answer.
+const HEALTH: Duration = Duration::from_secs(4);
 
 /// Schedules migrations of containers between nodes.
 #[derive(Debug, Parser)]
@@ -60,6 +65,12 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Asks the coordinator that runs with this configuration whether it serves: exit code 0, else 1. For probes.
+    Health {
+        /// The configuration, TOML.
+        #[arg(long)]
+        config: PathBuf,
+    },
 }
 
 /// Runs the program `coordinator` with these arguments, the first being the program's name. Answers 0 after a
@@ -67,7 +78,7 @@ enum Command {
 /// and 1 for anything else.
 #[must_use]
 pub fn run(args: Vec<OsString>) -> ExitCode {
-    let Command::Serve { config } = match Arguments::try_parse_from(args) {
+    let command = match Arguments::try_parse_from(args) {
         Ok(arguments) => arguments.command,
         Err(error) => {
             // Standard error may be closed: then nobody reads it.
@@ -76,7 +87,8 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         }
     };
     telemetry::init();
-    let config = match Config::load(&config) {
+    let (Command::Serve { config: path } | Command::Health { config: path }) = &command;
+    let config = match Config::load(path) {
         Ok(config) => config,
         Err(error) => {
             tracing::error!("{:#}", anyhow::Error::from(error));
@@ -84,14 +96,23 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
-    let served = runtime.context("cannot make threads").and_then(|runtime| runtime.block_on(serve(config)));
-    match served {
+    let ended = runtime.context("cannot make threads").and_then(|runtime| match command {
+        Command::Serve { .. } => runtime.block_on(serve(config)),
+        Command::Health { .. } => runtime.block_on(health(&config)),
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+async fn health(config: &Config) -> anyhow::Result<()> {
+    let address = proto::health::reachable(config.listen).to_string();
+    let expect = Expect::Peer(config.tls.identity().clone());
+    Ok(proto::health::ask(&address, "gantry.v1.Coordinator", &expect, &config.tls, HEALTH).await?)
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

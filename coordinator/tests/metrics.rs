@@ -1,4 +1,4 @@
-//! What a real coordinator process shows to monitoring.
+//! What a real coordinator process shows to monitoring and to probes.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -82,4 +82,13 @@ async fn every_metric_follows_what_happens() {
     }
     assert!(!after.contains("gantry_migrations_in_phase{"), "{after}");
     assert!(get(&address, "/other").await.starts_with("HTTP/1.1 404"));
+}
+
+#[test]
+fn a_probe_tells_whether_it_serves() {
+    let pki = common::Pki::new();
+    let mut process = common::Process::start(&pki, "");
+    assert_eq!(process.health().code(), Some(0));
+    process.kill();
+    assert_eq!(process.health().code(), Some(1));
 }

@@ -56,6 +56,12 @@ enum Command {
     Checkpoint(checkpoint::Args),
     /// Let a process tree run on from a directory.
     Restore(restore::Args),
+    /// Ask the agent that runs with this configuration whether it serves: exit code 0, else 1. For probes.
+    Health {
+        /// Configuration file of the agent.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Undo or finish what a dead agent left, without a coordinator.
     Recover {
         /// Configuration file of the agent.
@@ -94,6 +100,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Inspect { dir, output } => inspect::main(&dir, output),
         Command::Checkpoint(args) => checkpoint::main(&args),
         Command::Restore(args) => restore::main(&args),
+        Command::Health { config } => serve::health(&config),
         Command::Recover { config } => serve::recover(&config),
     }
 }

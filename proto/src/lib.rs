@@ -25,6 +25,7 @@ pub mod v1 {
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gantry.v1.bin"));
 
 pub mod error;
+pub mod health;
 pub mod identity;
 pub mod metrics;
 pub mod tls;

@@ -73,6 +73,11 @@ impl Process {
         self.child = Some(child);
     }
 
+    /// What its own probe says.
+    pub(crate) fn health(&self) -> ExitStatus {
+        program().args(["health", "--config"]).arg(self.dir().join("coordinator.toml")).status().unwrap()
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().unwrap();

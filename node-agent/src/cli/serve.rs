@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use proto::identity::Role;
-use proto::tls::Tls;
+use proto::tls::{Expect, Tls};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,6 +23,9 @@ use crate::{metrics, network, telemetry};
 
 /// How long open requests may take after the signal to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long a probe waits for an answer.
+const HEALTH: Duration = Duration::from_secs(4);
 
 /// How long `recover` waits for other agents and the coordinator.
 const RECOVER: Duration = Duration::from_secs(60);
@@ -66,6 +69,22 @@ pub(super) fn recover(path: &Path) -> ExitCode {
             super::answer(&format!("{} {}: {}", status.container, status.phase.name(), status.message));
         }
         Ok(())
+    }))
+}
+
+/// Whether the agent of this configuration serves.
+pub(super) fn health(path: &Path) -> ExitCode {
+    let (config, tls) = match load(path) {
+        Ok(loaded) => loaded,
+        Err(message) => {
+            complain(&message);
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    finish(runtime().and_then(|runtime| {
+        let address = proto::health::reachable(config.listen).to_string();
+        let expect = Expect::Peer(tls.identity().clone());
+        Ok(runtime.block_on(proto::health::ask(&address, "gantry.v1.NodeAgent", &expect, &tls, HEALTH))?)
     }))
 }
 

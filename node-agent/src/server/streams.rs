@@ -66,19 +66,26 @@ pub(super) fn logs(runtime: Arc<Runtime>, mut reader: LogReader, follow: bool) -
     Box::pin(ReceiverStream::new(receiver))
 }
 
+/// How often a state is looked at whose changes are not told: around the pause nobody is woken for them.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// The current state and every later one, until the last.
 pub(super) fn watch(mut status: watch::Receiver<status::Status>) -> WatchStream {
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
+        let mut told = None;
         loop {
             let now = status.borrow_and_update().clone();
             let last = now.phase.is_terminal();
-            if sender.send(Ok(convert::migration(&now))).await.is_err() || last {
+            if told.as_ref() != Some(&now) && sender.send(Ok(convert::migration(&now))).await.is_err() || last
+            {
                 return;
             }
+            told = Some(now);
             tokio::select! {
                 changed = status.changed() => if changed.is_err() { return },
                 () = sender.closed() => return,
+                () = tokio::time::sleep(LOOK) => {}
             }
         }
     });

@@ -143,12 +143,15 @@ pub(crate) struct Publisher {
     began: Instant,
     /// When its phase began.
     entered: Mutex<Instant>,
+    /// Nobody is woken for a change.
+    hushed: AtomicBool,
 }
 
 impl Publisher {
     /// Changes the published state.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
-        self.status.send_modify(|status| {
+        let loud = !self.hushed.load(Ordering::Relaxed);
+        self.status.send_if_modified(|status| {
             let before = Seen::of(status);
             if !status.phase.is_terminal() {
                 status.total = self.began.elapsed();
@@ -159,8 +162,17 @@ impl Publisher {
             if before.left(status) {
                 *entered = Instant::now();
             }
+            loud
         });
-        self.agent.changes.send_modify(|count| *count += 1);
+        if loud {
+            self.agent.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// From now on nobody is woken for a change, until [`Publisher::end`]: whoever watches looks from time to time. Those
+    /// who would be woken, and the coordinator's disk when it is on this host, take processors from the pause.
+    pub(crate) fn hush(&self) {
+        self.hushed.store(true, Ordering::Relaxed);
     }
 
     /// Adds a line to the decision log.
@@ -173,6 +185,7 @@ impl Publisher {
     /// The end, or the lack of one.
     pub(crate) fn end(&self, phase: Phase, reason: &str, message: impl Into<String>) {
         let message = message.into();
+        self.hushed.store(false, Ordering::Relaxed);
         self.update(|status| {
             status.phase = phase;
             reason.clone_into(&mut status.reason);
@@ -247,7 +260,13 @@ impl Agent {
         }
         drop(table);
         let began = Instant::now();
-        Publisher { status: sender, agent: Arc::clone(self), began, entered: Mutex::new(began) }
+        Publisher {
+            status: sender,
+            agent: Arc::clone(self),
+            began,
+            entered: Mutex::new(began),
+            hushed: AtomicBool::new(false),
+        }
     }
 
     /// The identity of a node's agent.

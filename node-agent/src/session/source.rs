@@ -294,6 +294,9 @@ impl Session {
                 0.0 => String::new(),
                 ms => format!("; it stood still for {ms:.1} ms"),
             };
+            if decision.next == Next::Cut {
+                self.publish.hush();
+            }
             self.publish.update(|status| {
                 status.bytes = bytes;
                 status.remaining = decision.remaining;

@@ -43,6 +43,11 @@ pub(super) struct Frozen {
     steps: Steps,
 }
 
+/// Bytes that go ahead of the freeze on the control connection. A connection that was silent for longer than its
+/// retransmission timeout begins slowly again (RFC 5681, 4.1; `tcp_slow_start_after_idle`): an image of some hundred KiB
+/// would then take several round trips.
+const WARM: usize = 512 << 10;
+
 /// An account as it travels.
 type Steps = Vec<(String, Duration)>;
 
@@ -55,6 +60,7 @@ impl Session {
     /// Freezes, sends the rest, waits for Ready.
     pub(super) fn switchover(&mut self) -> Result<Frozen, Failure> {
         let phase = Phase::Switchover;
+        self.send(&PeerMessage::Warm { padding: vec![0; WARM] })?;
         // The engine begins the account, when it asks the first thread to stop.
         let since = self.engine.as_mut().ok_or_else(no_engine)?.freeze()?.began;
         self.step(phase, "frozen")?;

@@ -214,6 +214,7 @@ impl Session {
                 PeerMessage::Ahead(ahead) => {
                     self.engine.as_mut().ok_or_else(nothing_built)?.prepare(&ahead)?
                 }
+                PeerMessage::Warm { .. } => {}
                 PeerMessage::RoundEnd { index } => {
                     self.await_round(index)?;
                     failpoint("session-target-precopy-round")?;

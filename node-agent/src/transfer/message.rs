@@ -130,6 +130,12 @@ pub enum PeerMessage {
         /// Which.
         index: u32,
     },
+    /// Source: the container is about to be frozen. Says nothing: it makes the connection ready for a large message.
+    Warm {
+        /// Zeros.
+        #[serde(with = "serde_bytes")]
+        padding: Vec<u8>,
+    },
     /// Source: the container is frozen and this is it; the last pages are on the bulk streams, as round `index`.
     Switchover {
         /// Number of the last round.
@@ -222,6 +228,7 @@ impl PeerMessage {
             Self::Ahead(_) => "Ahead",
             Self::RoundEnd { .. } => "RoundEnd",
             Self::RoundDone { .. } => "RoundDone",
+            Self::Warm { .. } => "Warm",
             Self::Switchover { .. } => "Switchover",
             Self::Ready { .. } => "Ready",
             Self::Commit { .. } => "Commit",

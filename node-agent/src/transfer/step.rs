@@ -51,7 +51,7 @@ pub fn step(state: SessionState, message: &PeerMessage) -> Result<SessionState, 
         {
             Filling { generation: *next, round }
         }
-        (Filling { generation: 1.., .. }, PeerMessage::Ahead(_)) => state,
+        (Filling { generation: 1.., .. }, PeerMessage::Ahead(_) | PeerMessage::Warm { .. }) => state,
         (Filling { generation: now @ 1.., round }, PeerMessage::Groups { generation, .. })
             if *generation == now || Some(*generation) == now.checked_add(1) =>
         {

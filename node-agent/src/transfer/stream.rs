@@ -137,6 +137,7 @@ impl TlsStream {
     /// When the socket does not take it.
     pub fn set_bulk(&self) -> io::Result<()> {
         let socket = self.tcp.get_ref();
+        congestion(socket, ["cubic", "reno"]);
         let limit = u32::try_from(BULK_LOST_AFTER.as_millis()).unwrap_or(u32::MAX);
         setsockopt(socket, sockopt::TcpUserTimeout, &limit)?;
         socket.set_write_timeout(Some(BULK_LOST_AFTER))
@@ -268,6 +269,13 @@ impl Drop for TlsStream {
     }
 }
 
+/// Chooses the first congestion control that the kernel has; else the host's default stays.
+fn congestion(tcp: &TcpStream, names: [&str; 2]) {
+    let _ = names
+        .iter()
+        .any(|name| setsockopt(tcp, sockopt::TcpCongestion, &std::ffi::OsString::from(name)).is_ok());
+}
+
 /// Sets what a migration needs: no Nagle, lost links noticed within [`LOST_AFTER`], large buffers, and a
 /// congestion control without pacing (bbr, some hosts' default, costs a fifth of the rate in a LAN).
 fn tune(tcp: &TcpStream) -> Result<(), ConnectError> {
@@ -280,11 +288,8 @@ fn tune(tcp: &TcpStream) -> Result<(), ConnectError> {
     setsockopt(tcp, sockopt::TcpKeepCount, &seconds).map_err(|e| failed("TCP_KEEPCNT")(e.into()))?;
     setsockopt(tcp, sockopt::TcpUserTimeout, &(seconds * 1000))
         .map_err(|e| failed("TCP_USER_TIMEOUT")(e.into()))?;
-    for name in ["cubic", "reno"] {
-        if setsockopt(tcp, sockopt::TcpCongestion, &std::ffi::OsString::from(name)).is_ok() {
-            break;
-        }
-    }
+    // Without the early end of slow start that cubic has: a control connection carries little but the image, at once.
+    congestion(tcp, ["reno", "cubic"]);
     // The kernel doubles these, and caps them at net.core.{w,r}mem_max without CAP_NET_ADMIN. The receive
     // buffer is left to the kernel's own tuning, which reaches further than that cap.
     let _ = setsockopt(tcp, sockopt::SndBufForce, &(4 << 20))
