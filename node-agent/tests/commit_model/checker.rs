@@ -74,6 +74,14 @@ pub(crate) fn search(bounds: Bounds, mutated: Option<Rule>) -> Found {
     'search: while at < states.len() {
         let (number, state) = (u32::try_from(at).expect("fewer than 2^32 states"), states[at]);
         at += 1;
+        if let Some(node) = state.needs_operator()
+            && state.left.resolves > 0
+            && run(&state, Step::Resolve(node), mutated).is_none()
+        {
+            let what = "an operator's word is refused where nothing else helps";
+            counter_example = Some(CounterExample { what, trace: trace(&parents, number) });
+            break;
+        }
         next.clear();
         steps(&state, &mut next);
         for step in &next {
@@ -113,7 +121,8 @@ pub(crate) fn search(bounds: Bounds, mutated: Option<Rule>) -> Found {
 fn endless(states: &[State], mut edges: Vec<(u32, u32)>) -> Option<u32> {
     edges.sort_unstable();
     let mut ends = vec![false; states.len()];
-    let mut queue: Vec<u32> = (0u32..).zip(states).filter(|(_, state)| state.is_end()).map(|(at, _)| at).collect();
+    let mut queue: Vec<u32> =
+        (0u32..).zip(states).filter(|(_, state)| state.is_end()).map(|(at, _)| at).collect();
     for at in &queue {
         ends[*at as usize] = true;
     }

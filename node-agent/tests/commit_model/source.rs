@@ -82,7 +82,9 @@ impl World {
                 self.send(Message::Answer(epoch, answer));
             }
             // Image of `Session::await_ack` and `until_acknowledged`.
-            Message::Ack(_) | Message::Lost(_) | Message::Stale(..) if phase == Some(SourcePhase::Telling) => {
+            Message::Ack(_) | Message::Lost(_) | Message::Stale(..)
+                if phase == Some(SourcePhase::Telling) =>
+            {
                 let what = match message {
                     Message::Ack(_) => source_on_ack(&view, epoch),
                     Message::Lost(_) if self.breaks(Rule::KillOnLost) => source_on_ack(&view, epoch),
@@ -161,7 +163,8 @@ impl World {
         match step {
             // Image of `Session::undo`: a time limit, a lost link, a cancel, any error.
             SourceStep::GiveUp => {
-                let early = matches!(source.phase, SourcePhase::Open | SourcePhase::Frozen | SourcePhase::Ready);
+                let early =
+                    matches!(source.phase, SourcePhase::Open | SourcePhase::Frozen | SourcePhase::Ready);
                 let late = source.phase == SourcePhase::Appended && self.breaks(Rule::UndoAfterCommitted);
                 if !(early && source_on_abort(&view, epoch) == OnAbort::Undo || late) {
                     return None;
@@ -215,7 +218,12 @@ impl World {
                 (Owner::Target, SourcePhase::WithoutCopy) => {
                     self.end_without_copy(n, epoch, Answer::Committed);
                 }
-                (Owner::Source, SourcePhase::WithoutCopy) => return None,
+                (Owner::Source, SourcePhase::WithoutCopy) if self.breaks(Rule::ResolvedTellsOn) => {
+                    return None;
+                }
+                (Owner::Source, SourcePhase::WithoutCopy) => {
+                    self.end_without_copy(n, epoch, Answer::Aborted);
+                }
                 (Owner::Target, _) => {
                     self.node(n).own = Copy::None;
                     self.phase(n, SourcePhase::Killed);

@@ -93,7 +93,8 @@ pub(crate) struct Journal {
 impl Journal {
     pub(crate) fn append(&mut self, record: Record) {
         self.now.apply(record);
-        let free = self.tail.iter_mut().find(|slot| slot.is_none()).expect("more unsynced records than modelled");
+        let free =
+            self.tail.iter_mut().find(|slot| slot.is_none()).expect("more unsynced records than modelled");
         *free = Some(record);
     }
 
@@ -372,10 +373,6 @@ impl Network {
         self.0 &= !Self::bit(message);
     }
 
-    pub(crate) fn has(self, message: Message) -> bool {
-        self.0 & Self::bit(message) != 0
-    }
-
     pub(crate) fn iter(self) -> impl Iterator<Item = Message> {
         let mut rest = self.0;
         std::iter::from_fn(move || {
@@ -468,7 +465,11 @@ impl State {
     fn idle(&self, n: usize) -> bool {
         let node = &self.nodes[n];
         let free = node.target.is_none_or(|target| target.serving == Serving::Expected);
-        node.agent && node.journal.now.open.is_none() && node.source.is_none() && free && node.giving_way.is_none()
+        node.agent
+            && node.journal.now.open.is_none()
+            && node.source.is_none()
+            && free
+            && node.giving_way.is_none()
     }
 
     /// It runs in one place, and nothing is left of any attempt; or all copies died with their hosts.

@@ -92,8 +92,10 @@ pub(crate) enum Rule {
     CommitBeforeSync,
     /// Resolved for the source: the record is ended before the copy is given back.
     ResolvedEndsFirst,
-    /// A target whose session has ended takes a resolution as if it were a source.
-    ResolvedAsSource,
+    /// Resolved for a source whose copy has died since: it tells Commit for ever.
+    ResolvedTellsOn,
+    /// A fenced node whose session has ended guesses which side it was.
+    FencedGuessesItsSide,
 }
 
 impl Step {
@@ -132,9 +134,9 @@ impl State {
     /// One of them is behind another.
     pub(crate) fn runs_stale(&self) -> bool {
         self.nodes.iter().any(|node| {
-            let incoming = node.incoming.is_some_and(|(epoch, copy)| {
-                copy == Incoming::Running && self.image_stale[at(epoch)]
-            });
+            let incoming = node
+                .incoming
+                .is_some_and(|(epoch, copy)| copy == Incoming::Running && self.image_stale[at(epoch)]);
             node.own == Copy::Running && node.stale || incoming
         })
     }
@@ -162,7 +164,11 @@ pub(crate) fn steps(state: &State, steps: &mut Vec<Step>) {
         }
         let question = matches!(
             message,
-            Message::Prepare(_) | Message::Start(..) | Message::Commit(_) | Message::Ack(_) | Message::Abort(_)
+            Message::Prepare(_)
+                | Message::Start(..)
+                | Message::Commit(_)
+                | Message::Ack(_)
+                | Message::Abort(_)
         );
         if left.duplicates > 0 && question {
             steps.push(Step::Repeat(message));
@@ -277,7 +283,7 @@ impl World {
             Step::Resolve(n) => self.resolve(n)?,
             Step::Readmit(n) => {
                 let (_, epoch, owner) = self.state.owed?;
-                self.ordered(n, epoch, owner)?;
+                self.ordered(n, epoch, owner, true)?;
                 self.state.owed = None;
             }
         }
@@ -394,8 +400,7 @@ impl World {
 
     /// Image of the coordinator's resolution: fenced, recorded, told to the owner.
     fn resolve(&mut self, n: usize) -> Option<()> {
-        let owner =
-            if self.state.source_of(self.state.used) == n { Owner::Source } else { Owner::Target };
+        let owner = if self.state.source_of(self.state.used) == n { Owner::Source } else { Owner::Target };
         self.state.left.resolves -= 1;
         self.state.used += 1;
         let epoch = self.state.used;
@@ -407,12 +412,12 @@ impl World {
         }
         self.state.resolved = true;
         self.state.owed = Some((u8::try_from(fenced).ok()?, epoch, owner));
-        self.ordered(n, epoch, owner)
+        self.ordered(n, epoch, owner, false)
     }
 
     /// Image of `Migrations::resolve`. `None` when it is refused.
-    fn ordered(&mut self, n: usize, epoch: Epoch, owner: Owner) -> Option<()> {
-        let as_source = self.breaks(Rule::ResolvedAsSource);
+    fn ordered(&mut self, n: usize, epoch: Epoch, owner: Owner, fenced: bool) -> Option<()> {
+        let guesses = self.breaks(Rule::FencedGuessesItsSide);
         let node = self.node(n);
         let entry = node.journal.now;
         let resolved = entry.resolved.map(|(_, owner)| owner);
@@ -420,10 +425,11 @@ impl World {
         let role = match entry.open {
             Some(open) => open.role,
             None if entry.owned.is_some() => Role::Target,
-            None if as_source => Role::Source,
             None => Role::Source,
         };
+        let nothing = fenced && entry.open.is_none() && source.copy == Copy::None && !guesses;
         let act = match role {
+            _ if nothing && epoch > source.highest => false,
             Role::Source => match source_on_resolve(&source, epoch, owner, resolved) {
                 OnResolveSource::GiveBack | OnResolveSource::Kill => true,
                 OnResolveSource::Done => false,
@@ -455,7 +461,8 @@ impl World {
                 Message::Prepared(epoch) | Message::Ready(epoch) | Message::Failed(epoch) => {
                     let node = &self.state.nodes[self.state.source_of(epoch)];
                     let open = node.source.is_some_and(|source| {
-                        source.epoch == epoch && matches!(source.phase, SourcePhase::Open | SourcePhase::Frozen)
+                        source.epoch == epoch
+                            && matches!(source.phase, SourcePhase::Open | SourcePhase::Frozen)
                     });
                     node.journal.now.highest >= epoch && !open
                 }

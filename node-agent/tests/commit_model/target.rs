@@ -199,8 +199,11 @@ impl World {
             // Image of `Waiting::ask`, which asks the coordinator only when the source cannot tell.
             TargetStep::Ask => self.send(Message::Query(epoch)),
             TargetStep::AskCoordinator => {
-                let presumed =
-                    if self.breaks(Rule::CoordinatorPresumesAbort) { Answer::Aborted } else { Answer::Undecided };
+                let presumed = if self.breaks(Rule::CoordinatorPresumesAbort) {
+                    Answer::Aborted
+                } else {
+                    Answer::Undecided
+                };
                 let answer = self.state.reported[at(epoch)].unwrap_or(presumed);
                 self.obey(n, epoch, answer);
             }
@@ -249,7 +252,9 @@ impl World {
                     self.serving(n, Serving::Thawed);
                 }
             }
-            TargetRestart::Lost(_) | TargetRestart::Kill(_) | TargetRestart::Nothing => self.end_target(n, epoch),
+            TargetRestart::Lost(_) | TargetRestart::Kill(_) | TargetRestart::Nothing => {
+                self.end_target(n, epoch)
+            }
         }
     }
 }
