@@ -124,7 +124,7 @@ impl Driver {
                 if !status.reason.contains("Lost") && self.stuck_for() >= self.core.settings.lease =>
             {
                 let message = format!(
-                    "{} is unreachable and {} has no copy: {}",
+                    "{} cannot tell and {} has no copy: {}",
                     m.source_node, m.target_node, status.message
                 );
                 End::failed("SourceUnreachable", message)

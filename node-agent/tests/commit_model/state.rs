@@ -347,7 +347,7 @@ impl Message {
             21..25 => Self::Answer(e, ANSWERS[kind as usize - 21]),
             25..29 => Self::Report(e, ANSWERS[kind as usize - 25]),
             _ => {
-                let owner = (kind % 2 == 0).then_some(Owner::Target);
+                let owner = kind.is_multiple_of(2).then_some(Owner::Target);
                 Self::Stale(e, Epoch::from((kind - 29) / 2) + 2, owner)
             }
         }

@@ -92,10 +92,11 @@ impl World {
             Message::Commit(_) | Message::Abort(_) | Message::Answer(..) if deaf => return None,
             Message::Commit(_) => self.hear_commit(n, epoch, serving),
             // Image of `Session::hear`, `peer::abort_again` and `Waiting::decide`.
-            Message::Abort(_) if matches!(serving, Some(Serving::Building | Serving::Waiting)) => {
-                if target_on_abort(&view, epoch) == OnDiscard::Discard {
-                    self.discard(n);
-                }
+            Message::Abort(_)
+                if matches!(serving, Some(Serving::Building | Serving::Waiting))
+                    && target_on_abort(&view, epoch) == OnDiscard::Discard =>
+            {
+                self.discard(n);
             }
             Message::Answer(_, answer) if serving == Some(Serving::Waiting) => {
                 self.obey(n, epoch, answer);
