@@ -243,6 +243,28 @@ async fn a_silent_source_and_a_target_without_a_copy_is_a_failure() {
     assert_eq!(failed.reason, "SourceUnreachable");
 }
 
+/// A target whose copy is complete must not hear Aborted: it may have the last one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_lost_its_copy_has_not_aborted_and_the_target_may_end_it() {
+    let mut world = World::start();
+    let (a, b) = two_nodes(&mut world).await;
+    world.create("web", "node-b").await;
+    a.called("Watch").await;
+    a.report("web-1", |status| {
+        status.set_phase(Phase::OutcomeUnknown);
+        status.reason = "CopyLost".into();
+    });
+    world.phase("web-1", Phase::OutcomeUnknown).await;
+    let ask = AskDecisionRequest { migration: "web-1".into(), epoch: 1 };
+    let told = b.registry().await.ask_decision(ask).await.unwrap().into_inner();
+    assert_eq!(told.decision(), Decision::Unknown);
+    b.report("web-1", |status| {
+        status.set_phase(Phase::Failed);
+        status.message = "the source went away".into();
+    });
+    world.phase("web-1", Phase::Failed).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_store_reuses_no_epoch() {
     let mut world = World::start();

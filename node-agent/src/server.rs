@@ -334,6 +334,7 @@ impl NodeAgent for Service {
             container: request.container,
             epoch: request.epoch,
             owner,
+            fenced: request.fenced,
         };
         self.order(move |migrations| migrations.resolve(&order)).await?;
         Ok(Response::new(v1::ResolveAgentResponse {}))

@@ -14,6 +14,9 @@ use crate::agent_client::{ORDER, QUESTION, answer, translate};
 use crate::core::{Core, End};
 use crate::store::{Record, StoreError};
 
+/// The reason of a source that was restarted and has no copy any more: it cannot tell, and never will.
+const COPY_LOST: &str = "CopyLost";
+
 impl Driver {
     /// Watches the source until it is over there or the connection ends.
     pub(super) async fn follow(&mut self, record: Record) -> Result<Step, StoreError> {
@@ -57,15 +60,22 @@ impl Driver {
                         // An attempt of another epoch: ours is not known there.
                         return self.source_knows_nothing(&record).await;
                     }
-                    self.stuck = None;
                     fail::fail_point!("drive-on-status");
                     let unknown = status.phase() == Phase::OutcomeUnknown;
+                    let lost = unknown && status.reason == COPY_LOST;
+                    if !lost {
+                        self.stuck = None;
+                    }
                     let record = self.core.update(&self.name, |record| merge(record, status))?;
                     if record.is_over() {
                         return Ok(Step::Over);
                     }
                     if unknown && self.ask_target(&record).await?.is_over() {
                         return Ok(Step::Over);
+                    }
+                    if lost {
+                        // Its source has nothing more to say: the target may still find that it has no copy either.
+                        return Ok(Step::Again);
                     }
                 }
                 // It ends after a terminal phase; an unknown outcome may still become known.
@@ -114,7 +124,7 @@ impl Driver {
                 if !status.reason.contains("Lost") && self.stuck_for() >= self.core.settings.lease =>
             {
                 let message = format!(
-                    "{} is unreachable and {} has no copy: {}",
+                    "{} cannot tell and {} has no copy: {}",
                     m.source_node, m.target_node, status.message
                 );
                 End::failed("SourceUnreachable", message)

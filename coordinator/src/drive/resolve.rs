@@ -17,7 +17,7 @@ impl Driver {
             _ => (&m.source_node, Phase::Failed),
         };
         let told = match self.core.agent(owner) {
-            Ok(mut agent) => answer(owner, ORDER, agent.resolve(request(record, said))).await,
+            Ok(mut agent) => answer(owner, ORDER, agent.resolve(request(record, said, false))).await,
             Err(status) => Err(status),
         };
         if let Err(status) = told {
@@ -39,12 +39,13 @@ impl Driver {
     }
 }
 
-fn request(record: &Record, said: &Resolution) -> ResolveAgentRequest {
+fn request(record: &Record, said: &Resolution, fenced: bool) -> ResolveAgentRequest {
     ResolveAgentRequest {
         migration: record.migration.name.clone(),
         container: record.container().to_owned(),
         epoch: said.epoch,
         owner: said.owner,
+        fenced,
     }
 }
 
@@ -73,7 +74,7 @@ pub(crate) async fn readmit(core: &Core, node: &str, address: &str) -> Result<()
         }
         let told = async {
             let mut agent = core.agents.client(node, address)?;
-            answer(node, ORDER, agent.resolve(request(&record, &said))).await
+            answer(node, ORDER, agent.resolve(request(&record, &said, true))).await
         };
         told.await.map_err(|status| Fence::NotTold(name.clone(), status))?;
         core.store

@@ -329,9 +329,13 @@ impl Migrations {
             |open| open.begin.role,
         );
         let contrary = |why: &str| OrderError::Contrary(format!("{}: {why}", order.migration));
+        let source = agent.source_view(&order.container);
+        // Which side a node was is not known any more when its session has ended; without a copy it does not matter.
+        let nothing = order.fenced && entry.open.is_none() && source.copy == Copy::None;
         let act = match role {
+            _ if nothing && order.epoch > source.highest => false,
             Role::Source => {
-                let view = agent.source_view(&order.container);
+                let view = source;
                 match commit::source_on_resolve(&view, order.epoch, order.owner, resolved) {
                     OnResolveSource::GiveBack | OnResolveSource::Kill => true,
                     OnResolveSource::Done => false,

@@ -114,6 +114,8 @@ pub struct Resolve {
     pub epoch: u64,
     /// Who owns it.
     pub owner: Owner,
+    /// This node was fenced, is not the owner, and is told before it is admitted again.
+    pub fenced: bool,
 }
 
 /// Why an order was not taken. Nothing has changed.

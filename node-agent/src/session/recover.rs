@@ -221,13 +221,13 @@ fn resolved(agent: &Agent, begin: &Begin, publish: &Publisher, mut copy: Unackno
         }
         Owner::Source => {
             let throttled = throttled(agent, begin);
-            // The record first: a restart must not tell Commit again.
-            retry("journal the end", publish, || agent.journal.append_sync(std::slice::from_ref(&ended)));
             if let Some(mut lock) = copy.lock.take() {
                 lift(&mut *lock);
             }
             give_back(begin, &*copy.container, &throttled, publish);
             copy.container.settle(Settled::Running, begin.epoch);
+            // The record last: a restart before it finds the resolution, and gives the copy back again.
+            retry("journal the end", publish, || agent.journal.append_sync(std::slice::from_ref(&ended)));
             agent.table().sources.remove(&begin.container);
             publish.end(Phase::Failed, "Resolved", "an operator said that the source owns it; it runs here");
         }
@@ -282,7 +282,6 @@ fn recover_source(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
     let view = agent.source_view(&begin.container);
     match (commit::source_on_restart(&view), container) {
         (SourceRestart::Recommit(_), container) => {
-            publish.update(|status| status.phase = Phase::Completing);
             publish.event("the agent was restarted; the migration is committed");
             if let Some(container) = &container {
                 container.settle(Settled::Frozen, begin.epoch);
@@ -291,6 +290,8 @@ fn recover_source(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
             if let Some(handle) = agent.table().sources.get_mut(&begin.container) {
                 handle.synced = true;
             }
+            // The coordinator relays this as Committed.
+            publish.update(|status| status.phase = Phase::Completing);
             match container {
                 Some(container) => {
                     let lock = container.lock().ok();
@@ -323,8 +324,9 @@ fn recover_source(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
             bury(agent, begin, publish, Died::Here);
             retry("journal the end", publish, || agent.journal.append_sync(&[end(End::Lost)]));
             agent.table().sources.remove(&begin.container);
+            // Not Failed: the coordinator would relay that as an abort, and a Ready copy may be the last one.
             publish.end(
-                Phase::Failed,
+                Phase::OutcomeUnknown,
                 "CopyLost",
                 "the container is not here any more; nothing was told to the target",
             );
@@ -351,15 +353,24 @@ fn tell_without_copy(agent: &Arc<Agent>, begin: &Begin, publish: &Publisher) {
         let commit = PeerMessage::Commit { held: Vec::new() };
         let answer =
             peer::ask(agent, &begin.peer, &begin.peer_address, begin, &commit, peer::QUESTION_TIMEOUT);
-        let resolution = agent.resolution(&begin.container, begin.epoch);
-        match (answer, resolution) {
-            (Ok(PeerMessage::Ack { .. }), _) | (_, Some(Owner::Target)) => {
-                bury(agent, begin, publish, Died::Moved);
-                retry("journal the end", publish, || agent.journal.append_sync(&[ended(End::Killed)]));
-                agent.table().sources.remove(&begin.container);
-                return publish.end(Phase::Succeeded, "Committed", "the target owns it");
+        let view = agent.source_view(&begin.container);
+        let owned_there = match &answer {
+            Ok(PeerMessage::Ack { .. }) => commit::source_on_ack(&view, begin.epoch) == OnAck::Kill,
+            Ok(PeerMessage::Stale { epoch, owner }) => {
+                commit::source_on_stale(&view, begin.epoch, *epoch, *owner) == OnAck::Kill
             }
-            (Ok(PeerMessage::Lost), _) => {
+            _ => false,
+        };
+        let resolution = agent.resolution(&begin.container, begin.epoch);
+        if owned_there || resolution == Some(Owner::Target) {
+            bury(agent, begin, publish, Died::Moved);
+            retry("journal the end", publish, || agent.journal.append_sync(&[ended(End::Killed)]));
+            agent.table().sources.remove(&begin.container);
+            return publish.end(Phase::Succeeded, "Committed", "the target owns it");
+        }
+        match (answer, resolution) {
+            // Or an operator gave it to the copy that is dead here, and the target has dropped its own.
+            (Ok(PeerMessage::Lost), _) | (_, Some(Owner::Source)) => {
                 bury(agent, begin, publish, Died::Here);
                 retry("journal the end", publish, || agent.journal.append_sync(&[ended(End::Lost)]));
                 agent.table().sources.remove(&begin.container);
