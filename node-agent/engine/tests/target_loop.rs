@@ -7,102 +7,17 @@ mod target_support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use engine::PageSink;
 use engine::proc::tasks;
 use engine::source::{Namespaces, Source, TreeSpec};
-use engine::target::{Externals, PageWriter, RestoreTimes, Target, TargetOptions};
-use image::pages::Batch;
-use image::state::Image;
+use engine::target::{Target, TargetOptions};
+use target_support::local::*;
 use target_support::*;
 
 /// How long a copy may take until all of it has worked.
 const LIMIT: Duration = Duration::from_secs(20);
-
-struct Local(PageWriter);
-
-impl PageSink for Local {
-    fn batch(&mut self, batch: &Batch<'_>) -> io::Result<()> {
-        self.0.apply(batch)
-    }
-}
-
-struct NoExternals;
-
-impl Externals for NoExternals {
-    fn open(&mut self, key: &str) -> io::Result<OwnedFd> {
-        Err(io::Error::new(io::ErrorKind::NotFound, key.to_owned()))
-    }
-}
-
-/// Moves a process tree of the host into a new pid namespace; the original is killed.
-fn migrate(pid: i32) -> (Carrier, Image, RestoreTimes) {
-    let spec = TreeSpec {
-        root: pid,
-        cgroup: None,
-        externals: Vec::new(),
-        terminals: Vec::new(),
-        namespaces: Namespaces::Host,
-    };
-    migrate_as(&spec, None)
-}
-
-fn migrate_as(spec: &TreeSpec, cgroup: Option<&Path>) -> (Carrier, Image, RestoreTimes) {
-    migrate_and(spec, cgroup, || {}, |_, _| {})
-}
-
-/// Does something while both sides are stopped: before the source is captured, and before the copy runs.
-fn migrate_and(
-    spec: &TreeSpec,
-    cgroup: Option<&Path>,
-    while_frozen: impl FnOnce(),
-    while_ready: impl FnOnce(&Carrier, &Image),
-) -> (Carrier, Image, RestoreTimes) {
-    let mut source = Source::attach(spec).unwrap();
-    let (carrier, root) = Carrier::spawn();
-    if let Some(cgroup) = cgroup {
-        sys::cgroup::add_process(cgroup, carrier.pid).unwrap();
-    }
-    let options = TargetOptions { root, netns: None, cgroup: cgroup.map(Path::to_owned) };
-    let mut target = Target::build(options).unwrap();
-    let mut sink = Local(target.writer());
-    for turn in 0..2 {
-        let shape = source.shape().unwrap();
-        target.reconcile(&shape).unwrap();
-        // Not what the image will say: one thread too many, and one too few, and in a container other users.
-        let mut ahead = source.ahead().unwrap();
-        for process in &mut ahead {
-            process.threads.pop();
-            process.threads.push(1 + (process.pid + 7777) % 30_000);
-            if turn == 1 && cgroup.is_some() {
-                let creds = process.creds.as_mut().unwrap();
-                (creds.uid, creds.cap_effective, creds.cap_permitted) = ([65534; 4], 0, 0);
-            }
-        }
-        target.prepare(&ahead).unwrap();
-        source.round(&mut sink).unwrap();
-    }
-    source.freeze().unwrap();
-    while_frozen();
-    let shape = source.shape().unwrap();
-    target.reconcile(&shape).unwrap();
-    source.last_pages(&mut sink).unwrap();
-    let image = source.capture().unwrap();
-    let times = target.restore(&image, &mut NoExternals).unwrap();
-    let ready = target.ready().unwrap();
-    if let Some(cgroup) = cgroup {
-        let freezer = sys::cgroup::Freezer::open(cgroup).unwrap();
-        assert!(freezer.is_frozen().unwrap());
-    }
-    source.kill().unwrap();
-    while_ready(&carrier, &image);
-    ready.resume().unwrap();
-    (carrier, image, times)
-}
 
 /// What each thread of a process may do, by its number in its own namespace.
 fn privileges(pid: i32) -> BTreeMap<i32, (image::state::Creds, u8)> {
@@ -126,59 +41,9 @@ fn privileges(pid: i32) -> BTreeMap<i32, (image::state::Creds, u8)> {
     tasks::threads(pid).unwrap().into_iter().map(of).collect()
 }
 
-/// A file of the test's own, removed at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("gantry-{name}-{}", std::process::id()));
-        let _ = fs::remove_file(&path);
-        Self(path)
-    }
-
-    fn dir(name: &str) -> Self {
-        let scratch = Self::new(name);
-        fs::create_dir(&scratch.0).unwrap();
-        scratch
-    }
-
-    fn lines(&self) -> Vec<String> {
-        fs::read_to_string(&self.0).unwrap_or_default().lines().map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 fn counts(line: &str) -> BTreeMap<String, u64> {
     let pairs = line.split_whitespace().filter_map(|w| w.split_once('='));
     pairs.map(|(k, v)| (k.to_owned(), v.parse().unwrap())).collect()
-}
-
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/target_support").join(name)
-}
-
-/// A cgroup of the v2 hierarchy, removed at the end.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Self {
-        let path = sys::cgroup::v2_mount().unwrap().join(format!("gantry-{name}-{}", std::process::id()));
-        sys::cgroup::create(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = sys::cgroup::Freezer::open(&self.0).and_then(|f| f.kill());
-        let _ = sys::cgroup::remove(&self.0, std::time::Duration::from_secs(5));
-    }
 }
 
 #[test]
@@ -501,68 +366,4 @@ print(s.recv(1000).decode().split())"#;
     assert!(image.processes[0].threads.len() >= 5);
     let answer = inside(&carrier, &["python3", "-c", ask, "get a\\r\\n"]);
     assert_eq!(answer, "['VALUE', 'a', '0', '5', 'hello', 'END']\n");
-}
-
-/// Signals the sleepers on one side, moves them, and looks how their calls ended.
-fn signalled_sleepers(name: &str, at_source: bool, cgroup: Option<&Path>) {
-    use nix::sys::signal::{Signal, kill};
-    const CALLS: usize = 12;
-    let log = Scratch::new(name);
-    let victim = Victim::spawn(Command::new("python3").arg(script("sleepers.py")).arg(&log.0));
-    let asleep = || -> Vec<i32> {
-        let pids = log
-            .lines()
-            .into_iter()
-            .filter_map(|l| l.strip_prefix("asleep ")?.rsplit(' ').next()?.parse().ok());
-        pids.filter(|pid| engine::proc::stat::read(*pid).is_ok_and(|stat| stat.state == b'S')).collect()
-    };
-    wait_until("they sleep", || asleep().len() == CALLS);
-    let sleepers = asleep();
-    let signal = |pid: i32| kill(nix::unistd::Pid::from_raw(pid), Signal::SIGUSR1).unwrap();
-    let spec = TreeSpec {
-        root: victim.pid(),
-        cgroup: None,
-        externals: Vec::new(),
-        terminals: Vec::new(),
-        namespaces: Namespaces::Host,
-    };
-    let _moved = migrate_and(
-        &spec,
-        cgroup,
-        || sleepers.iter().filter(|_| at_source).copied().for_each(signal),
-        |carrier, _| {
-            let copies = descendants(carrier.pid);
-            copies
-                .into_iter()
-                .filter(|copy| !at_source && sleepers.contains(&inner_pid(*copy)))
-                .for_each(signal);
-        },
-    );
-    let ended = || log.lines().into_iter().filter(|l| !l.starts_with("asleep")).collect::<Vec<_>>();
-    let end = Instant::now() + Duration::from_secs(10);
-    while ended().len() < CALLS && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let ended = ended();
-    let wrong: Vec<&String> = ended
-        .iter()
-        .filter(|line| {
-            let words: Vec<&str> = line.split(' ').collect();
-            // clock_nanosleep by its number answers as the kernel does, through errno as well.
-            words[1..] != ["-1", "EINTR", "1"]
-        })
-        .collect();
-    assert!(ended.len() == CALLS && wrong.is_empty(), "{ended:#?}");
-}
-
-#[test]
-fn a_signal_that_came_in_the_freeze_ends_the_call_it_interrupts() {
-    signalled_sleepers("sleepers", true, None);
-}
-
-#[test]
-fn so_does_one_that_the_waiting_copy_gets() {
-    let here = Cgroup::new("sleepers");
-    signalled_sleepers("sleepers-ready", false, Some(&here.0));
-    signalled_sleepers("sleepers-traced", false, None);
 }
