@@ -1,4 +1,4 @@
-//! What sessions count. One place sees every change of a published state: [`Metrics::changed`].
+//! What sessions count. One place sees every change of a published state: `Metrics::changed`.
 
 use std::time::Duration;
 
