@@ -4,9 +4,9 @@
 
 mod common;
 
-use std::net::TcpListener;
 use std::time::Duration;
 
+use common::process::free_address;
 use common::{Behaviour, World, until};
 use proto::v1::{Downtime, GetNodeRequest, Phase, Round};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,7 +23,7 @@ async fn get(address: &str, path: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_follows_what_happens() {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = free_address().to_string();
     let mut world = World::with(&format!("metrics_listen = {address:?}"));
     let a = world.agent("node-a", Behaviour::running(&["web"])).await;
     let b = world.agent("node-b", Behaviour::default()).await;

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::agent::{Agent, Ca, free_port};
+use common::agent::{Agent, Ca, free_address};
 use common::{bundle, unique, wait_for};
 use nix::sys::signal::Signal;
 use proto::error::ErrorDetails;
@@ -188,10 +188,10 @@ async fn only_the_coordinator_and_administrators_may_call() {
     assert!(connect(&subject.listen.to_string(), &expect, &other.tls("alice.admin.gantry")).await.is_err());
     // A second agent must not work on the same directory.
     let text = fs::read_to_string(subject.config()).unwrap();
-    let text = text.replace(&subject.listen.to_string(), &free_port().to_string());
+    let text = text.replace(&subject.listen.to_string(), &free_address().to_string());
     let peers = text.lines().find_map(|line| line.strip_prefix("peer_listen = ")).unwrap().to_owned();
     let second = subject.dir.path().join("second.toml");
-    fs::write(&second, text.replace(&peers, &format!("\"{}\"", free_port()))).unwrap();
+    fs::write(&second, text.replace(&peers, &format!("\"{}\"", free_address()))).unwrap();
     let output = agent(&["serve", "--config", second.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -250,7 +250,7 @@ impl Registry for Fake {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_joins_beats_and_joins_again() {
-    let address = free_port();
+    let address = free_address();
     let mut subject = Agent::new(&format!("coordinator = \"{address}\"\nlabels = {{ rack = \"r1\" }}"));
     // The agent comes first: it waits for its coordinator.
     subject.start();

@@ -1,6 +1,7 @@
 //! The spawned coordinator.
 
-use std::net::TcpListener;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -18,6 +19,13 @@ pub(crate) struct Process {
     pub(crate) address: String,
 }
 
+/// An address that nobody has, until it is bound to: a loopback address of its own, because a port of 127.0.0.1 that was
+/// let go may be given to anybody who asks for any.
+pub(crate) fn free_address() -> SocketAddr {
+    let [one, two, three, ..] = RandomState::new().build_hasher().finish().to_be_bytes();
+    TcpListener::bind((Ipv4Addr::new(127, one & 127 | 1, two, three), 0)).unwrap().local_addr().unwrap()
+}
+
 /// The program under test.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
@@ -29,8 +37,7 @@ impl Process {
     /// Starts a coordinator with a short lease.
     pub(crate) fn start(pki: &Pki, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // Free now; nothing else is given it soon, because the kernel walks through the range.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let address = free_address().to_string();
         let config = format!(
             "listen = {address:?}\nstate_dir = {:?}\ntls_dir = {:?}\nheartbeat_milliseconds = 50\nlease_milliseconds = 1500\n{more}\n",
             dir.path().join("state"),

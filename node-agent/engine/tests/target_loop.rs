@@ -273,13 +273,7 @@ fn a_checkpoint_on_disk_is_restored_after_the_original_has_ended() {
     let (log, file) = (Scratch::new("checkpoint"), Scratch::new("checkpoint-file"));
     let victim = Victim::spawn(Command::new("python3").arg(script("selfcheck.py")).arg(&log.0));
     wait_until("the program works", || log.lines().len() > 5);
-    let spec = TreeSpec {
-        root: victim.pid(),
-        cgroup: None,
-        externals: Vec::new(),
-        terminals: Vec::new(),
-        namespaces: Namespaces::Host,
-    };
+    let spec = host_tree(victim.pid());
     let mut source = Source::attach(&spec).unwrap();
     let to = io::BufWriter::new(fs::File::create(&file.0).unwrap());
     engine::checkpoint::save(&mut source, 1, to).unwrap();

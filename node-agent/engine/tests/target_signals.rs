@@ -8,7 +8,6 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use engine::source::{Namespaces, TreeSpec};
 use target_support::local::*;
 use target_support::*;
 
@@ -28,13 +27,7 @@ fn signalled_sleepers(name: &str, at_source: bool, cgroup: Option<&Path>) {
     wait_until("they sleep", || asleep().len() == CALLS);
     let sleepers = asleep();
     let signal = |pid: i32| kill(nix::unistd::Pid::from_raw(pid), Signal::SIGUSR1).unwrap();
-    let spec = TreeSpec {
-        root: victim.pid(),
-        cgroup: None,
-        externals: Vec::new(),
-        terminals: Vec::new(),
-        namespaces: Namespaces::Host,
-    };
+    let spec = host_tree(victim.pid());
     let _moved = migrate_and(
         &spec,
         cgroup,

@@ -20,7 +20,7 @@ pub use source::{
 pub use target::{
     OnAnswer, OnCommit, OnDiscard, OnPrepare, OnResolveTarget, TargetRestart, TargetView, target_on_abort,
     target_on_answer, target_on_commit, target_on_prepare, target_on_resolve, target_on_restart,
-    target_on_session, target_on_timeout,
+    target_on_session,
 };
 
 use serde::{Deserialize, Serialize};

@@ -124,17 +124,6 @@ pub fn target_on_abort(view: &TargetView, epoch: Epoch) -> OnDiscard {
     }
 }
 
-/// On a time limit, a lost link, an error, or a coordinator's cancel: what is not Ready goes, a Ready copy
-/// waits for its source.
-#[must_use]
-pub fn target_on_timeout(view: &TargetView, epoch: Epoch) -> OnDiscard {
-    if view.expected == Some(epoch) && view.ready.is_none() && view.seen.is_none() {
-        OnDiscard::Discard
-    } else {
-        OnDiscard::Keep
-    }
-}
-
 /// What a Ready target does with an answer to its question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnAnswer {

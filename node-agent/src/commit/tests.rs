@@ -112,7 +112,6 @@ proptest! {
     #[test]
     fn a_ready_copy_obeys_its_source_alone(view in target_view(), at in epoch()) {
         if let Some(ready) = view.ready {
-            prop_assert_eq!(target_on_timeout(&view, ready), OnDiscard::Keep);
             prop_assert_ne!(target_on_prepare(&view, at), OnPrepare::Expect);
             for answer in [Answer::Undecided, Answer::Unknown] {
                 prop_assert_eq!(target_on_answer(&view, ready, answer), OnAnswer::Wait);
@@ -124,7 +123,6 @@ proptest! {
     fn a_copy_that_was_taken_over_is_never_discarded(view in target_view(), at in epoch()) {
         for taken in [view.seen, view.owned].into_iter().flatten() {
             prop_assert_eq!(target_on_abort(&view, taken), OnDiscard::Keep);
-            prop_assert_eq!(target_on_timeout(&view, taken), OnDiscard::Keep);
             prop_assert_ne!(target_on_answer(&view, taken, Answer::Aborted), OnAnswer::Discard);
         }
         if view.seen.is_some() {

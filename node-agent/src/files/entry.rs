@@ -98,8 +98,10 @@ impl Pass<'_, '_> {
         // It may have been renamed together with its directory since.
         let settled = settled.filter(|name| self.memory.get(name).is_some());
         let mut known = before.filter(|_| same);
+        let mut linked = false;
         if known.is_none() {
             known = self.another_name(entry, &stamp, settled.as_deref())?;
+            linked = known.is_some() && kind != FileType::Directory;
         }
         if let Some(settled) = settled.and_then(|name| self.memory.get(&name)) {
             // Content and attributes went with its first name in this round.
@@ -112,7 +114,13 @@ impl Pass<'_, '_> {
             FileType::RegularFile => self.regular(entry, known.as_ref(), touch, stamp)?,
             _ => self.special(entry, known.as_ref(), stamp)?,
         };
-        let Some(seen) = sent else { return Ok(()) };
+        let Some(seen) = sent else {
+            if linked {
+                // Nothing remembers the name that the target was just given.
+                self.out.push(Op::Remove { area: self.id, path: entry.bytes() })?;
+            }
+            return Ok(());
+        };
         self.out.done.entries += 1;
         // Other names of it have the same content at the target.
         for name in self.memory.other_names(stamp.ino, entry.path) {
@@ -332,5 +340,56 @@ impl Pass<'_, '_> {
             return Ok(());
         }
         self.out.push(op)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::ffi::OsStr;
+
+    use super::*;
+    use crate::files::seen::Memory;
+    use crate::files::watch::Watch;
+    use crate::files::{Area, Suspects};
+
+    /// An inode number is used again by a file that vanishes before it is opened: the name that the target was given of
+    /// the file that had the number before does not stay there.
+    #[test]
+    fn a_name_that_vanishes_leaves_nothing_at_the_target() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("old"), "x").unwrap();
+        let area = Area::new(File::open(dir.path()).unwrap().into(), "/");
+        let stat = look(&area.dir, OsStr::new("old")).unwrap().unwrap();
+        let mut sent = Vec::new();
+        let mut send = |batch: &[u8]| {
+            sent.extend(postcard::from_bytes::<Vec<Op>>(batch).unwrap());
+            Ok(())
+        };
+        let mut out = Outbox::new(&mut send);
+        let (mut memory, mut watch) = (Memory::default(), Watch::Nothing);
+        let mut pass = Pass {
+            id: 0,
+            area: &area,
+            number: 1,
+            last: false,
+            suspects: &Suspects::default(),
+            memory: &mut memory,
+            watch: &mut watch,
+            untold: false,
+            inodes: HashMap::new(),
+            links: HashMap::new(),
+            metas: Vec::new(),
+            out: &mut out,
+        };
+        for name in ["old", "vanished"] {
+            let entry = Entry { dir: &area.dir, name: OsStr::new(name), path: Path::new(name), stat };
+            pass.entry(&entry, Some(Touch { made: true, content: true })).unwrap();
+        }
+        out.flush().unwrap();
+        assert!(memory.get(Path::new("vanished")).is_none());
+        let about: Vec<&Op> =
+            sent.iter().filter(|op| format!("{op:?}").contains(&format!("{:?}", b"vanished"))).collect();
+        assert!(matches!(about[..], [Op::HardLink { .. }, Op::Remove { .. }]), "{about:?}");
     }
 }

@@ -3,7 +3,6 @@
 use node_agent::commit::{
     Answer, Copy, Epoch, OnAnswer, OnCommit, OnDiscard, OnPrepare, Owner, TargetRestart, target_on_abort,
     target_on_answer, target_on_commit, target_on_prepare, target_on_restart, target_on_session,
-    target_on_timeout,
 };
 
 use super::state::{Incoming, Message, Record, Role, Serving, Target, at};
@@ -179,9 +178,11 @@ impl World {
         let epoch = target.epoch;
         match step {
             TargetStep::GiveWay => {}
-            // A time limit, a lost link, an error, a newer Prepare.
+            // A time limit, a lost link, an error, a newer Prepare. Image of `session::target`, which discards what fails
+            // before it is Ready; from there on the copy is `Waiting`'s, which obeys its source alone.
             TargetStep::GiveUp => {
-                let discards = target_on_timeout(&self.node(n).target_view(), epoch) == OnDiscard::Discard;
+                let view = self.node(n).target_view();
+                let discards = view.expected == Some(epoch) && view.ready.is_none() && view.seen.is_none();
                 if !discards && !self.breaks(Rule::TimeoutDiscardsReady) {
                     return None;
                 }

@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is the test's failure")]
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
@@ -53,8 +54,11 @@ impl Ca {
     }
 }
 
-pub(crate) fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// An address that nobody has, until it is bound to: a loopback address of its own, because a port of 127.0.0.1 that was
+/// let go may be given to anybody who asks for any.
+pub(crate) fn free_address() -> SocketAddr {
+    let [one, two, three, ..] = RandomState::new().build_hasher().finish().to_be_bytes();
+    TcpListener::bind((Ipv4Addr::new(127, one & 127 | 1, two, three), 0)).unwrap().local_addr().unwrap()
 }
 
 /// An agent process with a directory and a control group of its own.
@@ -75,7 +79,7 @@ impl Agent {
     pub(crate) fn named(name: &str, ca: Rc<Ca>, extra: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("gantry-daemon-").tempdir().unwrap();
         let tls = ca.issue(&format!("{name}.node.gantry"));
-        let (listen, peers, parent) = (free_port(), free_port(), unique("gantry-test"));
+        let (listen, peers, parent) = (free_address(), free_address(), unique("gantry-test"));
         let config = format!(
             "name = \"{name}\"\nstate_dir = {:?}\nlisten = \"{listen}\"\npeer_listen = \"{peers}\"\n\
              cgroup_parent = \"{parent}\"\n{extra}\n[tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n",
@@ -126,13 +130,13 @@ impl Agent {
     pub(crate) async fn client(&self, dns: &str) -> NodeAgentClient<Channel> {
         let tls = self.ca.tls(dns);
         let expect = Expect::Peer(format!("{}.node.gantry", self.name).parse().unwrap());
-        for _ in 0..200 {
+        for _ in 0..600 {
             if let Ok(channel) = connect(&self.listen.to_string(), &expect, &tls).await {
                 return NodeAgentClient::new(channel);
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
-        panic!("the agent does not serve; see {}", self.log().display());
+        panic!("the agent does not serve:\n{}", fs::read_to_string(self.log()).unwrap_or_default());
     }
 }
 

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is the test's failure")]
 
 pub(crate) mod agent;
+pub(crate) mod moving;
 pub(crate) mod pair;
 
 use std::collections::BTreeMap;

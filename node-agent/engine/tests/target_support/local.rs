@@ -30,15 +30,19 @@ impl Externals for NoExternals {
 }
 
 /// Moves a process tree of the host into a new pid namespace; the original is killed.
-pub(crate) fn migrate(pid: i32) -> (Carrier, Image, RestoreTimes) {
-    let spec = TreeSpec {
-        root: pid,
+/// A tree of processes of this host, in no control group of its own.
+pub(crate) fn host_tree(root: i32) -> TreeSpec {
+    TreeSpec {
+        root,
         cgroup: None,
         externals: Vec::new(),
         terminals: Vec::new(),
         namespaces: Namespaces::Host,
-    };
-    migrate_as(&spec, None)
+    }
+}
+
+pub(crate) fn migrate(pid: i32) -> (Carrier, Image, RestoreTimes) {
+    migrate_as(&host_tree(pid), None)
 }
 
 pub(crate) fn migrate_as(spec: &TreeSpec, cgroup: Option<&Path>) -> (Carrier, Image, RestoreTimes) {

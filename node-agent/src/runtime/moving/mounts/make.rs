@@ -9,7 +9,7 @@ use std::path::Path;
 
 use engine::proc::mountinfo::{self, Mount};
 use image::Refusal;
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::MountPropagationFlags;
 use sys::mount::{self, FsContext, OPEN_TREE_CLONE, attr, open_tree, set_attributes};
 use sys::ns::{self, Kind, NetnsThread};
@@ -18,9 +18,10 @@ use sys::prctl::own::FileUser;
 use super::describe::{keys, place};
 use super::explore::reach;
 use super::options;
+use super::origins::set;
 use super::plan::{Base, Done, Mounted, Spot, Step, file_system, plan};
 use super::spots::{self, Doomed, Placeholder};
-use super::tree::{FileSystem, Key, MemoryArea, Origin, Shows, Tree, refusal};
+use super::tree::{MemoryArea, Origin, Shows, Tree, refusal};
 
 /// Why the sandbox could not be made to have these mounts.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +43,8 @@ pub(in crate::runtime::moving) enum MakeError {
 /// A directory with mounts that are kept at hand.
 #[derive(Debug)]
 pub(super) struct Lot {
-    dir: OwnedFd,
-    taken: usize,
+    pub(super) dir: OwnedFd,
+    pub(super) taken: usize,
 }
 
 /// A step that failed, with its name.
@@ -68,7 +69,7 @@ pub(in crate::runtime::moving) struct Maker {
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) root: OwnedFd,
-    pid_ns: OwnedFd,
+    pub(super) pid_ns: OwnedFd,
     base: Vec<Base>,
     pub(super) done: Done,
     /// The root of every mount, as far as it can be reached.
@@ -78,7 +79,7 @@ pub(super) struct Inner {
     /// Where they are, see [`Inner::park`].
     pub(super) lot: Option<Lot>,
     /// The cgroup namespace is not the host's.
-    own_cgroup: bool,
+    pub(super) own_cgroup: bool,
     /// Points of configured mounts that show copies which belong to the container.
     own: BTreeSet<Vec<u8>>,
     pub(super) placeholders: Vec<Placeholder>,
@@ -296,98 +297,6 @@ impl Inner {
         step(done, || format!("set the propagation of the mount {mount:?}"))
     }
 
-    /// Puts a detached directory where it is in this namespace (older kernels copy only what is) and where nobody
-    /// looks: into a directory on top of the root directory, from which lookups begin. One unmount removes all.
-    fn park(&mut self, origin: Origin, fd: OwnedFd) -> io::Result<()> {
-        if spots::is_directory(&fd)? {
-            let lot = match &mut self.lot {
-                Some(lot) => lot,
-                none => {
-                    let dir = FsContext::open("tmpfs")?.mount(0)?;
-                    mount::move_mount(dir.as_fd(), Some(self.root.as_fd()), Path::new(""))?;
-                    none.insert(Lot { dir, taken: 0 })
-                }
-            };
-            let name = lot.taken.to_string();
-            mkdirat(&lot.dir, &name, Mode::RWXU)?;
-            mount::move_mount(fd.as_fd(), Some(lot.dir.as_fd()), Path::new(&name))?;
-            lot.taken += 1;
-        }
-        self.provided.insert(origin, fd);
-        Ok(())
-    }
-
-    fn provide(&mut self, tree: &Tree, origin: Origin) -> Result<(), MakeError> {
-        let fd = match &origin {
-            Origin::Configured(key) => {
-                let mount = self.mounted(&Mounted::Configured(key.clone()))?;
-                let copy = open_tree(Some(mount.as_fd()), Path::new(""), OPEN_TREE_CLONE);
-                step(copy, || format!("copy the mount on {key}"))?
-            }
-            Origin::Made(id) => {
-                let point = tree
-                    .nodes
-                    .iter()
-                    .find(|node| matches!(&node.shows, Shows::Part { of, .. } if *of == origin))
-                    .map(|node| node.point.clone())
-                    .unwrap_or_default();
-                let Some(fs) = file_system(tree, *id) else {
-                    return Err(MakeError::Step {
-                        what: "find a file system".to_owned(),
-                        source: io::ErrorKind::NotFound.into(),
-                    });
-                };
-                self.file_system(fs).map_err(|source| {
-                    let reason = format!(
-                        "its file system of type {} cannot be made on the target node: {source}",
-                        fs.fs_type
-                    );
-                    MakeError::Lacks(vec![refusal(
-                        &point,
-                        reason,
-                        "unmount it before the move, or choose another node",
-                    )])
-                })?
-            }
-        };
-        step(self.park(origin, fd), || "keep a mount at hand".to_owned())
-    }
-
-    fn file_system(&mut self, fs: &FileSystem) -> io::Result<OwnedFd> {
-        if fs.fs_type.starts_with("cgroup") && !self.own_cgroup {
-            // It would show, and could make, groups of the host.
-            return Err(io::Error::other("the container has no cgroup namespace of its own"));
-        }
-        for layer in options::layers(fs) {
-            spots::layer(&self.root, layer, &mut self.placeholders)?;
-        }
-        let context = FsContext::open(&fs.fs_type)?;
-        if !fs.source.is_empty() {
-            use std::os::unix::ffi::OsStrExt as _;
-            context.set_string("source", std::ffi::OsStr::from_bytes(&fs.source))?;
-        }
-        set(&context, &fs.options)?;
-        if fs.fs_type == "proc" && context.set_fd("pidns", self.pid_ns.as_fd()).is_err() {
-            // Before Linux 6.18 a new one shows the processes of whoever makes it: take the sandbox's own.
-            return self.sandbox_proc(fs);
-        }
-        Ok(context.mount(0)?)
-    }
-
-    /// A copy of the configured /proc, which must have the same options.
-    fn sandbox_proc(&self, fs: &FileSystem) -> io::Result<OwnedFd> {
-        let key = Key { point: b"/proc".to_vec(), nth: 0 };
-        let Some(own) = self.mounted.get(&Mounted::Configured(key)) else {
-            return Err(io::Error::other(
-                "the sandbox has no /proc of its own to copy, and the kernel is older than 6.18",
-            ));
-        };
-        if !fs.options.is_empty() {
-            return Err(io::Error::other("a second /proc with options of its own needs Linux 6.18"));
-        }
-        Ok(open_tree(Some(own.as_fd()), Path::new(""), OPEN_TREE_CLONE)?)
-    }
-
     /// The container owns what this shows: a name that is missing there comes with its files.
     pub(super) fn is_own(&self, tree: &Tree, origin: &Origin) -> bool {
         match origin {
@@ -488,13 +397,6 @@ const ALL: u64 = attr::RDONLY
 pub(super) fn set_flags(mount: &OwnedFd, bits: u64) -> sys::Result<()> {
     let clear = (ALL & !bits) | attr::ATIME_MASK;
     set_attributes(Some(mount.as_fd()), Path::new(""), false, bits, clear, 0)
-}
-
-fn set(context: &FsContext, options: &[String]) -> sys::Result<()> {
-    options.iter().try_for_each(|option| match option.split_once('=') {
-        Some((name, value)) => context.set_string(name, value.as_ref()),
-        None => context.set_flag(option),
-    })
 }
 
 /// For messages.

@@ -10,6 +10,7 @@ mod explore;
 mod finish;
 mod make;
 mod options;
+mod origins;
 mod plan;
 mod spots;
 mod tree;
