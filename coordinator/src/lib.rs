@@ -13,8 +13,6 @@ mod config;
 mod core;
 mod drive;
 mod evacuate;
-#[cfg(feature = "failpoints")]
-mod failpoints;
 mod metrics;
 mod place;
 mod policy;
@@ -119,7 +117,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("cannot make {}", config.state_dir.display()))?;
     #[cfg(feature = "failpoints")]
-    failpoints::load(&config.state_dir);
+    proto::failpoints::load(&config.state_dir);
     let path = config.state_dir.join("store");
     let store = Store::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     let silence = Silence { unknown: config.limits.unknown_after, lease: config.limits.lease };

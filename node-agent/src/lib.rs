@@ -13,7 +13,6 @@ pub mod cli;
 pub mod commit;
 pub mod config;
 pub mod facts;
-mod failpoints;
 pub mod files;
 pub mod journal;
 pub mod metrics;

@@ -25,6 +25,8 @@ pub mod v1 {
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gantry.v1.bin"));
 
 pub mod error;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 pub mod health;
 pub mod identity;
 pub mod metrics;

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
 use crate::client::Verdict;
@@ -128,6 +129,8 @@ pub struct Cluster {
     dir: PathBuf,
     env: Vec<(String, String)>,
     keep: bool,
+    /// Where the disks of hosts that have one of their own are mounted.
+    disks: Vec<PathBuf>,
 }
 
 impl Cluster {
@@ -144,8 +147,33 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::up`].
     pub fn up_with(nodes: u32, options: &[&str]) -> Result<Self> {
-        let base = std::env::temp_dir().join(format!("gantry-test-{}-{}", std::process::id(), unique()));
-        let mut cluster = Self { dir: base, env: Vec::new(), keep: true };
+        Self::new().bring_up(nodes, options)
+    }
+
+    /// Two nodes and a coordinator that each keep their files on a disk of their own, of so many MiB.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`]; and when a disk cannot be mounted.
+    pub fn up_on_disks(mib: u32) -> Result<Self> {
+        let mut cluster = Self::new();
+        for host in ["coordinator", "node-a", "node-b"] {
+            let at = cluster.host_dir(host);
+            fs::create_dir_all(&at)?;
+            let size = format!("size={mib}m");
+            mount(Some("disk"), &at, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
+                .context("mount a disk")?;
+            cluster.disks.push(at);
+        }
+        cluster.bring_up(2, &[])
+    }
+
+    fn new() -> Self {
+        let dir = std::env::temp_dir().join(format!("gantry-test-{}-{}", std::process::id(), unique()));
+        Self { dir, env: Vec::new(), keep: true, disks: Vec::new() }
+    }
+
+    fn bring_up(self, nodes: u32, options: &[&str]) -> Result<Self> {
+        let mut cluster = self;
         let nodes = nodes.to_string();
         let args = [&["dev", "up", "--nodes", &nodes, "--dir", cluster.dir_str()], options].concat();
         let up = cluster.migrate(args)?;
@@ -352,6 +380,9 @@ impl Drop for Cluster {
             if copied.is_ok_and(|status| status.success()) {
                 eprintln!("the logs of all hosts are in {}", logs.display());
             }
+        }
+        for disk in &self.disks {
+            let _ = umount2(disk, MntFlags::MNT_DETACH);
         }
         if let Ok(finished) = self.migrate(["dev", "down", "--dir", self.dir_str()])
             && finished.code != 0

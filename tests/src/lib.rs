@@ -6,6 +6,7 @@
 //! * [`workload`] holds the programs and their clients.
 //! * [`faults`] makes a cluster's processes, links and files fail, and [`residue`] sees what that left.
 //! * [`stage`] is a container under checking clients that is moved while they do.
+//! * [`matrix`] hurts each process of a migration at each of its boundaries.
 //! * [`aborts`] ends migrations at every boundary, [`crash`] kills agents at random moments.
 //! * [`lifecycle`] moves real programs there and back, [`evacuation`] a whole node of them.
 //! * [`mod@bench`] measures moves.
@@ -22,6 +23,7 @@ pub mod crash;
 pub mod evacuation;
 pub mod faults;
 pub mod lifecycle;
+pub mod matrix;
 mod monitoring;
 pub mod residue;
 pub mod stage;

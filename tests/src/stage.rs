@@ -44,7 +44,7 @@ impl Stage {
     /// # Errors
     /// When any of that fails.
     pub fn new() -> Result<Self> {
-        Self::make(false)
+        Self::make(Cluster::up()?, false)
     }
 
     /// The same, with state of every kind that hosts keep: interfaces, routes, rules, mounts, control groups.
@@ -52,11 +52,18 @@ impl Stage {
     /// # Errors
     /// When any of that fails.
     pub fn with_state() -> Result<Self> {
-        Self::make(true)
+        Self::make(Cluster::up()?, true)
     }
 
-    fn make(state: bool) -> Result<Self> {
-        let cluster = Cluster::up()?;
+    /// The same as [`Stage::new`] on hosts that are there.
+    ///
+    /// # Errors
+    /// When any of it fails.
+    pub fn on(cluster: Cluster) -> Result<Self> {
+        Self::make(cluster, false)
+    }
+
+    fn make(cluster: Cluster, state: bool) -> Result<Self> {
         let mut empty = BTreeMap::new();
         for node in NODES {
             empty.insert(node, cluster.residue(node)?);

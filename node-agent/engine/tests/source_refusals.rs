@@ -5,6 +5,7 @@
 mod source_support;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use engine::source::{Source, SourceError, inspect};
 use image::{Refusal, Subject};
@@ -386,6 +387,28 @@ fn cgroups() {
     drop(stranger);
     std::fs::write(cgroup.0.join("cgroup.freeze"), "1").unwrap();
     assert_eq!(reasons(&spec), ["it is frozen already"]);
+}
+
+/// Its processes come and go between the looks at the tree and at the control group.
+#[test]
+fn a_tree_that_forks_all_the_time_is_not_refused() {
+    let cgroup = Cgroup::new("forks");
+    let mut workload = Workload::python(
+        "import os\nprint('ready')\ninput()\nfor _ in range(3):\n    if os.fork() == 0: break\n\
+         print('ready', flush=True)\nwhile True:\n    if os.fork() == 0:\n        if os.fork(): os.wait()\n        os._exit(0)\n    os.wait()",
+    );
+    cgroup.add(workload.pid());
+    let mut spec = workload.spec();
+    spec.cgroup = Some(cgroup.0.clone());
+    workload.ask("");
+    let (mut looks, began) = (0, Instant::now());
+    while began.elapsed() < Duration::from_secs(3) {
+        let reasons: Vec<String> =
+            inspect(&spec).unwrap().refusals.into_iter().map(|refusal| refusal.reason).collect();
+        assert!(reasons.is_empty(), "look {looks}: {reasons:?}");
+        looks += 1;
+    }
+    assert!(looks > 3, "{looks}");
 }
 
 #[test]

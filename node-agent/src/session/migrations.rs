@@ -272,9 +272,8 @@ impl Migrations {
             };
             table.sources.insert(name.clone(), handle);
         }
-        if cfg!(feature = "failpoints") {
-            crate::failpoints::load(&agent.state_dir);
-        }
+        #[cfg(feature = "failpoints")]
+        proto::failpoints::load(&agent.state_dir);
         let publish = agent.publish(Role::Source, &order.migration, order.epoch, name);
         let (shared, order, record) = (Arc::clone(agent), order.clone(), begin.clone());
         let spawned = thread::Builder::new().name(format!("source-{name}")).spawn(move || {

@@ -130,9 +130,8 @@ impl Session {
     pub(crate) fn run(mut self, mut link: Link) {
         let span = tracing::info_span!("migration", id = %self.begin.migration, role = "target", epoch = self.begin.epoch);
         let _entered = span.enter();
-        if cfg!(feature = "failpoints") {
-            crate::failpoints::load(&self.agent.state_dir);
-        }
+        #[cfg(feature = "failpoints")]
+        proto::failpoints::load(&self.agent.state_dir);
         match self.until_ready(&mut link) {
             Ok((ready, held)) => {
                 let Some(container) = self.container.take() else { return };

@@ -14,7 +14,7 @@ use super::spec::{Namespaces, TreeSpec};
 use super::tree::{Process, cgroup_members};
 use crate::proc::idmap::IdMaps;
 use crate::proc::status::Status;
-use crate::proc::{ProcError, links, status};
+use crate::proc::{ProcError, links, stat, status};
 
 /// Those that a thread can leave alone.
 const THREAD_NAMESPACES: [&str; 4] = ["net", "mnt", "uts", "ipc"];
@@ -53,6 +53,9 @@ impl Own {
     }
 }
 
+/// `PF_EXITING` of proc_pid_stat(5).
+const PF_EXITING: u64 = 4;
+
 const END: &str = "end it before the move";
 
 /// All rules about processes, threads and the tree.
@@ -81,7 +84,7 @@ pub(crate) fn check(
     }
     sharing(tree, findings)?;
     if let Some(cgroup) = &spec.cgroup {
-        membership(cgroup, tree, findings)?;
+        membership(cgroup, tree, rules.stopped.is_some(), findings)?;
         // While we trace it, it is frozen by us.
         if rules.stopped.is_none() {
             frozen_already(cgroup, findings)?;
@@ -246,7 +249,8 @@ fn namespace(pid: i32, name: &str) -> Result<Option<u64>, InspectError> {
         Ok(number) => Ok(Some(number)),
         Err(ProcError::Read { source, .. })
             if source.kind() == std::io::ErrorKind::NotFound
-                && Path::new(&format!("/proc/{pid}/ns/pid")).is_symlink() =>
+                // A process that is ending has none of any kind.
+                && !Path::new(&format!("/proc/self/ns/{name}")).is_symlink() =>
         {
             Ok(None)
         }
@@ -326,6 +330,8 @@ fn sharing(tree: &[Process], findings: &mut Findings) -> Result<(), InspectError
         let mut sorted: Vec<&Process> = Vec::new();
         for process in tree.iter().filter(|process| !process.is_zombie()) {
             match place(&sorted, process, compare) {
+                // What has ended shares having nothing.
+                Ok(Ok(twin)) if ends(process.pid) || ends(sorted[twin].pid) => {}
                 Ok(Ok(twin)) => findings.process(
                     process.inner,
                     format!("it shares {what} with process {}", sorted[twin].inner),
@@ -358,17 +364,25 @@ fn place(
     Ok(Err(low))
 }
 
-/// The cgroup and the tree must be the same processes.
-fn membership(cgroup: &Path, tree: &[Process], findings: &mut Findings) -> Result<(), InspectError> {
+/// The cgroup and the tree must be the same processes. While they run, some are born and some end between the looks at
+/// the one and at the other.
+fn membership(
+    cgroup: &Path,
+    tree: &[Process],
+    stopped: bool,
+    findings: &mut Findings,
+) -> Result<(), InspectError> {
     let members = cgroup_members(cgroup)
         .map_err(|source| ProcError::Read { path: cgroup.display().to_string(), source })?;
     let known: HashSet<i32> = tree.iter().map(|process| process.pid).collect();
     for pid in &members {
         if !known.contains(pid) {
-            // It may have been born between the two looks.
             let Ok(status) = status::read(*pid) else {
                 continue;
             };
+            if !stopped && descends(*pid, &known) {
+                continue;
+            }
             findings.process(
                 status.inner_pid(),
                 format!("process {pid} (host numbering) is in the container's cgroup but not below its root: it came from outside"),
@@ -378,10 +392,35 @@ fn membership(cgroup: &Path, tree: &[Process], findings: &mut Findings) -> Resul
     }
     for process in tree.iter().filter(|process| !process.is_zombie()) {
         if members.binary_search(&process.pid).is_err() {
+            if !stopped && ends(process.pid) {
+                continue;
+            }
             findings.process(process.inner, "it is not in the container's cgroup", END);
         }
     }
     Ok(())
+}
+
+/// Whether a process has ended, or has begun to: it gives back what it has before it is a zombie.
+fn ends(pid: i32) -> bool {
+    stat::read(pid).map_or_else(
+        |error| error.is_gone(),
+        |stat| matches!(stat.state, b'Z' | b'X') || stat.flags & PF_EXITING != 0,
+    )
+}
+
+/// Whether a process has one of these as an ancestor, or it or an ancestor has just ended.
+fn descends(pid: i32, known: &HashSet<i32>) -> bool {
+    let mut at = pid;
+    loop {
+        match stat::read(at) {
+            Ok(stat) if known.contains(&stat.ppid) => return true,
+            Ok(stat) if stat.ppid > 1 => at = stat.ppid,
+            Ok(_) => return false,
+            // Whoever it descends from has ended meanwhile.
+            Err(error) => return error.is_gone(),
+        }
+    }
 }
 
 fn frozen_already(cgroup: &Path, findings: &mut Findings) -> Result<(), InspectError> {
