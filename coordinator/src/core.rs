@@ -12,6 +12,7 @@ use crate::agent_client::Agents;
 use crate::cluster::Cluster;
 use crate::config::Settings;
 use crate::metrics::Metrics;
+use crate::predict::Predictions;
 use crate::store::{Record, Store, StoreError};
 
 /// What every part of the coordinator shares.
@@ -27,6 +28,8 @@ pub(crate) struct Core {
     pub(crate) settings: Settings,
     /// What is counted.
     pub(crate) metrics: Metrics,
+    /// What was foreseen.
+    pub(crate) predictions: Predictions,
     /// The queue has something to do.
     pub(crate) wake: Notify,
 }

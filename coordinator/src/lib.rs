@@ -16,6 +16,7 @@ mod evacuate;
 mod metrics;
 mod place;
 mod policy;
+mod predict;
 mod queue;
 mod schedule;
 mod server;
@@ -128,6 +129,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         agents: Agents::new(config.tls.clone()),
         settings: config.limits,
         metrics: metrics::Metrics::default(),
+        predictions: predict::Predictions::default(),
         wake: Notify::new(),
     });
 

@@ -140,7 +140,7 @@ async fn a_dry_run_checks_and_changes_nothing() {
     assert!(b.calls().iter().all(|call| call.starts_with("Check")), "{:?}", b.calls());
 
     // The same verdicts, without an error.
-    let check = CheckMoveRequest { container: "good".into(), target_node: String::new() };
+    let check = CheckMoveRequest { container: "good".into(), ..Default::default() };
     let verdict = world.api.check_container(check).await.unwrap().into_inner();
     let fits: Vec<_> = verdict.candidates.iter().map(|c| (c.node.as_str(), c.fits)).collect();
     assert_eq!(fits, [("node-a", true), ("node-c", false), ("node-d", false)]);

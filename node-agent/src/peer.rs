@@ -15,9 +15,9 @@ use proto::identity::Role as PeerRole;
 
 use crate::commit::{self, OnCommit, OnDiscard};
 use crate::session::agent::{Agent, Mail};
-use crate::session::target;
+use crate::session::{predict, target};
+use crate::telemetry::chain;
 use crate::transfer::PROTOCOL_VERSIONS;
-use crate::transfer::bulk::chain;
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::{Hello, PeerMessage, Purpose};
 use crate::transfer::stream::{ConnectError, TlsStream};
@@ -241,6 +241,11 @@ fn greet(agent: &Arc<Agent>, tcp: TcpStream, stranger: Stranger) -> Result<(), S
             link.send(&welcome).map_err(|error| chain(&error))?;
             link.trust();
             question(agent, peer.name(), &hello, &mut link)
+        }
+        Purpose::Probe => {
+            link.send(&welcome).map_err(|error| chain(&error))?;
+            link.trust();
+            predict::serve(&mut link).map_err(|error| chain(&error))
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::runtime::{MovingNode, Runtime, RuntimeError};
 use crate::session::Migrations;
 use crate::session::orders::{OrderError, Prepare, Resolve, Start};
 use crate::session::ports::{Node as _, PortError};
+use crate::session::predict;
 use crate::telemetry::chain;
 
 /// The longest description of a container in an answer, bytes: tonic takes messages of 4 MiB.
@@ -257,6 +258,21 @@ impl NodeAgent for Service {
         let lacks = looked.await?;
         let lacks = lacks.map_err(|error| invalid_field("description", chain(&error)).status())?;
         Ok(Response::new(v1::CheckArrivalResponse { refusals: lacks.iter().map(convert::refusal).collect() }))
+    }
+
+    async fn predict(
+        &self,
+        request: Request<v1::PredictRequest>,
+    ) -> Result<Response<v1::PredictResponse>, Status> {
+        let request = request.into_inner();
+        let question = predict::Question {
+            container: request.container,
+            limits: convert::limits(request.policy),
+            targets: request.targets.into_iter().map(|target| (target.node, target.peer_address)).collect(),
+        };
+        let forecasts = self.order(move |migrations| migrations.predict(&question)).await?;
+        let forecasts = forecasts.into_iter().map(convert::forecast).collect();
+        Ok(Response::new(v1::PredictResponse { forecasts }))
     }
 
     async fn prepare(

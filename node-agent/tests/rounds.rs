@@ -15,6 +15,7 @@ use common::wait_for;
 use nix::sys::signal::Signal;
 use node_agent::runtime::cgroup::{Cgroup, Layout};
 use node_agent::session::orders::Limits;
+use node_agent::session::policy::METADATA;
 use node_agent::session::simulate::{Path, Pattern, Workload, simulate};
 use proto::v1;
 
@@ -188,7 +189,11 @@ async fn the_simulator_foresees_what_a_real_migration_does() {
     let workload = Workload { size: first.bytes as f64, rate, working_set: set, pattern: Pattern::Sweep };
     // What the last round of all took, which had next to nothing to send, is what a round costs.
     let fixed = real.rounds.iter().map(|round| round.seconds).fold(f64::MAX, f64::min).min(0.05);
-    let course = simulate(&limits, &workload, &Path { rate: 5e8, fixed: Duration::from_secs_f64(fixed) });
+    let course = simulate(
+        &limits,
+        &workload,
+        &Path { rate: 5e8, fixed: Duration::from_secs_f64(fixed), state: METADATA },
+    );
     let seconds: f64 = real.rounds.iter().map(|round| round.seconds).sum();
     println!("foreseen: {course:?}\nreal: {seconds:.2} s, {} bytes\n{}", real.bytes_sent, told(&real));
     assert!(course.rounds.abs_diff(real.rounds.len()) <= 2);

@@ -44,6 +44,8 @@ impl Driver {
         fail::fail_point!("drive-after-check");
         self.take_epoch(record, |record| {
             record.memory = checked.resident_bytes;
+            record.migration.predicted =
+                self.core.predictions.recent(record.container(), &record.migration.target_node);
             set_condition(
                 &mut record.migration.conditions,
                 "Checked",

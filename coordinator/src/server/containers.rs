@@ -16,6 +16,7 @@ use super::Api;
 use super::requests::{check_request_id, same_request};
 use crate::agent_client::{LONG, ORDER, answer, translate};
 use crate::check::{Checked, check};
+use crate::predict::predict;
 use crate::store::Request;
 
 /// Beyond the grace period that a stop takes.
@@ -178,10 +179,18 @@ impl Api {
         }
         let Checked { answer: checked, verdicts, .. } =
             check(&self.core, &container, &request.target_node).await?;
-        let candidates = verdicts
+        let mut candidates: Vec<CandidateVerdict> = verdicts
             .into_iter()
-            .map(|v| CandidateVerdict { node: v.node, fits: v.reasons.is_empty(), reasons: v.reasons })
+            .map(|v| CandidateVerdict {
+                node: v.node,
+                fits: v.reasons.is_empty(),
+                reasons: v.reasons,
+                ..CandidateVerdict::default()
+            })
             .collect();
+        if request.predict && checked.refusals.is_empty() {
+            predict(&self.core, &container, request, &mut candidates).await?;
+        }
         Ok(CheckMoveResponse { container: Some(checked), candidates })
     }
 

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use proto::v1::{Condition, Container, Downtime, Migration, Node};
 
-use super::policy;
 use super::resource;
 use super::table::Table;
 use super::units;
+use super::{policy, prediction};
 
 /// Lines `Name:  value`; empty values are left out.
 pub(super) fn fields(out: &mut String, fields: &[(&str, String)]) {
@@ -116,6 +116,7 @@ pub(crate) fn migration(m: &Migration) -> String {
         ],
     );
     section(&mut out, "Rounds", &rounds(m));
+    section(&mut out, "Prediction", &prediction::beside(m));
     section(&mut out, "Pause", &m.downtime.as_ref().map(pause).unwrap_or_default());
     section(
         &mut out,

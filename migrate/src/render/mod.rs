@@ -3,6 +3,7 @@
 pub(crate) mod describe;
 pub(crate) mod evacuation;
 pub(crate) mod policy;
+pub(crate) mod prediction;
 pub(crate) mod resource;
 pub(crate) mod table;
 pub(crate) mod units;

@@ -9,7 +9,7 @@ use proto::v1::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{policy, units};
+use super::{policy, prediction, units};
 
 /// Version of the objects.
 pub(crate) const API_VERSION: &str = "gantry.dev/v1alpha1";
@@ -71,7 +71,7 @@ pub(crate) fn prune(fields: Value) -> Value {
 }
 
 /// Milliseconds and rates need no more digits than these.
-fn rounded(value: f64) -> f64 {
+pub(crate) fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 
@@ -216,6 +216,7 @@ pub(crate) fn migration(m: &Migration) -> Value {
             "finishTime": m.finished.as_ref().and_then(units::rfc3339),
             "requestedBy": m.requested_by,
             "evacuation": m.evacuation,
+            "predicted": m.predicted.as_ref().map(prediction::value),
             "effectivePolicy": m.effective_policy.as_ref().map(policy::effective),
         },
     }))
@@ -227,7 +228,12 @@ pub(crate) fn verdict(container: &str, answer: &CheckMoveResponse) -> Value {
     let candidates: Vec<_> = answer
         .candidates
         .iter()
-        .map(|c| json!({"node": c.node, "fits": c.fits, "reasons": c.reasons}))
+        .map(|c| {
+            json!({
+                "node": c.node, "fits": c.fits, "reasons": c.reasons,
+                "prediction": c.prediction.as_ref().map(prediction::value), "notPredicted": c.not_predicted,
+            })
+        })
         .collect();
     prune(json!({
         "apiVersion": API_VERSION,

@@ -18,6 +18,13 @@ use std::io;
 
 use image::pages::Batch;
 
+/// Starts the threads that read many processes and sockets at once, so that the first pause need not. They stay; without
+/// this call they are started when they are needed.
+pub fn start_readers() {
+    // Somebody else in this process may have started them.
+    let _ = rayon::ThreadPoolBuilder::new().thread_name(|number| format!("reader-{number}")).build_global();
+}
+
 /// Where a source's page contents go: the wire, or a checkpoint file. Several threads use it in turn.
 ///
 /// A round tells of each page of an owner once at most, as contents, as zeros or as given back. So the batches of one

@@ -12,6 +12,7 @@ use crate::runtime::{ContainerName, ContainerStatus, RunRequest, RuntimeError, S
 use crate::session::orders::{self, OrderError};
 use crate::session::policy::MAX_THROTTLE;
 use crate::session::ports::PortError;
+use crate::session::predict;
 use crate::session::status;
 use crate::telemetry::chain;
 use crate::transfer::squeeze::Compression;
@@ -43,6 +44,30 @@ pub(crate) fn container(status: ContainerStatus, node: &str) -> v1::Container {
 
 fn timestamp(time: SystemTime) -> prost_types::Timestamp {
     prost_types::Timestamp::from(time)
+}
+
+/// What a migration would cost.
+#[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
+pub(super) fn forecast(forecast: predict::Forecast) -> v1::Forecast {
+    let (prediction, error) = match forecast.prediction {
+        Ok(found) => (Some(found), String::new()),
+        Err(error) => (None, error),
+    };
+    let prediction = prediction.map(|found| v1::Prediction {
+        rounds: found.rounds,
+        bytes: found.bytes,
+        total_seconds: found.total.as_secs_f64(),
+        pause_ms: found.pause.as_secs_f64() * 1e3,
+        converges: found.converges,
+        reason: found.reason,
+        throttle_percent: found.throttle,
+        dirty_bytes_per_second: found.dirty_rate as f64,
+        working_set_bytes: found.working_set,
+        memory_bytes: found.memory,
+        transfer_bytes_per_second: found.transfer_rate as f64,
+        time: Some(timestamp(SystemTime::now())),
+    });
+    v1::Forecast { node: forecast.node, prediction, error }
 }
 
 /// A container's name out of a request.
@@ -137,6 +162,7 @@ pub(super) fn order_error(error: &OrderError) -> Status {
                 .with("source_node", source_node.as_str())
         }
         OrderError::Contrary(_) => ApiError::new(Code::FailedPrecondition, "CONTRARY_RESOLUTION", text),
+        OrderError::NotMeasured(_) => ApiError::new(Code::FailedPrecondition, "NOT_MEASURED", text),
         OrderError::Port(PortError::NoContainer(name)) => not_found("container", name),
         OrderError::Port(_) | OrderError::Journal(_) | OrderError::Thread(_) => {
             ApiError::new(Code::Internal, "AGENT_FAILED", text)

@@ -58,6 +58,8 @@ pub(crate) struct Table {
     pub(crate) sources: BTreeMap<String, SourceHandle>,
     /// By container.
     pub(crate) targets: BTreeMap<String, TargetHandle>,
+    /// Containers that are being measured, by name; set to stop it.
+    pub(crate) measuring: BTreeMap<String, Arc<AtomicBool>>,
     /// Published states, newest last.
     statuses: VecDeque<watch::Receiver<Status>>,
 }

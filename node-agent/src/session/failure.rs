@@ -4,7 +4,8 @@ use image::Refusal;
 
 use super::ports::PortError;
 use super::status::Phase;
-use crate::transfer::bulk::{BulkError, chain};
+use crate::telemetry::chain;
+use crate::transfer::bulk::BulkError;
 use crate::transfer::link::LinkError;
 
 /// Why a session ended before the commit point.

@@ -21,7 +21,7 @@ use crate::commit::{
 };
 use crate::journal::{Begin, End, Journal, Record};
 use crate::peer;
-use crate::transfer::bulk::chain;
+use crate::telemetry::chain;
 
 /// How long a newer Prepare waits for an older, unfinished session or a relay to give way.
 const GIVE_WAY: Duration = Duration::from_secs(5);
@@ -81,7 +81,13 @@ impl Migrations {
     /// Takes up what the journal of an earlier run demands: undoes, commits on, asks, kills. Returns at once; the
     /// work goes on by itself. The node must know its containers already.
     pub fn recover_all(&self) {
+        self.recover_measured();
         recover::recover_all(&self.agent);
+    }
+
+    /// What every session shares.
+    pub(super) fn agent(&self) -> &Arc<Agent> {
+        &self.agent
     }
 
     /// Serves other agents on `listener`, on threads of its own.
@@ -89,6 +95,7 @@ impl Migrations {
     /// # Errors
     /// When no thread can be started.
     pub fn serve(&self, listener: TcpListener) -> std::io::Result<()> {
+        engine::start_readers();
         peer::serve(Arc::clone(&self.agent), listener)
     }
 
@@ -257,7 +264,7 @@ impl Migrations {
         };
         let cancel = Arc::new(Cancel::default());
         {
-            let mut table = agent.table();
+            let mut table = self.unmeasured(name)?;
             if let Some(handle) = table.sources.get(name) {
                 return Err(OrderError::Busy { migration: handle.migration.clone() });
             }

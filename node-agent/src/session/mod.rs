@@ -12,6 +12,7 @@ pub mod migrations;
 pub mod orders;
 pub mod policy;
 pub mod ports;
+pub mod predict;
 pub mod simulate;
 pub mod status;
 

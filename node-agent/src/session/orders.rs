@@ -169,6 +169,9 @@ pub enum OrderError {
     /// The runtime failed.
     #[error("the node cannot do it")]
     Port(#[from] super::ports::PortError),
+    /// What a migration of it would cost cannot be told now.
+    #[error("it cannot be measured: {0}")]
+    NotMeasured(String),
     /// Threads cannot be made.
     #[error("cannot start a session")]
     Thread(#[source] std::io::Error),

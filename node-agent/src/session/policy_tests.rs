@@ -11,7 +11,7 @@ fn ms(ms: u64) -> Duration {
 /// a round. Gives the rounds and the last decision.
 fn simulate(limits: &Limits, size: f64, dirty: f64, link: f64, fixed: Duration) -> (usize, Decision) {
     let workload = Workload { size, rate: dirty, working_set: size, pattern: Pattern::Sweep };
-    let course = simulate::simulate(limits, &workload, &Path { rate: link, fixed });
+    let course = simulate::simulate(limits, &workload, &Path { rate: link, fixed, state: METADATA });
     (course.rounds, course.end)
 }
 

@@ -13,7 +13,7 @@ use super::waiting;
 use crate::commit::{self, OnAck, Owner, SourceRestart, TargetRestart};
 use crate::journal::{Begin, End, JournalError, Record};
 use crate::peer;
-use crate::transfer::bulk::chain;
+use crate::telemetry::chain;
 use crate::transfer::message::PeerMessage;
 
 /// First and longest wait between two tries.

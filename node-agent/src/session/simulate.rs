@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::orders::Limits;
-use super::policy::{self, Decision, METADATA, Measured, Next};
+use super::policy::{self, Decision, Measured, Next};
 
 /// In which order a program writes its pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Path {
     pub rate: f64,
     /// What a round costs that sends nothing.
     pub fixed: Duration,
+    /// What the pause costs beside pages and [`Path::fixed`].
+    pub state: Duration,
 }
 
 /// How a migration would go.
@@ -112,7 +114,7 @@ pub fn simulate(limits: &Limits, workload: &Workload, path: &Path) -> Course {
             Next::Cut | Next::GiveUp => {
                 let last = (fresh(took) + held).min(set);
                 let cut = decision.next == Next::Cut;
-                let pause = METADATA + path.fixed + Duration::from_secs_f64(last / path.rate);
+                let pause = path.state + path.fixed + Duration::from_secs_f64(last / path.rate);
                 if cut {
                     bytes += last;
                 }

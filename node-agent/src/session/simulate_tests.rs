@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::session::orders::OnTimeout;
+use crate::session::policy::METADATA;
 
 const GIB: f64 = 1_073_741_824.0;
 
@@ -30,8 +31,11 @@ fn workload() -> impl Strategy<Value = Workload> {
 }
 
 fn path() -> impl Strategy<Value = Path> {
-    (0.001f64..5.0, 0u64..50)
-        .prop_map(|(rate, fixed)| Path { rate: rate * 1e9, fixed: Duration::from_millis(fixed) })
+    (0.001f64..5.0, 0u64..50).prop_map(|(rate, fixed)| Path {
+        rate: rate * 1e9,
+        fixed: Duration::from_millis(fixed),
+        state: METADATA,
+    })
 }
 
 proptest! {
@@ -71,7 +75,7 @@ proptest! {
         workload in workload(), rate in 0.05f64..2.0, more in 1.0f64..4.0, throttle in prop_oneof![Just(0u32), 20u32..96]
     ) {
         let limits = Limits { throttle, ..Limits::default() };
-        let path = |rate: f64| Path { rate: rate * 1e9, fixed: Duration::from_millis(1) };
+        let path = |rate: f64| Path { rate: rate * 1e9, fixed: Duration::from_millis(1), state: METADATA };
         let narrow = simulate(&limits, &workload, &path(rate));
         let wide = simulate(&limits, &workload, &path(rate * more));
         if narrow.end.next == Next::Cut {
@@ -95,7 +99,7 @@ proptest! {
         let pattern = if sweep { Pattern::Sweep } else { Pattern::Random };
         let workload =
             Workload { size: size * GIB, rate: dirty * link * 1e9, working_set: size * GIB, pattern };
-        let path = Path { rate: link * 1e9, fixed: Duration::from_millis(2) };
+        let path = Path { rate: link * 1e9, fixed: Duration::from_millis(2), state: METADATA };
         let course = simulate(&Limits::default(), &workload, &path);
         prop_assert_eq!(course.end.next, Next::Cut, "{:?}", course);
         prop_assert!(course.bytes <= workload.size * 3.0, "{:?}", course);
@@ -105,7 +109,7 @@ proptest! {
 #[test]
 fn what_is_too_fast_for_the_link_is_moved_when_it_is_throttled() {
     let workload = Workload { size: GIB, rate: 2e9, working_set: GIB / 2.0, pattern: Pattern::Sweep };
-    let path = Path { rate: 1e9, fixed: Duration::from_millis(1) };
+    let path = Path { rate: 1e9, fixed: Duration::from_millis(1), state: METADATA };
     let without = simulate(&Limits::default(), &workload, &path);
     assert_eq!(without.end.next, Next::GiveUp, "{without:?}");
     let with = simulate(&Limits { throttle: 80, ..Limits::default() }, &workload, &path);
@@ -117,7 +121,7 @@ fn pages_that_are_always_written_are_sent_only_twice_and_in_the_pause() {
     // 20 MiB that are rewritten a hundred times a second, and nothing else.
     let hot = 20.0 * 1_048_576.0;
     let workload = Workload { size: GIB, rate: 2e9, working_set: hot, pattern: Pattern::Sweep };
-    let path = Path { rate: 1.5e9, fixed: Duration::from_millis(1) };
+    let path = Path { rate: 1.5e9, fixed: Duration::from_millis(1), state: METADATA };
     let course = simulate(&Limits::default(), &workload, &path);
     assert_eq!(course.end.next, Next::Cut, "{course:?}");
     assert!(course.bytes <= GIB + 2.01 * hot, "{course:?}");

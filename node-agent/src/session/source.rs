@@ -391,11 +391,11 @@ impl Session {
         if let Some(mut engine) = self.engine.take() {
             // Undo order: repair off, lock off, held frames delivered while it still stands, then the thaw.
             if let Err(error) = engine.leave_repair() {
-                tracing::error!(error = %crate::transfer::bulk::chain(&error), "engine: a socket stays in repair mode");
+                tracing::error!(error = %crate::telemetry::chain(&error), "engine: a socket stays in repair mode");
             }
             let locked = self.lock.as_mut().is_some_and(|lock| !super::recover::lift(&mut **lock));
             if let Err(error) = engine.abort() {
-                tracing::error!(error = %crate::transfer::bulk::chain(&error), "engine: undo incomplete");
+                tracing::error!(error = %crate::telemetry::chain(&error), "engine: undo incomplete");
                 super::recover::give_back(
                     &self.begin,
                     &*self.container,
@@ -449,7 +449,7 @@ impl Session {
 pub(super) fn held(lock: &mut Option<Box<dyn NetLock>>, wait: Duration) -> Vec<EthernetFrame> {
     let Some(lock) = lock.as_mut() else { return Vec::new() };
     lock.held(wait).unwrap_or_else(|error| {
-        tracing::warn!(error = %crate::transfer::bulk::chain(&error), "cannot read held frames");
+        tracing::warn!(error = %crate::telemetry::chain(&error), "cannot read held frames");
         Vec::new()
     })
 }

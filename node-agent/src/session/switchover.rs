@@ -266,7 +266,7 @@ impl Session {
         if let Some(engine) = self.engine.take()
             && let Err(error) = engine.kill()
         {
-            tracing::warn!(error = %crate::transfer::bulk::chain(&error), "engine: kill incomplete; using the cgroup");
+            tracing::warn!(error = %crate::telemetry::chain(&error), "engine: kill incomplete; using the cgroup");
             recover::retry("kill the copy that was moved away", &self.publish, || self.container.kill());
         }
         self.ignore_failpoint("killed");

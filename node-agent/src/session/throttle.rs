@@ -6,7 +6,7 @@ use super::failure::Failure;
 use super::ports::{ContainerSource, GroupSource, PortError, Throttled};
 use super::source::Session;
 use crate::journal::Record;
-use crate::transfer::bulk::chain;
+use crate::telemetry::chain;
 
 /// What a source session has taken from its container.
 #[derive(Debug, Default)]

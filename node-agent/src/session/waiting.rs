@@ -18,7 +18,7 @@ use super::switchover::named;
 use crate::commit::{self, Answer, OnAnswer, OnCommit, OnDiscard, Owner, TargetRestart};
 use crate::journal::{Begin, End, Record};
 use crate::peer;
-use crate::transfer::bulk::chain;
+use crate::telemetry::chain;
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::PeerMessage;
 

@@ -44,6 +44,8 @@ pub enum Purpose {
     Bulk(u32),
     /// A single question or order about a session that has lost its connection: Query, Commit or Abort.
     Question,
+    /// A measurement of the link: `Warm` as often as the source likes, and `AskClocks`, which is answered.
+    Probe,
 }
 
 /// A message. Which may come when is for [`super::step`] to say.

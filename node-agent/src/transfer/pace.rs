@@ -56,6 +56,11 @@ impl Budget {
         Self(Mutex::new(Pace::new(rate)))
     }
 
+    /// Bytes a second; 0 = no limit.
+    pub fn limit(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).rate()
+    }
+
     /// Notes that `bytes` are sent or were received now, and says how long whoever did it has to wait. Those who do not
     /// wait, because a container stands still, are paid for by the others.
     pub fn spend(&self, bytes: u64) -> Duration {

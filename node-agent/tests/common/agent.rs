@@ -67,6 +67,7 @@ pub(crate) struct Agent {
     pub(crate) ca: Rc<Ca>,
     pub(crate) name: String,
     pub(crate) listen: SocketAddr,
+    pub(crate) peers: SocketAddr,
     pub(crate) parent: String,
     process: Option<Child>,
 }
@@ -89,7 +90,7 @@ impl Agent {
             tls.join("tls.key"),
         );
         fs::write(dir.path().join("agent.toml"), config).unwrap();
-        Self { dir, ca, name: name.to_owned(), listen, parent, process: None }
+        Self { dir, ca, name: name.to_owned(), listen, peers, parent, process: None }
     }
 
     pub(crate) fn config(&self) -> PathBuf {

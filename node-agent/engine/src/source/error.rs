@@ -91,6 +91,9 @@ pub enum SourceError {
     /// The kernel has neither PAGEMAP_SCAN with asynchronous write protection nor soft-dirty bits.
     #[error("this kernel cannot track written memory (needs Linux 6.7, or CONFIG_MEM_SOFT_DIRTY)")]
     NoTracker,
+    /// The kernel has soft-dirty bits alone, and looking at them stops the tree.
+    #[error("on this kernel a look at what is written stops the program (needs Linux 6.7)")]
+    WouldStop,
     /// The whole tree has exited.
     #[error("the tree has exited")]
     Gone,

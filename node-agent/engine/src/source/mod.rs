@@ -35,6 +35,7 @@ mod tree;
 mod undo;
 mod view;
 mod watches;
+mod written;
 
 /// Stops here in a build with the feature `failpoints`, or fails, or does nothing: as the test says.
 macro_rules! failpoint {
@@ -53,6 +54,7 @@ pub use recover::recover;
 pub use session::Source;
 pub use spec::{External, GivenTerminal, Namespaces, TreeSpec};
 pub(crate) use terminals::number as terminal_number;
+pub use written::Written;
 
 /// What [`inspect`] found.
 #[derive(Clone, Debug, Default, PartialEq)]

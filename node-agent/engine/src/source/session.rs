@@ -52,11 +52,13 @@ pub struct Source {
     objects: ObjectMemory,
     readers: Readers,
     /// Mechanism of dirty tracking.
-    soft_dirty: bool,
+    pub(super) soft_dirty: bool,
     /// The last shape that was handed out: what the target is built like.
     pub(super) told: Option<Look>,
     /// The last process number at the last round.
     pub(super) last_pid: Option<u64>,
+    /// When [`Source::written`] looked last.
+    pub(super) looked: Option<Instant>,
     /// A process that was tracked is gone: what it wrote last to shared memory nobody saw.
     pub(super) lost_writer: bool,
     pub(super) state: State,
@@ -126,6 +128,7 @@ impl Source {
             soft_dirty: !trackers.pagemap_scan,
             told: None,
             last_pid: None,
+            looked: None,
             lost_writer: false,
             state: State::Tracking,
             not_send: PhantomData,

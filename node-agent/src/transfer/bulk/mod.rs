@@ -79,19 +79,6 @@ pub struct Terms {
     pub codecs: Vec<Codec>,
 }
 
-/// An error with its causes, for a message that travels to the other agent.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,8 +12,9 @@ use super::super::pace::{Budget, rest};
 use super::super::stream::TlsStream;
 use super::gate::Stopped;
 use super::rounds::Received;
-use super::{Gate, Mark, chain};
+use super::{Gate, Mark};
 use crate::session::ports::FileTarget;
+use crate::telemetry::chain;
 
 /// What takes pages at the target.
 pub trait Apply: Clone + Send + 'static {

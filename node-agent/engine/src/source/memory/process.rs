@@ -196,6 +196,33 @@ impl TrackedMemory {
         Ok(())
     }
 
+    /// Bytes of private pages that were written since the last call; adds the written ranges of shared objects. At the first
+    /// call all that are there. Nothing is read or kept: no [`TrackedMemory::round`] may follow.
+    pub(crate) fn written(
+        &mut self,
+        mappings: &[Mapping],
+        objects: &mut ObjectRanges,
+    ) -> Result<u64, SourceError> {
+        let mut bytes = 0;
+        for mapping in mappings.iter().filter(|mapping| self.is_tracked(mapping)).collect::<Vec<_>>() {
+            let range = mapping.vma.start..mapping.vma.end;
+            let dirty = self
+                .tracker
+                .dirty(&self.pagemap, &range, true)
+                .map_err(|errno| SourceError::kernel("look for written pages", self.pid, errno))?;
+            for part in &dirty.ranges {
+                match mapping.shared_object() {
+                    Some((id, offset)) => {
+                        let shifted = part.start - range.start + offset..part.end - range.start + offset;
+                        objects.entry(id).or_default().push(shifted);
+                    }
+                    None => bytes += self.own_pages(part)?.iter().map(|own| own.end - own.start).sum::<u64>(),
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
     fn send(
         &mut self,
         owner: Owner,
