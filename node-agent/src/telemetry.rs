@@ -8,7 +8,11 @@ use tracing_subscriber::EnvFilter;
 /// the default is `info`. Later calls change nothing.
 pub fn start() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that cannot be written is no reason to stop: complaining about that would be a panic.
+    let events = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let _ = if std::io::stderr().is_terminal() {
         events.try_init()
     } else {

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use common::agent::{Agent, Ca, free_address};
+use common::pair::{Pair, runs, told};
 use common::{bundle, unique, wait_for};
 use nix::sys::signal::Signal;
 use proto::error::ErrorDetails;
@@ -246,6 +247,22 @@ impl Registry for Fake {
     ) -> Result<Response<v1::AskDecisionResponse>, Status> {
         Err(Status::unimplemented("not asked in this test"))
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_whose_logs_have_no_room_migrate_all_the_same() {
+    let mut pair = Pair::new("").await;
+    for agent in [&mut pair.one, &mut pair.two] {
+        agent.signal(Signal::SIGKILL);
+        fs::remove_file(agent.log()).unwrap();
+        std::os::unix::fs::symlink("/dev/full", agent.log()).unwrap();
+        agent.start();
+    }
+    let program = "import time\nwhile True: print('here', flush=True); time.sleep(0.01)";
+    let name = pair.run(&["python3", "-c", program], |_| {}).await;
+    let ended = pair.moved(&name, 1, v1::Policy::default()).await;
+    assert_eq!(ended.phase(), v1::Phase::Succeeded, "{}", told(&ended));
+    runs(&pair.two, &name);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -71,27 +71,30 @@ pub fn every_return(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Where the agent of the source is killed, and how the move ends then.
+/// Where the agent of the source is killed, and how the move ends then. [`crate::matrix`] has all boundaries and more that is
+/// done to more processes.
 pub const SOURCE_KILLS: &[(&str, i32)] = &[
-    ("session-source-checking-dial", 4),
     ("session-source-preparing-attach", 4),
-    ("source-attach-process", 4),
     ("session-source-precopy-round", 4),
-    ("source-round", 4),
-    ("source-freeze-stopped", 4),
     ("source-freeze-parked", 4),
     ("source-freeze-cgroup", 4),
-    ("session-source-switchover-frozen", 4),
     ("session-source-switchover-locked", 4),
-    ("source-capture-files", 4),
     ("session-source-switchover-captured", 4),
     ("session-source-switchover-ready", 4),
     ("session-source-switchover-appended", 0),
     ("session-source-completing-committed", 0),
-    ("session-source-completing-answered", 0),
     ("source-kill", 0),
     ("session-source-completing-killed", 0),
 ];
+
+/// A session that panics ends as one whose agent is killed.
+///
+/// # Errors
+/// As [`every_return`].
+pub fn panics(stage: &mut Stage) -> Result<()> {
+    killed(stage, "session-source-precopy-round=panic", "", 4)?;
+    killed(stage, "", "session-target-precopy-round=panic", 4)
+}
 
 /// Kills the agent of the source at each of them.
 ///
@@ -120,24 +123,14 @@ pub fn killed(stage: &mut Stage, source: &str, target: &str, code: i32) -> Resul
 /// Where the agent of the target is killed, and how the move ends then.
 pub const TARGET_KILLS: &[(&str, i32)] = &[
     ("session-target-checking-begin", 4),
-    ("session-target-preparing-begun", 4),
     ("session-target-preparing-sandbox", 4),
-    ("session-target-preparing-mounts", 4),
-    ("target-reconcile", 4),
     ("target-reconcile-tree", 4),
-    ("target-reconcile-memory", 4),
     ("session-target-precopy-round", 4),
-    ("session-target-switchover-pages", 4),
     ("session-target-precopy-groups", 4),
-    ("target-files", 4),
     ("target-processes", 4),
-    ("target-descriptors", 4),
     ("target-threads", 4),
-    ("target-registers", 4),
     ("target-attributes", 4),
-    ("target-calls", 4),
     ("session-target-switchover-limits", 4),
-    ("target-ready-repair", 4),
     ("target-ready-frozen", 4),
     ("session-target-switchover-frozen", 4),
     ("session-target-switchover-ready", 4),

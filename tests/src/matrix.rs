@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::aborts;
@@ -81,7 +82,24 @@ pub struct Point {
     pub name: &'static str,
 }
 
-/// Every boundary, in the order in which the sides come to them.
+/// Steps of the engine at the target.
+const RESTORE: &[&str] = &[
+    "target-reconcile",
+    "target-reconcile-tree",
+    "target-reconcile-memory",
+    "target-files",
+    "target-processes",
+    "target-descriptors",
+    "target-threads",
+    "target-registers",
+    "target-attributes",
+    "target-calls",
+    "target-ready-repair",
+    "target-ready-frozen",
+];
+
+/// Every boundary: those of each side in the order in which it comes to them, then those after the commit point and those
+/// inside the restore.
 #[must_use]
 pub fn points() -> Vec<Point> {
     let of = |side, names: &'static [&'static str]| names.iter().map(move |name| Point { side, name });
@@ -90,6 +108,7 @@ pub fn points() -> Vec<Point> {
         .chain(of(Side::Source, aborts::SOURCE))
         .chain(of(Side::Target, aborts::TARGET))
         .chain(committed)
+        .chain(of(Side::Target, RESTORE))
         .collect()
 }
 
@@ -131,8 +150,16 @@ impl fmt::Display for Fault {
     }
 }
 
+/// The cells of a fault. Those of one boundary follow each other.
+pub fn cells(fault: Fault) -> impl Iterator<Item = Cell> {
+    points().into_iter().flat_map(move |point| SIDES.map(|to| Cell { point, to, fault }))
+}
+
+/// A disk that holds what a stage needs, and is filled in a moment, MiB.
+pub const DISK: u32 = 512;
+
 /// How a cell ended well.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The container is at the target now.
     pub moved: bool,

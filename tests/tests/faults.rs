@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use tests::cluster::{Cluster, Finished, wait_for};
 use tests::faults::RESTART;
+use tests::matrix::{self, Fault};
 use tests::stage::{NAME, Stage};
 use tests::suite::{self, Case};
 use tests::workload::{HOLDER_PROGRAM, HOSTILE_PROGRAM};
@@ -67,6 +68,19 @@ fn main() -> ExitCode {
         },
         Case { name: "strangers_and_rubbish_are_turned_away", programs: PYTHON, run: || on_stage(hostile) },
         Case { name: "an_agent_killed_at_any_moment_hurts_nothing", programs: PYTHON, run: random_kills },
+        Case {
+            name: "a_session_that_panics_ends_as_if_its_agent_was_killed",
+            programs: PYTHON,
+            run: || on_stage(aborts::panics),
+        },
+        Case {
+            name: "a_process_that_is_stopped_cut_off_or_killed_anywhere_leaves_one_copy",
+            programs: PYTHON,
+            run: || {
+                on_stage(|stage| sample(stage, &[(Fault::Kill, 60), (Fault::Stop, 110), (Fault::Cut, 110)]))
+            },
+        },
+        Case { name: "a_disk_that_is_full_anywhere_leaves_one_copy", programs: PYTHON, run: full_disks },
         Case {
             name: "a_failing_disk_at_the_commit_point_never_leads_back",
             programs: PYTHON,
@@ -400,6 +414,23 @@ fn hostile(stage: &mut Stage) -> Result<()> {
     let now = ["node-a", "node-b", "coordinator"].map(|host| stage.cluster.daemon(host));
     ensure!(now == daemons, "a daemon died: {daemons:?} became {now:?}");
     Ok(())
+}
+
+/// Some cells of the fault matrix: of each of these faults every so-manieth. `--bin faults` runs all.
+fn sample(stage: &mut Stage, faults: &[(Fault, usize)]) -> Result<()> {
+    for (fault, every) in faults {
+        let cells = matrix::cells(*fault).skip(every / 3).step_by(*every);
+        for cell in cells {
+            println!("{cell}: {:?}", matrix::run(stage, cell)?);
+        }
+    }
+    Ok(())
+}
+
+fn full_disks() -> Result<()> {
+    let mut stage = Stage::on(Cluster::up_on_disks(matrix::DISK)?)?;
+    sample(&mut stage, &[(Fault::Full, 40)])?;
+    stage.passed()
 }
 
 fn random_kills() -> Result<()> {

@@ -119,8 +119,9 @@ impl From<engine::source::SourceError> for Failure {
     }
 }
 
-/// Ends the process when its thread panics: past a point of no return, unwinding would run undo code. The
-/// supervisor restarts the agent, and the journal says how to go on.
+/// Ends the process when its thread panics, as soon as unwinding comes to it: past a point of no return at once, because
+/// unwinding would run undo code. The supervisor restarts the agent, and the journal says how to go on; a session that ended in
+/// silence would be open for ever.
 #[derive(Debug)]
 pub(super) struct AbortOnPanic;
 

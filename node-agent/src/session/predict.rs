@@ -76,6 +76,8 @@ const WINDOWS: [Duration; 4] = [
     Duration::from_millis(600),
 ];
 
+/// What a migration does before its first round: the sandbox at the target, trackers. As measured with idle programs.
+const PREPARING: Duration = Duration::from_millis(150);
 /// How long a measurement may take to end when it is asked to.
 const STOPS: Duration = Duration::from_secs(5);
 
@@ -194,7 +196,7 @@ fn foresee(
     Prediction {
         rounds: u32::try_from(course.rounds).unwrap_or(u32::MAX),
         bytes: course.bytes as u64,
-        total: course.elapsed + course.pause,
+        total: PREPARING + course.elapsed + course.pause,
         pause: course.pause,
         converges: course.end.next == super::policy::Next::Cut,
         reason: course.end.reason,

@@ -113,6 +113,8 @@ impl Session {
 
     /// Runs it to its end.
     pub(super) fn run(mut self) {
+        // Unwinding gives back what it can; what it cannot the next run of the agent does.
+        let _guard = AbortOnPanic;
         let span = tracing::info_span!("migration", id = %self.begin.migration, role = "source", epoch = self.begin.epoch);
         let _entered = span.enter();
         match self.until_ready() {

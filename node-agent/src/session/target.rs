@@ -21,7 +21,7 @@ use image::state::Image;
 use super::agent::{Agent, Cancel, Mail, Publisher, Serving};
 use super::clocks::{Distance, HostClocks};
 use super::compat;
-use super::failure::{Failure, failpoint};
+use super::failure::{AbortOnPanic, Failure, failpoint};
 use super::groups;
 use super::ports::{ContainerTarget, EthernetFrame, HostState, Incoming, PortError};
 use super::status::{Phase, Role};
@@ -128,6 +128,8 @@ pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Sess
 impl Session {
     /// Runs it to its end, on this thread.
     pub(crate) fn run(mut self, mut link: Link) {
+        // Unwinding gives back what it can; what it cannot the next run of the agent does.
+        let _guard = AbortOnPanic;
         let span = tracing::info_span!("migration", id = %self.begin.migration, role = "target", epoch = self.begin.epoch);
         let _entered = span.enter();
         #[cfg(feature = "failpoints")]

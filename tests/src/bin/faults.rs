@@ -10,6 +10,8 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -33,10 +35,10 @@ struct Args {
     /// Where the table is written.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// A file that gets a line for each cell that ended well. Those that it has already are not run again.
+    #[arg(long)]
+    results: Option<PathBuf>,
 }
-
-/// A disk that holds what a stage needs, and is filled in a moment, MiB.
-const DISK: u32 = 512;
 
 type Results = HashMap<String, Result<Outcome, String>>;
 
@@ -59,21 +61,23 @@ fn main() -> ExitCode {
 
 fn matrix(args: &Args) -> Result<usize> {
     let began = Instant::now();
-    let mut results = Results::new();
+    let mut results = known(args)?;
     // Those that need small disks come last, on hosts of their own.
     for full in [false, true] {
         let faults = FAULTS.into_iter().filter(|fault| (*fault == Fault::Full) == full);
         let chosen = |fault: Fault| {
             let lasts = matches!(fault, Fault::Stop | Fault::Cut);
-            cells(fault).step_by(if lasts { args.every.max(1) } else { 1 })
+            matrix::cells(fault).step_by(if lasts { args.every.max(1) } else { 1 })
         };
         let cells: Vec<Cell> =
             faults.flat_map(chosen).filter(|cell| cell.to_string().contains(&args.only)).collect();
+        let cells: Vec<Cell> =
+            cells.into_iter().filter(|cell| !results.contains_key(&cell.to_string())).collect();
         let mut stage = None;
         for (number, cell) in cells.iter().enumerate() {
             let mut on = match stage.take() {
                 Some(stage) => stage,
-                None if full => Stage::on(Cluster::up_on_disks(DISK)?)?,
+                None if full => Stage::on(Cluster::up_on_disks(matrix::DISK)?)?,
                 None => Stage::new()?,
             };
             let ended = matrix::run(&mut on, *cell).map_err(|error| format!("{error:#}"));
@@ -81,6 +85,7 @@ fn matrix(args: &Args) -> Result<usize> {
             match &ended {
                 Ok(outcome) => {
                     println!("{}", line(outcome));
+                    keep(args, *cell, outcome)?;
                     stage = Some(on);
                 }
                 Err(error) => println!("WRONG {error}"),
@@ -93,14 +98,28 @@ fn matrix(args: &Args) -> Result<usize> {
     }
     println!("{} cells in {:.0} s", results.len(), began.elapsed().as_secs_f64());
     if let Some(out) = &args.out {
-        std::fs::write(out, table(&results)).with_context(|| format!("write {}", out.display()))?;
+        fs::write(out, table(&results)).with_context(|| format!("write {}", out.display()))?;
     }
     Ok(results.values().filter(|ended| ended.is_err()).count())
 }
 
-/// The cells of a fault. Those of one boundary follow each other.
-fn cells(fault: Fault) -> impl Iterator<Item = Cell> {
-    matrix::points().into_iter().flat_map(move |point| SIDES.map(|to| Cell { point, to, fault }))
+/// What earlier runs found.
+fn known(args: &Args) -> Result<Results> {
+    let Some(path) = args.results.as_ref().filter(|path| path.exists()) else { return Ok(Results::new()) };
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    text.lines()
+        .map(|line| {
+            let (cell, outcome): (String, Outcome) =
+                serde_json::from_str(line).with_context(|| format!("{line:?} in {}", path.display()))?;
+            Ok((cell, Ok(outcome)))
+        })
+        .collect()
+}
+
+fn keep(args: &Args, cell: Cell, outcome: &Outcome) -> Result<()> {
+    let Some(path) = &args.results else { return Ok(()) };
+    let mut file = fs::File::options().append(true).create(true).open(path)?;
+    writeln!(file, "{}", serde_json::to_string(&(cell.to_string(), outcome))?).context("keep a result")
 }
 
 fn line(outcome: &Outcome) -> String {
