@@ -40,7 +40,7 @@ use crate::agent_client::Agents;
 use crate::cluster::{Cluster, Silence};
 use crate::config::Config;
 use crate::core::Core;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Wrong configuration (sysexits.h, EX_USAGE).
 const EX_CONFIG: u8 = 64;
@@ -161,9 +161,28 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     // Migrations go on without the coordinator; a drive that is cut off is taken up from the store.
     let queue = tokio::spawn(queue::run(Arc::clone(&core)));
     let evacuations = tokio::spawn(evacuate::run(Arc::clone(&core)));
-    let served = server::serve(Arc::clone(&core), listener, &config.tls, stopped).await;
+    let served = tokio::select! {
+        served = server::serve(Arc::clone(&core), listener, &config.tls, stopped) => served,
+        error = store_fails(Arc::clone(&core)) => Err(error.into()),
+    };
     evacuations.abort();
     queue.abort();
-    core.store.flush()?;
+    core.store.flush().context("the store failed; the next start goes on from what is on the disk")?;
     served
 }
+
+/// Waits until the database has failed, for example because the disk was full. It never takes anything again then, even with
+/// room on the disk: whoever supervises this process starts another.
+async fn store_fails(core: Arc<core::Core>) -> StoreError {
+    let mut ticks = tokio::time::interval(STORE_LOOKS);
+    loop {
+        ticks.tick().await;
+        let core = Arc::clone(&core);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || core.store.flush()).await {
+            return error;
+        }
+    }
+}
+
+/// How often the database is looked after.
+const STORE_LOOKS: Duration = Duration::from_secs(1);
