@@ -50,6 +50,26 @@ pub(crate) enum StoreError {
     NoEvacuation(String),
 }
 
+/// Removes what a crash or a full disk left of a snapshot that was being written: the one before it is still there, but sled
+/// 0.34 takes the unfinished one for the newest and calls the database corrupt. Nothing is removed while another process has
+/// the database.
+fn remove_unfinished(dir: &Path) {
+    // Opening takes this lock again, and fails where somebody else has it.
+    let Some(lock) = std::fs::File::open(dir.join("db")).ok().filter(|file| file.try_lock().is_ok()) else {
+        return;
+    };
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let unfinished =
+            name.to_str().is_some_and(|name| name.starts_with("snap.") && name.ends_with(".generating"));
+        if unfinished {
+            tracing::warn!(file = ?entry.path(), "removing an unfinished snapshot");
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    drop(lock);
+}
+
 /// Why a migration was not created.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CreateError {
@@ -125,6 +145,7 @@ impl Store {
     /// # Errors
     /// When the database is damaged, in use by another process or of another format.
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
+        remove_unfinished(dir);
         let db = sled::Config::new().path(dir).mode(sled::Mode::LowSpace).flush_every_ms(Some(500)).open()?;
         let meta = db.open_tree("meta")?;
         match meta.get("format")?.as_deref() {

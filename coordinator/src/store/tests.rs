@@ -19,6 +19,22 @@ fn record(container: &str) -> Record {
     }
 }
 
+#[test]
+fn a_snapshot_that_was_being_written_does_not_hide_the_one_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let unfinished = dir.path().join("snap.FFFFFFFFFFFFFFF0.generating");
+    let store = Store::open(dir.path()).unwrap();
+    store.create(record("web"), None).unwrap();
+    std::fs::write(&unfinished, "").unwrap();
+    // It may be that of whoever has the store.
+    Store::open(dir.path()).unwrap_err();
+    assert!(unfinished.exists());
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert!(!unfinished.exists());
+    assert_eq!(store.get("web-1").unwrap().unwrap().container(), "web");
+}
+
 fn policy(name: &str, timeout: u64) -> MigrationPolicy {
     let timeout = Some(prost_types::Duration { seconds: timeout.cast_signed(), nanos: 0 });
     let limits = Some(Policy { timeout, ..Policy::default() });
