@@ -11,17 +11,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use proto::v1::{
-    Container, Evacuation, EvacuationPhase, EvacuationSpec, ItemState, Migration, MigrationSpec, NodeState,
-    Phase,
+    Container, Evacuation, EvacuationPhase, EvacuationSpec, ItemState, Migration, MigrationSpec, Phase,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::world::{Action, Busy, Check, Move, Seen, World};
+use crate::admit::loads;
 use crate::cancel::cancel;
 use crate::check::{Checked, check};
+use crate::cluster::Cluster;
 use crate::core::{Core, set_condition};
-use crate::queue::promised;
+use crate::place::Loads;
 use crate::store::{CreateError, EvacuationRecord, Record, StoreError};
 
 /// A look is taken at least this often: a container may have stopped, a node may be ready again.
@@ -141,13 +142,30 @@ pub(crate) fn look(
     checks: &BTreeMap<String, Check>,
 ) -> Result<World, StoreError> {
     let active = core.store.active()?;
-    let node = record.node();
     let mut migrations = BTreeMap::new();
     for item in record.evacuation.items.iter().filter(|item| item.state() == ItemState::Migrating) {
         if let Some(found) = core.store.get(&item.migration)? {
-            migrations.insert(item.migration.clone(), as_move(found, &record.evacuation.name));
+            migrations.insert(item.migration.clone(), found);
         }
     }
+    let jitter = f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX);
+    let loads = loads(&active, &core.cluster, true);
+    Ok(world(&core.cluster, &active, &loads, migrations, record, checks, SystemTime::now(), jitter))
+}
+
+/// What an evacuation looks at, of a cluster and the migrations that are not over.
+#[expect(clippy::too_many_arguments, reason = "it is what the world is made of")]
+pub(crate) fn world(
+    cluster: &Cluster,
+    active: &[Record],
+    loads: &Loads,
+    migrations: BTreeMap<String, Record>,
+    record: &EvacuationRecord,
+    checks: &BTreeMap<String, Check>,
+    now: SystemTime,
+    jitter: f64,
+) -> World {
+    let node = record.node();
     let busy = active.iter().map(|record| {
         let unknown = record.migration.phase() == Phase::OutcomeUnknown;
         (record.container().to_owned(), Busy { migration: record.migration.name.clone(), unknown })
@@ -156,22 +174,27 @@ pub(crate) fn look(
         .iter()
         .filter(|record| record.admitted && record.migration.target_node == node)
         .map(|record| record.migration.name.clone());
-    let containers = core.cluster.containers().into_iter().map(|container| {
+    let mut containers = BTreeMap::new();
+    let open = record.evacuation.items.iter().filter(|item| !step::is_settled(item.state()));
+    let concerned = open.filter_map(|item| cluster.container(&item.container));
+    for container in cluster.containers_on(node).into_iter().chain(concerned) {
         let (state, memory) = (container.state(), container.memory_bytes);
-        (container.name, Seen { node: container.node, state, memory })
-    });
-    Ok(World {
-        now: SystemTime::now(),
-        silent: core.cluster.nodes().into_iter().find(|n| n.state() == NodeState::Unknown).map(|n| n.name),
-        cordoned: core.cluster.node(node).is_some_and(|node| node.cordoned),
-        containers: containers.collect(),
-        migrations,
+        let seen = Seen { node: container.node, state, memory, labels: container.labels };
+        containers.insert(container.name, seen);
+    }
+    let evacuation = &record.evacuation.name;
+    World {
+        now,
+        silent: cluster.silent(),
+        cordoned: cluster.is_cordoned(node),
+        containers,
+        migrations: migrations.into_iter().map(|(name, found)| (name, as_move(found, evacuation))).collect(),
         busy: busy.collect(),
         coming: coming.collect(),
-        promised: promised(&active),
+        loads: loads.clone(),
         checks: checks.clone(),
-        jitter: f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX),
-    })
+        jitter,
+    }
 }
 
 fn as_move(record: Record, evacuation: &str) -> Move {
@@ -222,8 +245,8 @@ fn create(core: &Core, record: &EvacuationRecord, container: &str) -> Result<(),
     let spec = MigrationSpec {
         container: container.to_owned(),
         target_node: item.target_node.clone(),
-        policy: None,
         policy_name,
+        ..MigrationSpec::default()
     };
     let migration = Migration {
         name: item.migration.clone(),

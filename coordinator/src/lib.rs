@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admit;
 mod agent_client;
 mod cancel;
 mod check;
