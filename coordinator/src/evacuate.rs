@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use proto::v1::{
-    Container, Evacuation, EvacuationPhase, EvacuationSpec, ItemState, Migration, MigrationSpec, Phase,
+    Container, Evacuation, EvacuationItem, EvacuationPhase, EvacuationSpec, ItemState, Migration,
+    MigrationSpec, Phase,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -22,7 +23,7 @@ use crate::cancel::cancel;
 use crate::check::{Checked, check};
 use crate::cluster::Cluster;
 use crate::core::{Core, set_condition};
-use crate::place::Loads;
+use crate::place::{Candidate, Loads, Needs, Verdict};
 use crate::store::{CreateError, EvacuationRecord, Record, StoreError};
 
 /// A look is taken at least this often: a container may have stopped, a node may be ready again.
@@ -227,6 +228,16 @@ pub(crate) async fn look_into(core: &Core, container: &str, target: &str, named:
         Ok(name) => name.unwrap_or_default(),
         Err(error) => return Check::Failed(error.to_string()),
     };
+    movable(migration, needs, candidates, verdicts)
+}
+
+/// What a check found, as a step takes it.
+pub(crate) fn movable(
+    migration: String,
+    needs: Needs,
+    candidates: Vec<Candidate>,
+    verdicts: Vec<Verdict>,
+) -> Check {
     let (fit, unfit): (Vec<_>, Vec<_>) =
         candidates.into_iter().zip(verdicts).partition(|(_, verdict)| verdict.reasons.is_empty());
     Check::Movable {
@@ -237,21 +248,18 @@ pub(crate) async fn look_into(core: &Core, container: &str, target: &str, named:
     }
 }
 
-/// Creates the migration that an item names, in the same queue as everybody's.
-fn create(core: &Core, record: &EvacuationRecord, container: &str) -> Result<(), StoreError> {
-    let e = &record.evacuation;
-    let Some(item) = e.items.iter().find(|item| item.container == container) else { return Ok(()) };
-    let policy_name = e.spec.as_ref().map_or_else(String::new, |spec| spec.policy.clone());
+/// The migration that an item names.
+pub(crate) fn migration_of(e: &Evacuation, item: &EvacuationItem, now: SystemTime) -> Record {
     let spec = MigrationSpec {
-        container: container.to_owned(),
+        container: item.container.clone(),
         target_node: item.target_node.clone(),
-        policy_name,
+        policy_name: e.spec.as_ref().map_or_else(String::new, |spec| spec.policy.clone()),
         ..MigrationSpec::default()
     };
     let migration = Migration {
         name: item.migration.clone(),
         uid: uuid::Uuid::new_v4().to_string(),
-        created: Some(SystemTime::now().into()),
+        created: Some(now.into()),
         source_node: item.source_node.clone(),
         target_node: item.target_node.clone(),
         requested_by: e.requested_by.clone(),
@@ -263,6 +271,14 @@ fn create(core: &Core, record: &EvacuationRecord, container: &str) -> Result<(),
     let mut new = Record { migration, ..Record::default() };
     set_condition(&mut new.migration.conditions, "Succeeded", "Unknown", "Pending", "");
     new.log(format!("created by evacuation {}", e.name));
+    new
+}
+
+/// Creates the migration that an item names, in the same queue as everybody's.
+fn create(core: &Core, record: &EvacuationRecord, container: &str) -> Result<(), StoreError> {
+    let e = &record.evacuation;
+    let Some(item) = e.items.iter().find(|item| item.container == container) else { return Ok(()) };
+    let new = migration_of(e, item, SystemTime::now());
     let why = match core.store.create(new, None) {
         Ok(_) => {
             core.wake.notify_one();

@@ -22,6 +22,8 @@ mod policy;
 mod queue;
 mod schedule;
 mod server;
+#[doc(hidden)]
+pub mod simulate;
 mod store;
 mod telemetry;
 
