@@ -4,11 +4,10 @@
 use proto::v1::{CheckArrivalRequest, CheckContainerRequest, CheckContainerResponse, Container};
 use tonic::Status;
 
+use crate::admit::loads;
 use crate::agent_client::{LONG, answer};
-use crate::cluster::facts;
 use crate::core::Core;
 use crate::place::{self, Candidate, Needs, Verdict};
-use crate::queue::promised;
 
 /// What the checks found.
 #[derive(Debug, Clone)]
@@ -32,14 +31,13 @@ pub(crate) async fn check(core: &Core, container: &Container, target: &str) -> R
     let request = CheckContainerRequest { name: container.name.clone() };
     let mut checked = answer(&container.node, LONG, agent.check_container(request)).await?;
     let description = std::mem::take(&mut checked.description);
-    let source = core.cluster.node(&container.node);
     let needs = Needs {
-        source: container.node.clone(),
-        facts: facts(source.as_ref().and_then(|node| node.facts.as_ref())),
         memory: checked.resident_bytes,
         controllers: checked.cgroup_controllers.clone(),
+        ..Needs::of(container, core.cluster.facts(&container.node))
     };
-    let mut candidates = core.cluster.candidates(&container.name, &promised(&core.store.active()?));
+    let loads = loads(&core.store.active()?, &core.cluster, true);
+    let mut candidates = core.cluster.candidates(container, &loads);
     candidates.retain(|c| if target.is_empty() { c.name != container.node } else { c.name == target });
     let mut verdicts: Vec<Verdict> =
         candidates.iter().map(|candidate| place::judge(&needs, candidate)).collect();

@@ -1,13 +1,20 @@
 //! The nodes as they are heard of, and where each container is.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use proto::v1::{Container, ContainerState, Node, NodeFacts, NodeState};
 
-use crate::place::{Candidate, Facts};
+use crate::place::{self, Candidate, Facts, Loads};
 use crate::store::NodeRecord;
+
+#[cfg(test)]
+mod tests;
+
+/// Reports of a node after a container has come to it until its free memory is sure to be without that container's: the
+/// first may have been under way.
+const REPORTS: u8 = 2;
 
 /// How long silence may last.
 #[derive(Debug, Clone, Copy)]
@@ -25,27 +32,83 @@ struct Member {
     heard: Instant,
     /// It has joined since the coordinator started.
     joined: bool,
+    /// Its facts and labels, as placement takes them.
+    facts: Arc<Facts>,
+    labels: Arc<HashMap<String, String>>,
+    /// Memory of containers that have come, which its facts may still show as free: bytes, and reports that are waited for.
+    settling: Vec<(u64, u8)>,
+}
+
+impl Member {
+    fn new(record: NodeRecord, joined: bool) -> Self {
+        let facts = Arc::new(facts(record.node.facts.as_ref()));
+        let labels = Arc::new(record.node.labels.clone());
+        Self { record, heard: Instant::now(), joined, facts, labels, settling: Vec::new() }
+    }
+}
+
+/// The nodes, and an index of their containers.
+#[derive(Debug, Default)]
+struct Members {
+    nodes: BTreeMap<String, Member>,
+    /// Container to the nodes that have a copy.
+    at: HashMap<String, BTreeSet<String>>,
+}
+
+impl Members {
+    fn insert(&mut self, member: Member) {
+        let name = member.record.node.name.clone();
+        self.change(&name, Vec::clear);
+        for container in &member.record.containers {
+            self.at.entry(container.name.clone()).or_default().insert(name.clone());
+        }
+        self.nodes.insert(name, member);
+    }
+
+    /// Changes the containers of a node; the only way to do so.
+    fn change<T>(&mut self, node: &str, change: impl FnOnce(&mut Vec<Container>) -> T) -> Option<T> {
+        let containers = &mut self.nodes.get_mut(node)?.record.containers;
+        for container in &*containers {
+            if let Some(nodes) = self.at.get_mut(&container.name) {
+                nodes.remove(node);
+                if nodes.is_empty() {
+                    self.at.remove(&container.name);
+                }
+            }
+        }
+        let answer = change(containers);
+        for container in containers {
+            self.at.entry(container.name.clone()).or_default().insert(node.to_owned());
+        }
+        Some(answer)
+    }
+
+    /// Every copy of a container.
+    fn copies<'a>(&'a self, container: &'a str) -> impl Iterator<Item = &'a Container> {
+        let nodes = self.at.get(container).into_iter().flatten();
+        let members = nodes.filter_map(|node| self.nodes.get(node));
+        members.flat_map(|member| &member.record.containers).filter(move |copy| copy.name == container)
+    }
 }
 
 /// The nodes.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     silence: Silence,
-    members: Mutex<BTreeMap<String, Member>>,
+    members: Mutex<Members>,
 }
 
 impl Cluster {
     /// The nodes as they were when the coordinator stopped. None is Ready until it is heard.
     pub(crate) fn new(silence: Silence, records: Vec<NodeRecord>) -> Self {
-        let heard = Instant::now();
-        let members = records
-            .into_iter()
-            .map(|record| (record.node.name.clone(), Member { record, heard, joined: false }))
-            .collect();
+        let mut members = Members::default();
+        for record in records {
+            members.insert(Member::new(record, false));
+        }
         Self { silence, members: Mutex::new(members) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Member>> {
+    fn lock(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -53,11 +116,11 @@ impl Cluster {
     /// Answers the record to be stored.
     pub(crate) fn join(&self, mut node: Node, containers: Vec<Container>) -> NodeRecord {
         let mut members = self.lock();
-        node.cordoned = members.get(&node.name).is_some_and(|member| member.record.node.cordoned);
+        node.cordoned = members.nodes.get(&node.name).is_some_and(|member| member.record.node.cordoned);
         node.last_heartbeat = Some(SystemTime::now().into());
         let name = node.name.clone();
         let record = NodeRecord { containers: owned_by(&name, containers), node };
-        members.insert(name, Member { record: record.clone(), heard: Instant::now(), joined: true });
+        members.insert(Member::new(record.clone(), true));
         record
     }
 
@@ -70,24 +133,28 @@ impl Cluster {
         facts: Option<NodeFacts>,
     ) -> Option<Option<NodeRecord>> {
         let mut members = self.lock();
-        let member = members.get_mut(name).filter(|member| member.joined)?;
+        let member = members.nodes.get_mut(name).filter(|member| member.joined)?;
         member.heard = Instant::now();
         member.record.node.last_heartbeat = Some(SystemTime::now().into());
         if facts.is_some() {
+            member.facts = Arc::new(self::facts(facts.as_ref()));
             member.record.node.facts = facts;
+            member.settling.iter_mut().for_each(|(_, reports)| *reports -= 1);
+            member.settling.retain(|(_, reports)| *reports > 0);
         }
         let containers = owned_by(name, containers);
         let outline =
             |all: &[Container]| all.iter().map(|c| (c.name.clone(), c.state, c.epoch)).collect::<Vec<_>>();
         let changed = outline(&containers) != outline(&member.record.containers);
-        member.record.containers = containers;
+        members.change(name, |known| *known = containers);
+        let member = members.nodes.get(name)?;
         Some(changed.then(|| member.record.clone()))
     }
 
     /// Cordons or uncordons a node. Answers the record to be stored.
     pub(crate) fn cordon(&self, name: &str, cordoned: bool) -> Option<NodeRecord> {
         let mut members = self.lock();
-        let member = members.get_mut(name)?;
+        let member = members.nodes.get_mut(name)?;
         member.record.node.cordoned = cordoned;
         Some(member.record.clone())
     }
@@ -112,18 +179,18 @@ impl Cluster {
 
     /// A node.
     pub(crate) fn node(&self, name: &str) -> Option<Node> {
-        self.lock().get(name).map(|member| self.shown(member))
+        self.lock().nodes.get(name).map(|member| self.shown(member))
     }
 
     /// Every node, by name.
     pub(crate) fn nodes(&self) -> Vec<Node> {
-        self.lock().values().map(|member| self.shown(member)).collect()
+        self.lock().nodes.values().map(|member| self.shown(member)).collect()
     }
 
     /// Every container once, by name: where several nodes have a copy, the one that matters.
     pub(crate) fn containers(&self) -> Vec<Container> {
         let mut found: BTreeMap<String, Container> = BTreeMap::new();
-        for member in self.lock().values() {
+        for member in self.lock().nodes.values() {
             for container in &member.record.containers {
                 match found.get(&container.name) {
                     Some(known) if weight(known) >= weight(container) => {}
@@ -136,88 +203,144 @@ impl Cluster {
 
     /// A container, where it is now.
     pub(crate) fn container(&self, name: &str) -> Option<Container> {
-        let members = self.lock();
-        let copies = members.values().flat_map(|m| &m.record.containers).filter(|c| c.name == name);
-        copies.max_by_key(|copy| weight(copy)).cloned()
+        self.lock().copies(name).max_by_key(|copy| weight(copy)).cloned()
     }
 
     /// The highest epoch that any node reports for a container.
     pub(crate) fn highest_epoch(&self, container: &str) -> u64 {
-        let members = self.lock();
-        let copies = members.values().flat_map(|m| &m.record.containers).filter(|c| c.name == container);
-        copies.map(|copy| copy.epoch).max().unwrap_or_default()
+        self.lock().copies(container).map(|copy| copy.epoch).max().unwrap_or_default()
     }
 
     /// A node was fenced: whatever it sends, it is not heard until it joins again.
     pub(crate) fn expel(&self, name: &str) {
-        if let Some(member) = self.lock().get_mut(name) {
+        if let Some(member) = self.lock().nodes.get_mut(name) {
             member.joined = false;
         }
     }
 
     /// An agent has answered a call about a container: what its next heartbeat will say.
     pub(crate) fn noted(&self, container: Container) {
-        if let Some(member) = self.lock().get_mut(&container.node) {
-            member.record.containers.retain(|known| known.name != container.name);
-            member.record.containers.push(container);
-        }
+        let node = container.node.clone();
+        self.lock().change(&node, |containers| {
+            containers.retain(|known| known.name != container.name);
+            containers.push(container);
+        });
     }
 
     /// A container was deleted.
     pub(crate) fn forgotten(&self, node: &str, name: &str) {
-        if let Some(member) = self.lock().get_mut(node) {
-            member.record.containers.retain(|known| known.name != name);
-        }
+        self.lock().change(node, |containers| containers.retain(|known| known.name != name));
     }
 
     /// A migration has succeeded: what the heartbeats will say in a moment, so that who asks right afterwards
     /// is not sent to the old node.
     pub(crate) fn moved(&self, container: &str, source: &str, target: &str, epoch: u64) {
         let mut members = self.lock();
-        let left = members.get_mut(source).and_then(|member| {
-            let containers = &mut member.record.containers;
+        let taken = |containers: &mut Vec<Container>| {
             let index = containers.iter().position(|c| c.name == container)?;
             Some(containers.remove(index))
-        });
-        let Some(member) = members.get_mut(target) else { return };
-        let containers = &mut member.record.containers;
-        let index = containers.iter().position(|c| c.name == container);
-        let mut moved = match (index.map(|i| containers.remove(i)), left) {
-            (Some(there), _) if there.epoch >= epoch && there.state() == ContainerState::Running => there,
-            (there, left) => {
-                let Some(mut moved) = left.or(there) else { return };
-                moved.pid = 0;
-                moved
-            }
         };
-        moved.node = target.to_owned();
-        moved.epoch = moved.epoch.max(epoch);
-        moved.set_state(ContainerState::Running);
-        containers.push(moved);
+        let left = members.change(source, taken).flatten();
+        let memory = members.change(target, |containers| {
+            let mut moved = match (taken(containers), left) {
+                (Some(there), _) if there.epoch >= epoch && there.state() == ContainerState::Running => there,
+                (there, left) => {
+                    let mut moved = left.or(there)?;
+                    moved.pid = 0;
+                    moved
+                }
+            };
+            moved.node = target.to_owned();
+            moved.epoch = moved.epoch.max(epoch);
+            moved.set_state(ContainerState::Running);
+            let memory = moved.memory_bytes;
+            containers.push(moved);
+            Some(memory)
+        });
+        if let (Some(memory), Some(member)) = (memory.flatten(), members.nodes.get_mut(target)) {
+            member.settling.push((memory, REPORTS));
+        }
     }
 
-    /// Where `container` might go: every node, with `promised` memory for each by name.
-    pub(crate) fn candidates(&self, container: &str, promised: &BTreeMap<String, u64>) -> Vec<Candidate> {
+    /// A node whose heartbeats are missing, and which may yet be heard again.
+    pub(crate) fn silent(&self) -> Option<String> {
         let members = self.lock();
+        let silent = members.nodes.values().find(|member| self.state(member) == NodeState::Unknown);
+        silent.map(|member| member.record.node.name.clone())
+    }
+
+    /// A node's state; `None` when it never joined.
+    pub(crate) fn node_state(&self, name: &str) -> Option<NodeState> {
+        self.lock().nodes.get(name).map(|member| self.state(member))
+    }
+
+    /// Whether a node takes nothing new.
+    pub(crate) fn is_cordoned(&self, name: &str) -> bool {
+        self.lock().nodes.get(name).is_some_and(|member| member.record.node.cordoned)
+    }
+
+    /// A node's facts, as placement takes them.
+    pub(crate) fn facts(&self, name: &str) -> Facts {
+        self.lock().nodes.get(name).map_or_else(Facts::default, |member| Facts::clone(&member.facts))
+    }
+
+    /// The containers that have a copy on a node, each where it is now.
+    pub(crate) fn containers_on(&self, node: &str) -> Vec<Container> {
+        let members = self.lock();
+        let there = members.nodes.get(node).into_iter().flat_map(|member| &member.record.containers);
+        there.filter_map(|c| members.copies(&c.name).max_by_key(|copy| weight(copy)).cloned()).collect()
+    }
+
+    /// A running container on `node` that is of the anti-affinity group in these labels and is not called `name`.
+    pub(crate) fn neighbour(
+        &self,
+        node: &str,
+        name: &str,
+        labels: &HashMap<String, String>,
+    ) -> Option<String> {
+        let own = place::group(labels)?;
+        let members = self.lock();
+        let there = &members.nodes.get(node)?.record.containers;
+        let of_it = |c: &&Container| c.name != name && lives(c) && place::group(&c.labels) == Some(own);
+        there.iter().find(of_it).map(|c| c.name.clone())
+    }
+
+    /// Where `container` might go: every node, with what migrations do to each.
+    pub(crate) fn candidates(&self, container: &Container, loads: &Loads) -> Vec<Candidate> {
+        let members = self.lock();
+        let own = place::group(&container.labels);
         let candidate = |member: &Member| {
             let node = &member.record.node;
-            Candidate {
+            let mut candidate = Candidate {
                 name: node.name.clone(),
                 ready: self.state(member) == NodeState::Ready,
                 cordoned: node.cordoned,
-                // What is left of a copy that has moved away is no obstacle: the node gives it up when it is asked
-                // to expect the container, or refuses then.
-                occupied: member
-                    .record
-                    .containers
-                    .iter()
-                    .any(|c| c.name == container && weight(c).0 && c.state() != ContainerState::Stopped),
-                promised: promised.get(&node.name).copied().unwrap_or_default(),
-                facts: facts(node.facts.as_ref()),
+                load: loads.of(&node.name),
+                labels: Arc::clone(&member.labels),
+                facts: Arc::clone(&member.facts),
+                settling: member.settling.iter().map(|(memory, _)| memory).sum(),
+                ..Candidate::default()
+            };
+            for there in member.record.containers.iter().filter(|there| lives(there)) {
+                if there.name == container.name {
+                    candidate.occupied = true;
+                    continue;
+                }
+                if candidate.conflict.is_none() && own.is_some() && place::group(&there.labels) == own {
+                    candidate.conflict = Some(there.name.clone());
+                }
+                candidate.alike += usize::from(place::are_alike(&there.labels, &container.labels));
             }
+            candidate
         };
-        members.values().map(candidate).collect()
+        members.nodes.values().map(candidate).collect()
     }
+}
+
+/// Whether a copy runs, or may run again. What is left of one that has moved away is no obstacle: the node gives it up when
+/// it is asked to expect the container, or refuses then.
+fn lives(container: &Container) -> bool {
+    weight(container).0 && container.state() != ContainerState::Stopped
 }
 
 fn owned_by(node: &str, mut containers: Vec<Container>) -> Vec<Container> {
@@ -253,97 +376,4 @@ fn weight(container: &Container) -> (bool, u64, u8) {
         ContainerState::Unspecified => (false, 0),
     };
     (owner, container.epoch, lively)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SILENCE: Silence =
-        Silence { unknown: Duration::from_millis(40), lease: Duration::from_millis(120) };
-
-    fn copy(state: ContainerState, epoch: u64) -> Container {
-        Container { name: "web".into(), state: state.into(), epoch, ..Container::default() }
-    }
-
-    fn node(name: &str) -> Node {
-        Node { name: name.into(), ..Node::default() }
-    }
-
-    fn wait_for(state: NodeState, cluster: &Cluster) {
-        let end = Instant::now() + Duration::from_secs(5);
-        while cluster.node("a").unwrap().state() != state {
-            assert!(Instant::now() < end, "never {state:?}");
-            std::thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn silence_is_noticed_in_two_steps() {
-        let cluster = Cluster::new(SILENCE, Vec::new());
-        cluster.join(node("a"), Vec::new());
-        wait_for(NodeState::Ready, &cluster);
-        wait_for(NodeState::Unknown, &cluster);
-        wait_for(NodeState::NotReady, &cluster);
-        assert_eq!(cluster.heartbeat("a", Vec::new(), None), Some(None));
-        wait_for(NodeState::Ready, &cluster);
-        assert_eq!(cluster.heartbeat("b", Vec::new(), None), None);
-        cluster.expel("a");
-        assert_eq!(cluster.heartbeat("a", Vec::new(), None), None, "a fenced node must join first");
-    }
-
-    #[test]
-    fn after_a_restart_nodes_are_unknown_until_they_join() {
-        let record = NodeRecord { node: node("a"), containers: vec![copy(ContainerState::Running, 3)] };
-        let cluster = Cluster::new(SILENCE, vec![record]);
-        assert_eq!(cluster.node("a").unwrap().state(), NodeState::Unknown);
-        assert_eq!(cluster.heartbeat("a", Vec::new(), None), None, "it must join first");
-        assert_eq!(cluster.highest_epoch("web"), 3);
-        cluster.join(node("a"), Vec::new());
-        assert_eq!(cluster.node("a").unwrap().state(), NodeState::Ready);
-    }
-
-    #[test]
-    fn the_copy_that_matters_is_the_container() {
-        use ContainerState::{Frozen, Incoming, Migrating, Running, Stopped};
-        let cases = [
-            ((Migrating, 4), (Incoming, 4), "a"),
-            ((Frozen, 4), (Running, 4), "b"),
-            ((Frozen, 4), (Incoming, 4), "a"),
-            ((Running, 3), (Running, 4), "b"),
-            ((Running, 4), (Stopped, 5), "b"),
-            ((Running, 4), (Frozen, 5), "a"),
-        ];
-        for ((sa, ea), (sb, eb), wanted) in cases {
-            let cluster = Cluster::new(SILENCE, Vec::new());
-            cluster.join(node("a"), vec![copy(sa, ea)]);
-            cluster.join(node("b"), vec![copy(sb, eb)]);
-            assert_eq!(cluster.container("web").unwrap().node, wanted, "{sa:?} {ea} {sb:?} {eb}");
-            assert_eq!(cluster.containers().len(), 1);
-            assert_eq!(cluster.containers()[0].node, wanted);
-        }
-    }
-
-    #[test]
-    fn a_move_shows_before_the_heartbeats_do() {
-        let cluster = Cluster::new(SILENCE, Vec::new());
-        cluster.join(node("a"), vec![copy(ContainerState::Migrating, 4)]);
-        cluster.join(node("b"), vec![copy(ContainerState::Incoming, 4)]);
-        cluster.moved("web", "a", "b", 4);
-        let web = cluster.container("web").unwrap();
-        assert_eq!((web.node.as_str(), web.state(), web.epoch), ("b", ContainerState::Running, 4));
-        // A heartbeat that left the source before it killed its copy does not take it back.
-        cluster.heartbeat("a", vec![copy(ContainerState::Frozen, 4)], None);
-        assert_eq!(cluster.container("web").unwrap().node, "b");
-    }
-
-    #[test]
-    fn a_cordon_outlives_a_join() {
-        let cluster = Cluster::new(SILENCE, Vec::new());
-        cluster.join(node("a"), Vec::new());
-        assert!(cluster.cordon("a", true).unwrap().node.cordoned);
-        assert!(cluster.join(node("a"), Vec::new()).node.cordoned);
-        assert!(cluster.candidates("web", &BTreeMap::new())[0].cordoned);
-        assert_eq!(cluster.cordon("b", true), None);
-    }
 }

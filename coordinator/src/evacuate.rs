@@ -11,17 +11,19 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use proto::v1::{
-    Container, Evacuation, EvacuationPhase, EvacuationSpec, ItemState, Migration, MigrationSpec, NodeState,
-    Phase,
+    Container, Evacuation, EvacuationItem, EvacuationPhase, EvacuationSpec, ItemState, Migration,
+    MigrationSpec, Phase,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::world::{Action, Busy, Check, Move, Seen, World};
+use crate::admit::loads;
 use crate::cancel::cancel;
 use crate::check::{Checked, check};
+use crate::cluster::Cluster;
 use crate::core::{Core, set_condition};
-use crate::queue::promised;
+use crate::place::{Candidate, Loads, Needs, Verdict};
 use crate::store::{CreateError, EvacuationRecord, Record, StoreError};
 
 /// A look is taken at least this often: a container may have stopped, a node may be ready again.
@@ -141,13 +143,30 @@ pub(crate) fn look(
     checks: &BTreeMap<String, Check>,
 ) -> Result<World, StoreError> {
     let active = core.store.active()?;
-    let node = record.node();
     let mut migrations = BTreeMap::new();
     for item in record.evacuation.items.iter().filter(|item| item.state() == ItemState::Migrating) {
         if let Some(found) = core.store.get(&item.migration)? {
-            migrations.insert(item.migration.clone(), as_move(found, &record.evacuation.name));
+            migrations.insert(item.migration.clone(), found);
         }
     }
+    let jitter = f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX);
+    let loads = loads(&active, &core.cluster, true);
+    Ok(world(&core.cluster, &active, &loads, migrations, record, checks, SystemTime::now(), jitter))
+}
+
+/// What an evacuation looks at, of a cluster and the migrations that are not over.
+#[expect(clippy::too_many_arguments, reason = "it is what the world is made of")]
+pub(crate) fn world(
+    cluster: &Cluster,
+    active: &[Record],
+    loads: &Loads,
+    migrations: BTreeMap<String, Record>,
+    record: &EvacuationRecord,
+    checks: &BTreeMap<String, Check>,
+    now: SystemTime,
+    jitter: f64,
+) -> World {
+    let node = record.node();
     let busy = active.iter().map(|record| {
         let unknown = record.migration.phase() == Phase::OutcomeUnknown;
         (record.container().to_owned(), Busy { migration: record.migration.name.clone(), unknown })
@@ -156,22 +175,27 @@ pub(crate) fn look(
         .iter()
         .filter(|record| record.admitted && record.migration.target_node == node)
         .map(|record| record.migration.name.clone());
-    let containers = core.cluster.containers().into_iter().map(|container| {
+    let mut containers = BTreeMap::new();
+    let open = record.evacuation.items.iter().filter(|item| !step::is_settled(item.state()));
+    let concerned = open.filter_map(|item| cluster.container(&item.container));
+    for container in cluster.containers_on(node).into_iter().chain(concerned) {
         let (state, memory) = (container.state(), container.memory_bytes);
-        (container.name, Seen { node: container.node, state, memory })
-    });
-    Ok(World {
-        now: SystemTime::now(),
-        silent: core.cluster.nodes().into_iter().find(|n| n.state() == NodeState::Unknown).map(|n| n.name),
-        cordoned: core.cluster.node(node).is_some_and(|node| node.cordoned),
-        containers: containers.collect(),
-        migrations,
+        let seen = Seen { node: container.node, state, memory, labels: container.labels };
+        containers.insert(container.name, seen);
+    }
+    let evacuation = &record.evacuation.name;
+    World {
+        now,
+        silent: cluster.silent(),
+        cordoned: cluster.is_cordoned(node),
+        containers,
+        migrations: migrations.into_iter().map(|(name, found)| (name, as_move(found, evacuation))).collect(),
         busy: busy.collect(),
         coming: coming.collect(),
-        promised: promised(&active),
+        loads: loads.clone(),
         checks: checks.clone(),
-        jitter: f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX),
-    })
+        jitter,
+    }
 }
 
 fn as_move(record: Record, evacuation: &str) -> Move {
@@ -204,6 +228,16 @@ pub(crate) async fn look_into(core: &Core, container: &str, target: &str, named:
         Ok(name) => name.unwrap_or_default(),
         Err(error) => return Check::Failed(error.to_string()),
     };
+    movable(migration, needs, candidates, verdicts)
+}
+
+/// What a check found, as a step takes it.
+pub(crate) fn movable(
+    migration: String,
+    needs: Needs,
+    candidates: Vec<Candidate>,
+    verdicts: Vec<Verdict>,
+) -> Check {
     let (fit, unfit): (Vec<_>, Vec<_>) =
         candidates.into_iter().zip(verdicts).partition(|(_, verdict)| verdict.reasons.is_empty());
     Check::Movable {
@@ -214,21 +248,18 @@ pub(crate) async fn look_into(core: &Core, container: &str, target: &str, named:
     }
 }
 
-/// Creates the migration that an item names, in the same queue as everybody's.
-fn create(core: &Core, record: &EvacuationRecord, container: &str) -> Result<(), StoreError> {
-    let e = &record.evacuation;
-    let Some(item) = e.items.iter().find(|item| item.container == container) else { return Ok(()) };
-    let policy_name = e.spec.as_ref().map_or_else(String::new, |spec| spec.policy.clone());
+/// The migration that an item names.
+pub(crate) fn migration_of(e: &Evacuation, item: &EvacuationItem, now: SystemTime) -> Record {
     let spec = MigrationSpec {
-        container: container.to_owned(),
+        container: item.container.clone(),
         target_node: item.target_node.clone(),
-        policy: None,
-        policy_name,
+        policy_name: e.spec.as_ref().map_or_else(String::new, |spec| spec.policy.clone()),
+        ..MigrationSpec::default()
     };
     let migration = Migration {
         name: item.migration.clone(),
         uid: uuid::Uuid::new_v4().to_string(),
-        created: Some(SystemTime::now().into()),
+        created: Some(now.into()),
         source_node: item.source_node.clone(),
         target_node: item.target_node.clone(),
         requested_by: e.requested_by.clone(),
@@ -240,6 +271,14 @@ fn create(core: &Core, record: &EvacuationRecord, container: &str) -> Result<(),
     let mut new = Record { migration, ..Record::default() };
     set_condition(&mut new.migration.conditions, "Succeeded", "Unknown", "Pending", "");
     new.log(format!("created by evacuation {}", e.name));
+    new
+}
+
+/// Creates the migration that an item names, in the same queue as everybody's.
+fn create(core: &Core, record: &EvacuationRecord, container: &str) -> Result<(), StoreError> {
+    let e = &record.evacuation;
+    let Some(item) = e.items.iter().find(|item| item.container == container) else { return Ok(()) };
+    let new = migration_of(e, item, SystemTime::now());
     let why = match core.store.create(new, None) {
         Ok(_) => {
             core.wake.notify_one();

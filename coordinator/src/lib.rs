@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admit;
 mod agent_client;
 mod cancel;
 mod check;
@@ -20,6 +21,8 @@ mod predict;
 mod queue;
 mod schedule;
 mod server;
+#[doc(hidden)]
+pub mod simulate;
 mod store;
 mod telemetry;
 

@@ -1,5 +1,18 @@
 //! Where a container can go. Pure: facts in, a verdict for every node out.
 
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use proto::v1::Container;
+
+#[cfg(test)]
+mod tests;
+
+/// Containers with the same value of this label are never on one node.
+pub(crate) const ANTI_AFFINITY: &str = "gantry.dev/anti-affinity-group";
+/// Nodes that were not chosen which a decision names, at most.
+const TOLD: usize = 32;
+
 /// Memory that a node must have beyond the container's own: page tables, the agent's buffers. Bytes.
 const OVERHEAD: u64 = 32 << 20;
 
@@ -35,10 +48,74 @@ pub(crate) struct Candidate {
     pub(crate) cordoned: bool,
     /// A container of the same name is there.
     pub(crate) occupied: bool,
-    /// Memory promised to migrations that are under way, bytes.
-    pub(crate) promised: u64,
+    /// What migrations that are under way do to it.
+    pub(crate) load: Load,
+    /// Memory of containers that have come a moment ago, which its facts may still show as free, bytes.
+    pub(crate) settling: u64,
+    /// A container there that is of the same anti-affinity group.
+    pub(crate) conflict: Option<String>,
+    /// Containers there with the same labels.
+    pub(crate) alike: usize,
+    /// Its labels.
+    pub(crate) labels: Arc<HashMap<String, String>>,
     /// Facts.
-    pub(crate) facts: Facts,
+    pub(crate) facts: Arc<Facts>,
+}
+
+/// What migrations that are under way do to a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    /// Memory promised to those that come, bytes.
+    pub(crate) promised: u64,
+    /// Migrations that leave it.
+    pub(crate) leaving: usize,
+    /// Containers that come.
+    pub(crate) coming: Vec<Coming>,
+}
+
+/// A container that comes to a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Coming {
+    /// Its name.
+    pub(crate) container: String,
+    /// Its labels.
+    pub(crate) labels: HashMap<String, String>,
+}
+
+/// The load of each node by name; those without any are missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Loads(pub(crate) BTreeMap<String, Load>);
+
+impl Loads {
+    /// The load of a node.
+    pub(crate) fn of(&self, node: &str) -> Load {
+        self.0.get(node).cloned().unwrap_or_default()
+    }
+
+    /// Counts a move.
+    pub(crate) fn add(
+        &mut self,
+        source: &str,
+        target: &str,
+        memory: u64,
+        container: &str,
+        labels: &HashMap<String, String>,
+    ) {
+        let load = self.0.entry(target.to_owned()).or_default();
+        load.promised = load.promised.saturating_add(memory);
+        load.coming.push(Coming { container: container.to_owned(), labels: labels.clone() });
+        self.0.entry(source.to_owned()).or_default().leaving += 1;
+    }
+}
+
+/// The anti-affinity group in a container's labels.
+pub(crate) fn group(labels: &HashMap<String, String>) -> Option<&str> {
+    labels.get(ANTI_AFFINITY).map(String::as_str).filter(|group| !group.is_empty())
+}
+
+/// Whether two containers are alike to the spread: they have the same labels, and some.
+pub(crate) fn are_alike(a: &HashMap<String, String>, b: &HashMap<String, String>) -> bool {
+    !a.is_empty() && a == b
 }
 
 /// What is to be moved.
@@ -52,6 +129,28 @@ pub(crate) struct Needs {
     pub(crate) memory: u64,
     /// Controllers of control groups that limit it; those that are not known yet are looked for by the agents.
     pub(crate) controllers: Vec<String>,
+    /// Its name.
+    pub(crate) container: String,
+    /// Its labels: of its anti-affinity group, and for the spread.
+    pub(crate) labels: HashMap<String, String>,
+    /// Labels that the node must have.
+    pub(crate) selector: BTreeMap<String, String>,
+}
+
+impl Needs {
+    /// What is known of a container without asking its agent.
+    pub(crate) fn of(container: &Container, facts: Facts) -> Self {
+        Self {
+            source: container.node.clone(),
+            facts,
+            memory: container.memory_bytes,
+            // Its agent says so when it has looked; the target then refuses what it lacks.
+            controllers: Vec::new(),
+            container: container.name.clone(),
+            labels: container.labels.clone(),
+            selector: BTreeMap::new(),
+        }
+    }
 }
 
 /// One node's verdict; it fits when there is no reason against it.
@@ -61,7 +160,7 @@ pub(crate) struct Verdict {
     pub(crate) node: String,
     /// Why it does not fit.
     pub(crate) reasons: Vec<String>,
-    /// All of that may pass by itself: readiness, a cordon, a name, room.
+    /// All of that may pass by itself: readiness, a cordon, a name, room, a neighbour.
     pub(crate) passing: bool,
 }
 
@@ -70,14 +169,20 @@ pub(crate) fn judge(needs: &Needs, candidate: &Candidate) -> Verdict {
     let (here, there) = (&needs.facts, &candidate.facts);
     let mut reasons = Vec::new();
     let needed = needs.memory.saturating_add(OVERHEAD);
-    let free = there.memory_free.saturating_sub(candidate.promised);
-    let passing: [(bool, &dyn Fn() -> String); 4] = [
+    let free = room(candidate);
+    let neighbour = neighbour(needs, candidate);
+    let passing: [(bool, &dyn Fn() -> String); 5] = [
         (!candidate.ready, &|| "the node is not ready".into()),
         (candidate.cordoned, &|| "the node is cordoned".into()),
         (candidate.occupied && candidate.name != needs.source, &|| {
             "a container of that name is there".into()
         }),
         (free < needed, &|| format!("{} MiB are free, {} MiB are needed", free >> 20, needed >> 20)),
+        (neighbour.is_some(), &|| {
+            let (name, verb) = neighbour.unwrap_or_default();
+            let group = group(&needs.labels).unwrap_or_default();
+            format!("{name}, also of the anti-affinity group {group}, {verb} there")
+        }),
     ];
     reasons.extend(passing.iter().filter(|(wrong, _)| *wrong).map(|(_, reason)| reason()));
     let may_pass = reasons.len();
@@ -105,129 +210,88 @@ pub(crate) fn judge(needs: &Needs, candidate: &Candidate) -> Verdict {
             format!("it lacks the cgroup controller {controller}, which limits the container")
         });
     }
+    reasons.extend(unselected(needs, candidate));
     let passing = may_pass == reasons.len();
     Verdict { node: candidate.name.clone(), reasons, passing }
 }
 
-/// Chooses the node with the most free memory among those that fit; the first by name of equals.
-///
-/// # Errors
-/// Every node's verdict when none fits.
-pub(crate) fn choose(needs: &Needs, candidates: &[Candidate]) -> Result<String, Vec<Verdict>> {
-    let verdicts: Vec<Verdict> = candidates.iter().map(|candidate| judge(needs, candidate)).collect();
-    let best = candidates
-        .iter()
-        .zip(&verdicts)
-        .filter(|(_, verdict)| verdict.reasons.is_empty())
-        .max_by(|(a, _), (b, _)| room(a).cmp(&room(b)).then_with(|| b.name.cmp(&a.name)));
-    match best {
-        Some((candidate, _)) => Ok(candidate.name.clone()),
-        None => Err(verdicts),
-    }
+/// The labels that a node lacks.
+pub(crate) fn unselected(needs: &Needs, candidate: &Candidate) -> Vec<String> {
+    let lacks = needs.selector.iter().filter(|(key, value)| candidate.labels.get(*key) != Some(value));
+    lacks.map(|(key, value)| format!("it has no label {key}={value}")).collect()
+}
+
+/// Another container of the same group at the node, and whether it is there or comes there.
+fn neighbour<'a>(needs: &Needs, candidate: &'a Candidate) -> Option<(&'a str, &'static str)> {
+    let own = group(&needs.labels)?;
+    let coming = || {
+        let of_it = |c: &&Coming| c.container != needs.container && group(&c.labels) == Some(own);
+        candidate.load.coming.iter().find(of_it).map(|c| (c.container.as_str(), "comes"))
+    };
+    candidate.conflict.as_deref().map(|name| (name, "is")).or_else(coming)
 }
 
 fn room(candidate: &Candidate) -> u64 {
-    candidate.facts.memory_free.saturating_sub(candidate.promised)
+    candidate.facts.memory_free.saturating_sub(candidate.load.promised).saturating_sub(candidate.settling)
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// How well a node suits, to be compared with that of another one: the more the better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Score {
+    /// Memory that stays free, bytes, over the migrations that the node shares its link with and over the containers
+    /// there with the same labels.
+    suits: u64,
+    /// Of equals that with fewer migrations, then with fewer of the same labels, then with more room.
+    load: std::cmp::Reverse<usize>,
+    alike: std::cmp::Reverse<usize>,
+    free: u64,
+}
 
-    use super::*;
+/// How well a node suits.
+pub(crate) fn score(needs: &Needs, candidate: &Candidate) -> Score {
+    let free = room(candidate).saturating_sub(needs.memory).saturating_sub(OVERHEAD);
+    let load = candidate.load.coming.len() + candidate.load.leaving;
+    let coming = candidate.load.coming.iter().filter(|c| are_alike(&c.labels, &needs.labels)).count();
+    let alike = candidate.alike + coming;
+    let share = (1 + load as u64).saturating_mul(1 + alike as u64);
+    Score { suits: free / share, load: std::cmp::Reverse(load), alike: std::cmp::Reverse(alike), free }
+}
 
-    fn facts() -> Facts {
-        Facts {
-            kernel_release: "6.18.0".into(),
-            arch: "x86_64".into(),
-            vdso_hash: 7,
-            xsave_size: 2440,
-            xcr0: 0xe7,
-            memory_free: 1 << 30,
-            peer_versions: vec![1],
-            controllers: vec!["memory".into(), "pids".into()],
-        }
+impl std::fmt::Display for Score {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (load, alike) = (self.load.0, self.alike.0);
+        write!(f, "{} MiB stay free, {load} migrations there, {alike} of the same labels", self.free >> 20)
     }
+}
 
-    fn node(name: &str) -> Candidate {
-        Candidate { name: name.into(), ready: true, facts: facts(), ..Candidate::default() }
-    }
+/// A node that was chosen, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// The node.
+    pub(crate) node: String,
+    /// Lines for the decision log: why this one, and why none of the others.
+    pub(crate) log: Vec<String>,
+}
 
-    fn needs() -> Needs {
-        Needs { source: "a".into(), facts: facts(), memory: 1 << 20, controllers: vec!["pids".into()] }
+/// Chooses the node that suits best among those that fit; the first by name of equals.
+///
+/// # Errors
+/// Every node's verdict when none fits.
+pub(crate) fn choose(needs: &Needs, candidates: &[Candidate]) -> Result<Choice, Vec<Verdict>> {
+    let verdicts: Vec<Verdict> = candidates.iter().map(|candidate| judge(needs, candidate)).collect();
+    let fits = candidates.iter().zip(&verdicts).filter(|(_, verdict)| verdict.reasons.is_empty());
+    let best = fits
+        .map(|(candidate, _)| (score(needs, candidate), candidate))
+        .max_by(|(a, one), (b, other)| a.cmp(b).then_with(|| other.name.cmp(&one.name)));
+    let Some((suits, best)) = best else { return Err(verdicts) };
+    let mut log = vec![format!("{} is chosen: {suits}", best.name)];
+    let others = candidates.iter().zip(&verdicts).filter(|(c, _)| c.name != best.name);
+    log.extend(others.take(TOLD).map(|(candidate, verdict)| match verdict.reasons.as_slice() {
+        [] => format!("{} is not: {}", candidate.name, score(needs, candidate)),
+        reasons => format!("{} is not: {}", candidate.name, reasons.join(", ")),
+    }));
+    if let Some(more) = candidates.len().checked_sub(TOLD + 1).filter(|more| *more > 0) {
+        log.push(format!("nor are {more} more nodes"));
     }
-
-    #[test]
-    fn every_difference_is_a_reason_of_its_own() {
-        assert_eq!(judge(&needs(), &node("b")).reasons, Vec::<String>::new());
-        type Spoil = fn(&mut Candidate);
-        let spoils: [(Spoil, &str); 12] = [
-            (|c| c.name = "a".into(), "already"),
-            (|c| c.ready = false, "not ready"),
-            (|c| c.cordoned = true, "cordoned"),
-            (|c| c.occupied = true, "of that name"),
-            (|c| c.facts.arch = "aarch64".into(), "machine"),
-            (|c| c.facts.kernel_release = "6.1.0".into(), "kernel is 6.1.0"),
-            (|c| c.facts.vdso_hash = 8, "vDSO"),
-            (|c| c.facts.xcr0 = 7, "0xe0"),
-            (|c| c.facts.xsave_size = 832, "832 bytes"),
-            (|c| c.facts.peer_versions = vec![2], "versions [2]"),
-            (|c| c.facts.controllers = vec!["memory".into()], "controller pids"),
-            (|c| c.promised = 1 << 30, "0 MiB are free, 33 MiB"),
-        ];
-        for (spoil, reason) in spoils {
-            let mut spoilt = node("b");
-            spoil(&mut spoilt);
-            let verdict = judge(&needs(), &spoilt);
-            assert_eq!(verdict.reasons.len(), 1, "{verdict:?}");
-            assert!(verdict.reasons[0].contains(reason), "{verdict:?}");
-            let may_pass = ["not ready", "cordoned", "of that name", "0 MiB are free, 33 MiB"];
-            assert_eq!(verdict.passing, may_pass.contains(&reason), "{verdict:?}");
-        }
-    }
-
-    #[test]
-    fn a_richer_cpu_fits() {
-        let mut richer = node("b");
-        richer.facts.xcr0 |= 0x60000;
-        richer.facts.xsave_size = 11008;
-        assert!(judge(&needs(), &richer).reasons.is_empty());
-    }
-
-    fn any_candidate() -> impl Strategy<Value = Candidate> {
-        ("[a-h]", any::<[bool; 3]>(), 0u64..1 << 28, 0u64..1 << 27, 0u64..2).prop_map(
-            |(name, [ready, cordoned, occupied], free, promised, vdso_hash)| Candidate {
-                name,
-                ready,
-                cordoned,
-                occupied,
-                promised,
-                facts: Facts { memory_free: free, vdso_hash, ..facts() },
-            },
-        )
-    }
-
-    proptest! {
-        #[test]
-        fn the_choice_fits_and_is_the_roomiest(
-            nodes in proptest::collection::vec(any_candidate(), 0..8),
-            memory in 0u64..1 << 28,
-        ) {
-            let needs = Needs { memory, facts: Facts { vdso_hash: 1, ..facts() }, ..needs() };
-            let fits = |c: &&Candidate| judge(&needs, c).reasons.is_empty();
-            match choose(&needs, &nodes) {
-                Ok(name) => {
-                    prop_assert_ne!(&name, &needs.source);
-                    let most = nodes.iter().filter(fits).map(room).max();
-                    prop_assert!(nodes.iter().filter(fits).any(|c| c.name == name && Some(room(c)) == most));
-                    let chosen = nodes.iter().filter(fits).find(|c| c.name == name).unwrap();
-                    prop_assert!(chosen.ready && !chosen.cordoned && chosen.facts.memory_free >= memory);
-                }
-                Err(verdicts) => {
-                    prop_assert_eq!(verdicts.len(), nodes.len());
-                    prop_assert!(verdicts.iter().all(|verdict| !verdict.reasons.is_empty()));
-                }
-            }
-        }
-    }
+    Ok(Choice { node: best.name.clone(), log })
 }

@@ -40,6 +40,7 @@ async fn the_effective_policy_is_stored_shown_and_ordered() {
         target_node: "node-b".into(),
         policy: Some(own),
         policy_name: "slow".into(),
+        ..MigrationSpec::default()
     };
     let request = CreateMigrationRequest { spec: Some(spec), ..CreateMigrationRequest::default() };
     let dry = CreateMigrationRequest { validate_only: true, ..request.clone() };

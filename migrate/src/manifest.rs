@@ -140,6 +140,8 @@ fn convert(document: Document) -> Result<Manifest, String> {
         "Migration" => Object::Migration(MigrationSpec {
             container: spec.container.take().ok_or("spec.container: is missing")?,
             target_node: spec.target_node.take().unwrap_or_default(),
+            node_selector: spec.node_selector.take().unwrap_or_default(),
+            background: spec.background.take().unwrap_or_default(),
             policy_name: spec.policy.take().unwrap_or_default(),
             policy: limits(take_limits(&mut spec)),
         }),

@@ -4,14 +4,13 @@
 //! What is to be done is said again by every step until its effect is seen, and never twice with two effects: a
 //! migration gets its name in the record before it is created. So a coordinator may end between any two steps.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use proto::v1::{ContainerState, EvacuationItem, EvacuationPhase, ItemState, Phase, Refusal};
 
 use super::world::{Action, Check, Seen, Todo, World};
 use crate::core::{camel, set_condition};
-use crate::place::{self, Verdict};
+use crate::place::{self, Choice, Loads, Verdict};
 use crate::store::EvacuationRecord;
 
 #[cfg(test)]
@@ -328,14 +327,15 @@ fn start(record: &mut EvacuationRecord, world: &World, todo: &mut Todo) {
     }
     let spec = record.evacuation.spec.clone().unwrap_or_default();
     let parallel = if spec.max_parallel == 0 { PARALLEL } else { spec.max_parallel };
-    let mut promised = world.promised.clone();
+    let mut loads = world.loads.clone();
     let mut running = 0;
     for item in record.evacuation.items.iter().filter(|item| item.state() == ItemState::Migrating) {
         running += 1;
-        // One that has begun is promised its room already.
-        if world.migrations.get(&item.migration).is_none_or(|found| !found.admitted) {
-            let memory = world.containers.get(&item.container).map_or(0, |seen| seen.memory);
-            *promised.entry(item.target_node.clone()).or_default() += memory;
+        // One that was created is promised its room already.
+        if let (false, Some(seen)) =
+            (world.migrations.contains_key(&item.migration), world.containers.get(&item.container))
+        {
+            loads.add(&item.source_node, &item.target_node, seen.memory, &item.container, &seen.labels);
         }
     }
     for index in 0..record.evacuation.items.len() {
@@ -368,7 +368,7 @@ fn start(record: &mut EvacuationRecord, world: &World, todo: &mut Todo) {
             continue;
         }
         todo.used.push(name);
-        running += u32::from(use_check(record, index, check, &mut promised, world, todo));
+        running += u32::from(use_check(record, index, check, &mut loads, world, todo));
     }
 }
 
@@ -377,7 +377,7 @@ fn use_check(
     record: &mut EvacuationRecord,
     index: usize,
     check: &Check,
-    promised: &mut BTreeMap<String, u64>,
+    loads: &mut Loads,
     world: &World,
     todo: &mut Todo,
 ) -> bool {
@@ -396,12 +396,12 @@ fn use_check(
         Check::Movable { migration, needs, fit, unfit } => {
             let mut fit = fit.clone();
             for candidate in &mut fit {
-                candidate.promised = promised.get(&candidate.name).copied().unwrap_or_default();
+                candidate.load = loads.of(&candidate.name);
             }
             item.attempts += 1;
             match place::choose(needs, &fit) {
-                Ok(target) => {
-                    *promised.entry(target.clone()).or_default() += needs.memory;
+                Ok(Choice { node: target, .. }) => {
+                    loads.add(&item.source_node, &target, needs.memory, &item.container, &needs.labels);
                     let line = format!("{} moves to {target} as {migration}", item.container);
                     item.set_state(ItemState::Migrating);
                     item.reason = "Pending".to_owned();

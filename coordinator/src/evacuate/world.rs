@@ -1,11 +1,11 @@
 //! What a step of an evacuation looks at, and what it answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
 use proto::v1::{ContainerState, Phase, Refusal};
 
-use crate::place::{Candidate, Needs, Verdict};
+use crate::place::{Candidate, Loads, Needs, Verdict};
 
 /// A container, where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(crate) struct Seen {
     pub(crate) state: ContainerState,
     /// Resident memory, bytes.
     pub(crate) memory: u64,
+    /// Its labels.
+    pub(crate) labels: HashMap<String, String>,
 }
 
 /// A migration that an item names.
@@ -80,7 +82,7 @@ pub(crate) struct World {
     pub(crate) cordoned: bool,
     /// A node whose heartbeats are missing, and which may yet be heard again: right after the coordinator's start, all.
     pub(crate) silent: Option<String>,
-    /// Every container.
+    /// The containers of the node and those of the items.
     pub(crate) containers: BTreeMap<String, Seen>,
     /// The migrations that the items name, if they are there.
     pub(crate) migrations: BTreeMap<String, Move>,
@@ -88,8 +90,8 @@ pub(crate) struct World {
     pub(crate) busy: BTreeMap<String, Busy>,
     /// Migrations to the node that are under way.
     pub(crate) coming: Vec<String>,
-    /// Memory promised at each node to migrations that have begun, bytes.
-    pub(crate) promised: BTreeMap<String, u64>,
+    /// What migrations do to each node: those that have begun, and those of evacuations that wait.
+    pub(crate) loads: Loads,
     /// Results of checks by container.
     pub(crate) checks: BTreeMap<String, Check>,
     /// From 0 to 1: spreads retries.

@@ -14,8 +14,10 @@ use tonic::{Code, Status, Streaming};
 
 use super::Api;
 use super::requests::{check_request_id, same_request};
+use crate::admit::loads;
 use crate::agent_client::{LONG, ORDER, answer, translate};
 use crate::check::{Checked, check};
+use crate::place::group;
 use crate::predict::predict;
 use crate::store::Request;
 
@@ -68,6 +70,19 @@ impl Api {
             )
             .precondition("NODE_CORDONED", format!("node/{}", node.name), "is cordoned: uncordon it")
             .status());
+        }
+        let arrivals = loads(&self.core.store.active()?, &self.core.cluster, true).of(&node.name).coming;
+        let comes = group(&container.labels).and_then(|own| {
+            arrivals.into_iter().find(|c| group(&c.labels) == Some(own)).map(|c| c.container)
+        });
+        let there = self.core.cluster.neighbour(&node.name, &container.name, &container.labels);
+        if let Some(other) = there.or(comes) {
+            let message =
+                format!("{other}, of the same anti-affinity group, is on {} or comes there", node.name);
+            return Err(ApiError::new(Code::FailedPrecondition, "ANTI_AFFINITY", message)
+                .with("container", other)
+                .with("node", &node.name)
+                .status());
         }
         if let Some(id) = id {
             let created = prost_types::Timestamp::from(std::time::SystemTime::now()).seconds;

@@ -16,6 +16,7 @@ use super::containers::running;
 use super::requests::{check_labels, check_request_id, invalid_fields, same_request};
 use crate::check::check;
 use crate::core::set_condition;
+use crate::place::unselected;
 use crate::policy::{NoSuchPolicy, resolve, wrong_limits};
 use crate::store::{CreateError, Record, Resolution};
 
@@ -23,6 +24,10 @@ fn check_spec(spec: &MigrationSpec) -> Result<(), Status> {
     check_name(&spec.container).map_err(|e| invalid_field("spec.container", e.to_string()))?;
     if !spec.target_node.is_empty() {
         check_name(&spec.target_node).map_err(|e| invalid_field("spec.target_node", e.to_string()))?;
+    }
+    check_labels("spec.node_selector", &spec.node_selector)?;
+    if !spec.target_node.is_empty() && !spec.node_selector.is_empty() {
+        return Err(invalid_field("spec.node_selector", "cannot go with target_node").status());
     }
     if !spec.policy_name.is_empty() {
         check_name(&spec.policy_name).map_err(|e| invalid_field("spec.policy_name", e.to_string()))?;
@@ -93,7 +98,11 @@ impl Api {
         record.migration.set_phase(Phase::Pending);
         set_condition(&mut record.migration.conditions, "Succeeded", "Unknown", "Pending", "");
         if request.validate_only {
-            let checked = check(&self.core, &container, &spec.target_node).await?;
+            let mut checked = check(&self.core, &container, &spec.target_node).await?;
+            checked.needs.selector = spec.node_selector.clone().into_iter().collect();
+            for (verdict, candidate) in checked.verdicts.iter_mut().zip(&checked.candidates) {
+                verdict.reasons.extend(unselected(&checked.needs, candidate));
+            }
             refuse(&container.name, &checked.answer.refusals, &checked.verdicts)?;
             record.migration.effective_policy = Some(effective);
             record.migration.spec = Some(spec);

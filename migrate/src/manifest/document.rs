@@ -44,6 +44,8 @@ pub(super) struct Metadata {
 pub(super) struct Spec {
     pub(super) container: Option<String>,
     pub(super) target_node: Option<String>,
+    pub(super) node_selector: Option<HashMap<String, String>>,
+    pub(super) background: Option<bool>,
     pub(super) policy: Option<String>,
     pub(super) max_downtime: Option<Time>,
     pub(super) timeout: Option<Time>,
@@ -67,6 +69,8 @@ impl Spec {
         let given = [
             ("container", self.container.is_some()),
             ("targetNode", self.target_node.is_some()),
+            ("nodeSelector", self.node_selector.is_some()),
+            ("background", self.background.is_some()),
             ("policy", self.policy.is_some()),
             ("maxDowntime", self.max_downtime.is_some()),
             ("timeout", self.timeout.is_some()),

@@ -115,6 +115,7 @@ fn fields_of_the_api_are_spelt_as_manifests_do() {
         ("spec.policy_name", "spec.policy"),
         ("spec.policy", "spec.policy"),
         ("spec.target_node", "spec.targetNode"),
+        ("spec.node_selector", "spec.nodeSelector"),
         ("spec.match_labels", "spec.selector.matchLabels"),
         ("name", "metadata.name"),
         ("labels", "metadata.labels"),
@@ -180,8 +181,9 @@ proptest! {
     fn a_migration_is_read_back(
         name in any_name(), labels in any_labels(), container in any_name(), target_node in "[a-z]{0,3}",
         policy in any_limits(), policy_name in "[a-z]{0,3}", events in proptest::collection::vec("\\PC{0,20}", 0..3),
+        node_selector in any_labels(), background in any::<bool>(),
     ) {
-        let spec = MigrationSpec { container, target_node, policy, policy_name };
+        let spec = MigrationSpec { container, target_node, policy, policy_name, node_selector, background };
         let migration = Migration {
             name: name.clone(),
             labels: labels.clone(),

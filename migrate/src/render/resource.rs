@@ -188,6 +188,8 @@ pub(crate) fn migration(m: &Migration) -> Value {
     let mut spec = given.policy.as_ref().map(policy::limits).unwrap_or_default();
     spec.insert("container".into(), json!(given.container));
     spec.insert("targetNode".into(), json!(given.target_node));
+    spec.insert("nodeSelector".into(), sorted(&given.node_selector));
+    spec.insert("background".into(), json!(given.background.then_some(true)));
     spec.insert("policy".into(), json!(given.policy_name));
     prune(json!({
         "apiVersion": API_VERSION,

@@ -8,7 +8,7 @@ use proto::v1::{
 use tonic::Code;
 
 use super::container::new_request_id;
-use super::{print_object, refused};
+use super::{label, print_object, refused};
 use crate::api::Api;
 use crate::dev::args::interrupted;
 use crate::exit::{self, Exit, Failure};
@@ -23,6 +23,8 @@ pub(super) const RECONNECT_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   migrate move web --to node-b
+  migrate move web
+  migrate move web --node-selector disk=ssd,zone=a
   migrate move web --to node-b --max-downtime 20ms --timeout 2m
   migrate move web --to node-b --dry-run
   migrate move web --to node-b --detach -o name
@@ -31,9 +33,15 @@ Until the switchover is committed any failure leaves the container running where
 pub(crate) struct Options {
     /// The container.
     container: String,
-    /// Where to.
-    #[arg(long = "to", value_name = "NODE")]
+    /// Where to; without it the coordinator chooses the node.
+    #[arg(long = "to", value_name = "NODE", default_value = "", hide_default_value = true)]
     to: String,
+    /// Only to a node with this label; may be given several times, or several with commas between.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label, value_delimiter = ',', conflicts_with = "to")]
+    node_selector: Vec<(String, String)>,
+    /// Give way to other migrations in the queue, but not for ever.
+    #[arg(long)]
+    background: bool,
     /// A named policy; what is given here beside it wins.
     #[arg(long, default_value = "")]
     policy: String,
@@ -100,6 +108,8 @@ impl Options {
                 target_node: self.to,
                 policy: Some(policy),
                 policy_name: self.policy,
+                node_selector: self.node_selector.into_iter().collect(),
+                background: self.background,
             }),
             validate_only: self.dry_run,
             ..CreateMigrationRequest::default()
@@ -109,7 +119,10 @@ impl Options {
 
 /// `migrate move`.
 pub(crate) async fn run(options: Options, settings: &Settings) -> Result<Exit, Failure> {
-    let tried = format!("move {} to {}", options.container, options.to);
+    let tried = match options.to.as_str() {
+        "" => format!("move {}", options.container),
+        to => format!("move {} to {to}", options.container),
+    };
     let mut api = Api::connect(settings).await?;
     let (detach, dry_run) = (options.detach, options.dry_run);
     let (container, to) = (options.container.clone(), options.to.clone());
@@ -117,7 +130,8 @@ pub(crate) async fn run(options: Options, settings: &Settings) -> Result<Exit, F
     if dry_run {
         print_object(settings, &resource::migration(&migration), || {
             let limits = migration.effective_policy.as_ref().map(policy::effective_table);
-            format!("{container} can move to {to}\n{}", limits.unwrap_or_default())
+            let to = if to.is_empty() { String::new() } else { format!(" to {to}") };
+            format!("{container} can move{to}\n{}", limits.unwrap_or_default())
         });
         return Ok(Exit::Ok);
     }

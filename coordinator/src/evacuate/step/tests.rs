@@ -1,3 +1,6 @@
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use proto::v1::{Evacuation, EvacuationSpec};
 
@@ -21,7 +24,7 @@ struct Cluster {
 }
 
 fn seen(node: &str, state: ContainerState, memory: u64) -> Seen {
-    Seen { node: node.into(), state, memory }
+    Seen { node: node.into(), state, memory, labels: HashMap::new() }
 }
 
 impl Cluster {
@@ -66,7 +69,7 @@ impl Cluster {
             migrations: self.migrations.iter().map(|(name, (_, m))| (name.clone(), m.clone())).collect(),
             busy: busy.collect(),
             coming: Vec::new(),
-            promised: BTreeMap::new(),
+            loads: Loads::default(),
             checks: self.checks.clone(),
             jitter: 0.5,
         }
@@ -128,7 +131,7 @@ impl Cluster {
                 let node = |name: &str| Candidate {
                     name: name.into(),
                     ready: true,
-                    facts: facts.clone(),
+                    facts: Arc::new(facts.clone()),
                     ..Candidate::default()
                 };
                 let fit = if self.fits { vec![node("a"), node("b")] } else { Vec::new() };

@@ -1,0 +1,88 @@
+use super::*;
+
+const SILENCE: Silence = Silence { unknown: Duration::from_millis(40), lease: Duration::from_millis(120) };
+
+fn copy(state: ContainerState, epoch: u64) -> Container {
+    Container { name: "web".into(), state: state.into(), epoch, ..Container::default() }
+}
+
+fn node(name: &str) -> Node {
+    Node { name: name.into(), ..Node::default() }
+}
+
+fn wait_for(state: NodeState, cluster: &Cluster) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while cluster.node("a").unwrap().state() != state {
+        assert!(Instant::now() < end, "never {state:?}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn silence_is_noticed_in_two_steps() {
+    let cluster = Cluster::new(SILENCE, Vec::new());
+    cluster.join(node("a"), Vec::new());
+    wait_for(NodeState::Ready, &cluster);
+    wait_for(NodeState::Unknown, &cluster);
+    wait_for(NodeState::NotReady, &cluster);
+    assert_eq!(cluster.heartbeat("a", Vec::new(), None), Some(None));
+    wait_for(NodeState::Ready, &cluster);
+    assert_eq!(cluster.heartbeat("b", Vec::new(), None), None);
+    cluster.expel("a");
+    assert_eq!(cluster.heartbeat("a", Vec::new(), None), None, "a fenced node must join first");
+}
+
+#[test]
+fn after_a_restart_nodes_are_unknown_until_they_join() {
+    let record = NodeRecord { node: node("a"), containers: vec![copy(ContainerState::Running, 3)] };
+    let cluster = Cluster::new(SILENCE, vec![record]);
+    assert_eq!(cluster.node("a").unwrap().state(), NodeState::Unknown);
+    assert_eq!(cluster.heartbeat("a", Vec::new(), None), None, "it must join first");
+    assert_eq!(cluster.highest_epoch("web"), 3);
+    cluster.join(node("a"), Vec::new());
+    assert_eq!(cluster.node("a").unwrap().state(), NodeState::Ready);
+}
+
+#[test]
+fn the_copy_that_matters_is_the_container() {
+    use ContainerState::{Frozen, Incoming, Migrating, Running, Stopped};
+    let cases = [
+        ((Migrating, 4), (Incoming, 4), "a"),
+        ((Frozen, 4), (Running, 4), "b"),
+        ((Frozen, 4), (Incoming, 4), "a"),
+        ((Running, 3), (Running, 4), "b"),
+        ((Running, 4), (Stopped, 5), "b"),
+        ((Running, 4), (Frozen, 5), "a"),
+    ];
+    for ((sa, ea), (sb, eb), wanted) in cases {
+        let cluster = Cluster::new(SILENCE, Vec::new());
+        cluster.join(node("a"), vec![copy(sa, ea)]);
+        cluster.join(node("b"), vec![copy(sb, eb)]);
+        assert_eq!(cluster.container("web").unwrap().node, wanted, "{sa:?} {ea} {sb:?} {eb}");
+        assert_eq!(cluster.containers().len(), 1);
+        assert_eq!(cluster.containers()[0].node, wanted);
+    }
+}
+
+#[test]
+fn a_move_shows_before_the_heartbeats_do() {
+    let cluster = Cluster::new(SILENCE, Vec::new());
+    cluster.join(node("a"), vec![copy(ContainerState::Migrating, 4)]);
+    cluster.join(node("b"), vec![copy(ContainerState::Incoming, 4)]);
+    cluster.moved("web", "a", "b", 4);
+    let web = cluster.container("web").unwrap();
+    assert_eq!((web.node.as_str(), web.state(), web.epoch), ("b", ContainerState::Running, 4));
+    // A heartbeat that left the source before it killed its copy does not take it back.
+    cluster.heartbeat("a", vec![copy(ContainerState::Frozen, 4)], None);
+    assert_eq!(cluster.container("web").unwrap().node, "b");
+}
+
+#[test]
+fn a_cordon_outlives_a_join() {
+    let cluster = Cluster::new(SILENCE, Vec::new());
+    cluster.join(node("a"), Vec::new());
+    assert!(cluster.cordon("a", true).unwrap().node.cordoned);
+    assert!(cluster.join(node("a"), Vec::new()).node.cordoned);
+    assert!(cluster.candidates(&copy(ContainerState::Running, 1), &Loads::default())[0].cordoned);
+    assert_eq!(cluster.cordon("b", true), None);
+}
