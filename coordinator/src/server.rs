@@ -60,10 +60,8 @@ pub(crate) async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CoordinatorServer<Api>>().await;
     health.set_serving::<RegistryServer<Api>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let (reflection, older_reflection) =
+        proto::reflection::services(&["gantry.v1.Coordinator", "gantry.v1.Registry"])?;
     let stopping = api.stopped();
     let stopped = async move {
         stopping.await;
@@ -80,6 +78,7 @@ pub(crate) async fn serve(
         .add_service(RegistryServer::new(api))
         .add_service(health_service)
         .add_service(reflection)
+        .add_service(older_reflection)
         .serve_with_incoming_shutdown(listen(listener, tls), stopped);
     tokio::select! {
         served = serving => Ok(served?),

@@ -28,4 +28,5 @@ pub mod error;
 pub mod health;
 pub mod identity;
 pub mod metrics;
+pub mod reflection;
 pub mod tls;

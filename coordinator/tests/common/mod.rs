@@ -50,7 +50,9 @@ impl Pki {
         std::fs::create_dir(&dir).unwrap();
         let files = TlsFiles::in_dir(&dir);
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![dns.to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![dns.to_owned()]).unwrap();
+        // Under the authority's own name it would look as if it had signed itself.
+        params.distinguished_name.push(rcgen::DnType::CommonName, dns);
         std::fs::write(&files.ca, &self.pem).unwrap();
         std::fs::write(&files.cert, params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
         std::fs::write(&files.key, key.serialize_pem()).unwrap();
