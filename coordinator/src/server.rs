@@ -5,6 +5,7 @@ mod api;
 mod calls;
 mod containers;
 mod evacuations;
+mod limits;
 mod migrations;
 mod policies;
 mod registry;
@@ -14,7 +15,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::tls::{Tls, listen};
+use proto::tls::{Tls, listen_counting};
 use proto::v1::coordinator_server::CoordinatorServer;
 use proto::v1::registry_server::RegistryServer;
 use tokio::net::TcpListener;
@@ -70,6 +71,7 @@ pub(crate) async fn serve(
     };
     let over = api.stopped();
     let calls = calls::CountCalls::new(Arc::clone(&api.core));
+    let incoming = listen_counting(listener, tls, api.core.metrics.refused.clone());
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
@@ -79,7 +81,7 @@ pub(crate) async fn serve(
         .add_service(health_service)
         .add_service(reflection)
         .add_service(older_reflection)
-        .serve_with_incoming_shutdown(listen(listener, tls), stopped);
+        .serve_with_incoming_shutdown(incoming, stopped);
     tokio::select! {
         served = serving => Ok(served?),
         () = async {

@@ -5,12 +5,13 @@
 mod common;
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::rc::Rc;
 
-use common::agent::{Agent, Ca, free_port};
+use common::agent::{Agent, Ca};
 use common::pair::Pair;
 use common::wait_for;
 use proto::v1;
@@ -71,7 +72,8 @@ fn the_installed_agent_takes_the_installed_configuration() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_waits_for_migrations() {
     let ca = Rc::new(Ca::new());
-    let monitored = format!("metrics_listen = \"{}\"", free_port());
+    let monitored =
+        format!("metrics_listen = \"{}\"", TcpListener::bind("127.94.0.9:0").unwrap().local_addr().unwrap());
     let (one, two) = (Agent::named("node-a", Rc::clone(&ca), &monitored), Agent::named("node-b", ca, ""));
     // The script looks for the file that install.sh writes.
     symlink(one.config(), one.dir.path().join("node-agent.toml")).unwrap();

@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::Api;
+use super::limits;
 use super::requests::{check_request_id, same_request};
 use crate::agent_client::{LONG, ORDER, answer, translate};
 use crate::check::{Checked, check};
@@ -150,6 +151,7 @@ impl Api {
     ) -> Result<(String, Streaming<ExecOutput>), Status> {
         let first =
             input.message().await?.ok_or_else(|| invalid_field("name", "the first message is missing"))?;
+        limits::check(&first, &limits::CALLER)?;
         if first.args.is_empty() {
             return Err(invalid_field("args", "is empty").status());
         }
@@ -158,6 +160,7 @@ impl Api {
         let (sender, receiver) = mpsc::channel(8);
         // The channel is empty: there is room.
         let _ = sender.send(first).await;
+        // What comes now is its standard input, each part no longer than a message.
         tokio::spawn(async move {
             while let Ok(Some(message)) = input.message().await {
                 if sender.send(message).await.is_err() {
