@@ -93,41 +93,28 @@ fn look(message: &DynamicMessage, above: &str, most: &Most, wrong: &mut Wrong) {
 }
 
 fn value_in(value: &Value, path: &str, bytes: usize, most: &Most, wrong: &mut Wrong) {
-    let mut long = |found: usize, allowed: usize, of: &str| {
-        if found > allowed {
-            wrong.push((path.to_owned(), format!("{found} {of} are more than {allowed}")));
-        }
-        found <= allowed
-    };
-    match value {
-        Value::String(text) => {
-            long(text.len(), bytes, "bytes");
-        }
-        Value::Bytes(data) => {
-            long(data.len(), bytes, "bytes");
-        }
-        Value::List(items) => {
-            if long(items.len(), most.list, "items") {
-                for (index, item) in items.iter().enumerate() {
-                    value_in(item, &format!("{path}[{index}]"), bytes, most, wrong);
-                }
-            }
-        }
-        Value::Map(entries) => {
-            if long(entries.len(), most.map, "entries") {
-                for (key, value) in entries {
-                    if let MapKey::String(key) = key {
-                        value_in(&Value::String(key.clone()), path, bytes, most, wrong);
-                    }
-                    value_in(value, path, bytes, most, wrong);
-                }
-            }
-        }
+    let (found, allowed, of) = match value {
+        Value::String(text) => (text.len(), bytes, "bytes"),
+        Value::Bytes(data) => (data.len(), bytes, "bytes"),
+        Value::List(items) => (items.len(), most.list, "items"),
+        Value::Map(entries) => (entries.len(), most.map, "entries"),
         Value::Message(inner) if !inner.descriptor().full_name().starts_with("google.") => {
-            look(inner, path, most, wrong);
+            return look(inner, path, most, wrong);
         }
         // Numbers, enums and well-known types of two numbers.
-        _ => {}
+        _ => return,
+    };
+    if found > allowed {
+        return wrong.push((path.to_owned(), format!("{found} {of} are more than {allowed}")));
+    }
+    for (index, item) in value.as_list().into_iter().flatten().enumerate() {
+        value_in(item, &format!("{path}[{index}]"), bytes, most, wrong);
+    }
+    for (key, value) in value.as_map().into_iter().flatten() {
+        if let MapKey::String(key) = key {
+            value_in(&Value::String(key.clone()), path, bytes, most, wrong);
+        }
+        value_in(value, path, bytes, most, wrong);
     }
 }
 
