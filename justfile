@@ -1,7 +1,7 @@
 # Everything that CI runs, by the same names.
 
 # All checks but the tests.
-check: fmt clippy doc deny typos
+check: fmt clippy doc deny typos manifests
 
 fmt:
     cargo fmt --all --check
@@ -18,6 +18,10 @@ deny:
 
 typos:
     if command -v typos >/dev/null; then typos; else echo "typos is not installed: skipped"; fi
+
+# Manifests of Kubernetes and the Dockerfile.
+manifests:
+    deploy/kubernetes/validate
 
 test:
     cargo test --workspace

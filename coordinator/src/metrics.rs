@@ -54,6 +54,8 @@ pub(crate) struct Metrics {
     bytes: Counter,
     calls: Family<CallLabels, Counter>,
     answers: Family<MethodLabels, Histogram, fn() -> Histogram>,
+    /// Connections that ended in their handshake.
+    pub(crate) refused: Counter,
 }
 
 impl Default for Metrics {
@@ -66,6 +68,7 @@ impl Default for Metrics {
             rounds: Histogram::new([1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0]),
             bytes: Counter::default(),
             calls: Family::default(),
+            refused: Counter::default(),
             answers: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0005, 2.0, 16))),
         }
     }
@@ -92,6 +95,9 @@ impl Metrics {
         registry.register("api_requests", "Calls of the API that were answered", metrics.calls.clone());
         let answers = "Time until the answer to a call of the API, or the first part of it";
         registry.register_with_unit("api_request", answers, Unit::Seconds, metrics.answers.clone());
+        let refused =
+            "Connections that were refused: no handshake in time, no certificate, or one that is not taken";
+        registry.register("connections_refused", refused, metrics.refused.clone());
         registry.register_collector(Box::new(Now(Arc::clone(core))));
         registry
     }

@@ -5,6 +5,7 @@ mod api;
 mod calls;
 mod containers;
 mod evacuations;
+mod limits;
 mod migrations;
 mod policies;
 mod registry;
@@ -14,7 +15,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::tls::{Tls, listen};
+use proto::tls::{Tls, listen_counting};
 use proto::v1::coordinator_server::CoordinatorServer;
 use proto::v1::registry_server::RegistryServer;
 use tokio::net::TcpListener;
@@ -60,10 +61,8 @@ pub(crate) async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CoordinatorServer<Api>>().await;
     health.set_serving::<RegistryServer<Api>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let (reflection, older_reflection) =
+        proto::reflection::services(&["gantry.v1.Coordinator", "gantry.v1.Registry"])?;
     let stopping = api.stopped();
     let stopped = async move {
         stopping.await;
@@ -72,6 +71,7 @@ pub(crate) async fn serve(
     };
     let over = api.stopped();
     let calls = calls::CountCalls::new(Arc::clone(&api.core));
+    let incoming = listen_counting(listener, tls, api.core.metrics.refused.clone());
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
@@ -80,7 +80,8 @@ pub(crate) async fn serve(
         .add_service(RegistryServer::new(api))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(listen(listener, tls), stopped);
+        .add_service(older_reflection)
+        .serve_with_incoming_shutdown(incoming, stopped);
     tokio::select! {
         served = serving => Ok(served?),
         () = async {

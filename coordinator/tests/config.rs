@@ -36,6 +36,15 @@ fn wrong_configurations_are_refused_by_name() {
         assert!(log.contains(named), "{named}: {log}");
         assert!(!state.exists());
     }
+    // 1: it can be used, and nobody serves.
+    let kubernetes = include_str!("../../deploy/kubernetes/base/coordinator.toml");
+    let tls = pki.issue(ours);
+    let text = kubernetes.replace("/etc/gantry/tls", tls.to_str().unwrap()).replace("0.0.0.0", "127.93.0.7");
+    assert!(text.contains(tls.to_str().unwrap()), "{kubernetes}");
+    let file = dir.path().join("kubernetes.toml");
+    std::fs::write(&file, text).unwrap();
+    let probe = program().args(["health", "--config"]).arg(&file).output().unwrap();
+    assert_eq!(probe.status.code(), Some(1), "{}", String::from_utf8_lossy(&probe.stderr));
     let missing = program().args(["serve", "--config", "/nonexistent/c.toml"]).output().unwrap();
     assert_eq!(missing.status.code(), Some(64));
     let usage = program().args(["serve"]).output().unwrap();

@@ -4,22 +4,9 @@
 
 mod common;
 
-use std::time::Duration;
-
 use common::process::free_address;
-use common::{Behaviour, World, until};
+use common::{Behaviour, World, get, until};
 use proto::v1::{Downtime, GetNodeRequest, Phase, Round};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-
-async fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
-    answer
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_follows_what_happens() {

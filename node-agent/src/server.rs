@@ -58,14 +58,12 @@ pub async fn serve(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<NodeAgentServer<Service>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let (reflection, older_reflection) = proto::reflection::services(&["gantry.v1.NodeAgent"])?;
     let agent = NodeAgentServer::with_interceptor(service, authorize);
     tonic::transport::Server::builder()
         .add_service(health_service)
         .add_service(reflection)
+        .add_service(older_reflection)
         .add_service(agent)
         .serve_with_incoming_shutdown(listen(listener, tls), stop)
         .await?;

@@ -7,11 +7,13 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use common::agent::{Agent, Ca, free_address};
 use common::pair::{Pair, runs, told};
 use common::{bundle, unique, wait_for};
 use nix::sys::signal::Signal;
+use node_agent::runtime::cgroup::{Cgroup, Layout, remove_parent};
 use proto::error::ErrorDetails;
 use proto::tls::{Expect, connect};
 use proto::v1;
@@ -169,6 +171,42 @@ async fn containers_outlive_the_agent_and_are_served_again() {
     admin.delete_container(v1::DeleteContainerRequest { name: name.clone(), force: false }).await.unwrap();
     let gone = admin.stop_container(v1::StopContainerRequest { name, grace_seconds: 1 }).await.unwrap_err();
     assert_eq!(gone.code(), Code::NotFound);
+}
+
+/// Supervisors such as a kubelet end everything in the agent's own control group.
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_outlive_the_end_of_the_agents_group() {
+    let (layout, pod) = (Layout::read().unwrap(), unique("gantry-test-pod"));
+    let own = Cgroup::at(&layout, &pod, "agent");
+    own.create().unwrap();
+    let mut subject = Agent::new("");
+    let mut command = Command::new("sh");
+    let script = "for group in $GROUPS_OF_IT; do echo $$ > $group/cgroup.procs; done; exec \"$AGENT\" \"$@\"";
+    let groups: Vec<_> = own.groups.iter().map(|group| group.path.to_str().unwrap()).collect();
+    command.env("GROUPS_OF_IT", groups.join(" ")).env("AGENT", env!("CARGO_BIN_EXE_node-agent"));
+    command.args(["-c", script, "sh"]);
+    subject.start_with(command);
+    let mut admin = subject.client("root.admin.gantry").await;
+    let script = "trap 'exit 4' TERM; while :; do sleep 0.05; done";
+    let bundle = bundle(subject.dir.path(), &["sh", "-c", script], |_| {});
+    let name = unique("c");
+    let started = admin.run_container(run_request(&name, &bundle)).await.unwrap().into_inner();
+    let agent = i32::try_from(subject.pid()).unwrap();
+    assert!(own.processes().unwrap().contains(&agent), "the test is about nothing");
+    own.kill(Duration::from_secs(10)).unwrap();
+    assert!(!subject.wait().success());
+    own.remove().unwrap();
+
+    subject.start();
+    let mut admin = subject.client("root.admin.gantry").await;
+    let found =
+        admin.list_containers(v1::ListAgentContainersRequest {}).await.unwrap().into_inner().containers;
+    assert_eq!((found.len(), found[0].pid, found[0].state()), (1, started.pid, v1::ContainerState::Running));
+    // Its shim is there, too: it writes down how the container ends.
+    let stop = v1::StopContainerRequest { name: name.clone(), grace_seconds: 10 };
+    assert_eq!(admin.stop_container(stop).await.unwrap().into_inner().exit_status, Some(4));
+    admin.delete_container(v1::DeleteContainerRequest { name, force: false }).await.unwrap();
+    remove_parent(&layout, &pod);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,4 +30,5 @@ pub mod failpoints;
 pub mod health;
 pub mod identity;
 pub mod metrics;
+pub mod reflection;
 pub mod tls;

@@ -27,7 +27,7 @@ use rustls::{
 use crate::identity::{Identity, IdentityError, Role};
 
 pub use client::{ConnectError, channel_lazy, connect};
-pub use server::{Connection, HANDSHAKE_TIMEOUT, Incoming, Peer, listen, peer};
+pub use server::{Connection, HANDSHAKE_TIMEOUT, Incoming, Peer, listen, listen_counting, peer};
 
 /// ALPN of HTTP/2, which gRPC speaks (RFC 9113 section 3.1).
 const H2: &[u8] = b"h2";

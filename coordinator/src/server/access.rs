@@ -1,8 +1,11 @@
 //! Who may do what, and the record of what was done.
 
+use prost::{Message, Name};
 use proto::error::ApiError;
 use proto::identity::{Identity, Role};
 use tonic::{Code, Request, Status};
+
+use super::limits;
 
 /// What a call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,11 +18,24 @@ pub(super) enum Access {
     Report,
 }
 
-/// Checks the caller's certificate against what the call does.
+/// Checks the caller's certificate against what the call does, then how long what it says is.
 ///
 /// # Errors
-/// UNAUTHENTICATED without one, PERMISSION_DENIED when its role does not allow it.
-pub(super) fn authorize<T>(request: &Request<T>, access: Access) -> Result<Identity, Status> {
+/// UNAUTHENTICATED without one, PERMISSION_DENIED when its role does not allow it, INVALID_ARGUMENT when it says too much.
+pub(super) fn authorize<T: Message + Name>(request: &Request<T>, access: Access) -> Result<Identity, Status> {
+    let caller = authorize_stream(request, access)?;
+    limits::check(
+        request.get_ref(),
+        if access == Access::Report { &limits::AGENT } else { &limits::CALLER },
+    )?;
+    Ok(caller)
+}
+
+/// Checks the caller's certificate alone. Each message of the stream is for [`limits::check`].
+///
+/// # Errors
+/// As [`authorize`].
+pub(super) fn authorize_stream<T>(request: &Request<T>, access: Access) -> Result<Identity, Status> {
     let caller = &proto::tls::peer(request)?.identity;
     let allowed: &[Role] = match access {
         Access::Read => &[Role::Viewer, Role::Admin],

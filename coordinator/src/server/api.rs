@@ -8,7 +8,7 @@ use proto::v1::*;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Api;
-use super::access::{Access, audit, authorize};
+use super::access::{Access, audit, authorize, authorize_stream};
 use super::requests::{page, page_size, page_start};
 use super::watch::Events;
 use crate::cancel::cancel;
@@ -117,7 +117,7 @@ impl Coordinator for Api {
         &self,
         request: Request<Streaming<ExecInput>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        let who = authorize(&request, Access::Write)?;
+        let who = authorize_stream(&request, Access::Write)?;
         let result = self.relay_exec(request.into_inner()).await;
         let subject = result.as_ref().map_or("", |(subject, _)| subject);
         audit(&who, "Exec", subject, &result);

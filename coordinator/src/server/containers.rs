@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::Api;
+use super::limits;
 use super::requests::{check_request_id, same_request};
 use crate::admit::loads;
 use crate::agent_client::{LONG, ORDER, answer, translate};
@@ -51,7 +52,7 @@ impl Api {
         let node = self.core.cluster.node(&request.node).ok_or_else(|| not_found("node", &request.node))?;
         let known = id.map(|id| self.core.store.request(id)).transpose()?.flatten();
         if let Some(known) = &known {
-            same_request(known, &encoded)?;
+            same_request::<CreateContainerRequest>(known, &encoded)?;
             if let Some(made) = self.core.cluster.container(&container.name) {
                 return Ok(made);
             }
@@ -166,6 +167,7 @@ impl Api {
     ) -> Result<(String, Streaming<ExecOutput>), Status> {
         let first =
             input.message().await?.ok_or_else(|| invalid_field("name", "the first message is missing"))?;
+        limits::check(&first, &limits::CALLER)?;
         if first.args.is_empty() {
             return Err(invalid_field("args", "is empty").status());
         }
@@ -174,6 +176,7 @@ impl Api {
         let (sender, receiver) = mpsc::channel(8);
         // The channel is empty: there is room.
         let _ = sender.send(first).await;
+        // What comes now is its standard input, each part no longer than a message.
         tokio::spawn(async move {
             while let Ok(Some(message)) = input.message().await {
                 if sender.send(message).await.is_err() {

@@ -77,7 +77,7 @@ impl Api {
         let Some(known) = id.map(|id| self.core.store.request(id)).transpose()?.flatten() else {
             return Ok(None);
         };
-        same_request(&known, encoded)?;
+        same_request::<CreateEvacuationRequest>(&known, encoded)?;
         Ok(self.core.store.evacuation(&known.name)?.map(|record| record.evacuation))
     }
 

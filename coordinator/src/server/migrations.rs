@@ -138,7 +138,7 @@ impl Api {
         let Some(known) = id.map(|id| self.core.store.request(id)).transpose()?.flatten() else {
             return Ok(None);
         };
-        same_request(&known, encoded)?;
+        same_request::<CreateMigrationRequest>(&known, encoded)?;
         Ok(self.core.store.get(&known.name)?.map(|record| record.migration))
     }
 

@@ -15,7 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::Api;
-use super::access::{Access, authorize};
+use super::access::{Access, authorize, authorize_stream};
+use super::limits;
 use crate::core::End;
 use crate::drive::{Fence, decision_in, merge, readmit};
 use crate::store::Record;
@@ -73,7 +74,7 @@ impl Registry for Api {
         &self,
         request: Request<Streaming<HeartbeatRequest>>,
     ) -> Result<Response<Self::HeartbeatStream>, Status> {
-        let name = authorize(&request, Access::Report)?.name().to_owned();
+        let name = authorize_stream(&request, Access::Report)?.name().to_owned();
         let mut beats = request.into_inner();
         let (sender, receiver) = mpsc::channel(1);
         let api = self.clone();
@@ -182,6 +183,7 @@ impl Api {
     }
 
     fn heard(&self, name: &str, beat: HeartbeatRequest) -> Result<HeartbeatResponse, Status> {
+        limits::check(&beat, &limits::AGENT)?;
         match self.core.cluster.heartbeat(name, beat.containers, beat.facts) {
             Some(changed) => {
                 if let Some(record) = changed {

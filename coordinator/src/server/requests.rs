@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use prost::Message;
 use proto::error::{ApiError, invalid_field};
 use tonic::{Code, Status};
 
@@ -19,8 +20,14 @@ pub(super) fn check_request_id(id: &str) -> Result<Option<&str>, Status> {
 }
 
 /// The same id with another request is a mistake of the caller.
-pub(super) fn same_request(known: &Request, encoded: &[u8]) -> Result<(), Status> {
-    if known.request == encoded {
+///
+/// Compared as messages, too: maps are encoded in any order.
+pub(super) fn same_request<M: Message + Default + PartialEq>(
+    known: &Request,
+    encoded: &[u8],
+) -> Result<(), Status> {
+    let same = || M::decode(known.request.as_slice()).ok() == M::decode(encoded).ok();
+    if known.request == encoded || same() {
         return Ok(());
     }
     let message = "request_id was used for another request: use a new one";
@@ -96,6 +103,7 @@ pub(super) fn invalid_fields(wrong: Vec<(String, String)>) -> Result<(), Status>
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use proto::v1::CreateMigrationRequest;
 
     use super::*;
 
@@ -132,6 +140,23 @@ mod tests {
         assert!(check_labels("labels", &labels("a", &"x".repeat(254))).is_err());
         let many = (0..65).map(|n| (n.to_string(), String::new())).collect();
         assert!(check_labels("labels", &many).is_err());
+    }
+
+    /// Each map has a hash of its own, so the same labels are encoded in another order nearly every time.
+    #[test]
+    fn a_repeated_request_is_known_whatever_the_order_of_its_labels() {
+        let request = |extra: &str| CreateMigrationRequest {
+            labels: (0..16).map(|n| (n.to_string(), extra.to_owned())).collect(),
+            ..CreateMigrationRequest::default()
+        };
+        let known = Request { request: request("x").encode_to_vec(), ..Request::default() };
+        let orders: std::collections::BTreeSet<Vec<u8>> =
+            (0..20).map(|_| request("x").encode_to_vec()).collect();
+        assert!(orders.len() > 1);
+        for encoded in &orders {
+            same_request::<CreateMigrationRequest>(&known, encoded).unwrap();
+        }
+        same_request::<CreateMigrationRequest>(&known, &request("y").encode_to_vec()).unwrap_err();
     }
 
     #[test]

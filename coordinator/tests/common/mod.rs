@@ -17,6 +17,7 @@ use proto::v1::{
     CreateMigrationRequest, GetMigrationRequest, Migration, MigrationSpec, Node, NodeState, Phase,
 };
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::Channel;
 
 pub(crate) use agent::{Agent, Behaviour};
@@ -43,6 +44,15 @@ impl Pki {
 
     /// Issues credentials for an identity such as `node-a.node.gantry`.
     pub(crate) fn issue(&self, dns: &str) -> PathBuf {
+        self.issue_with(dns, |_| {})
+    }
+
+    /// The same with something changed in the certificate.
+    pub(crate) fn issue_with(
+        &self,
+        dns: &str,
+        change: impl FnOnce(&mut rcgen::CertificateParams),
+    ) -> PathBuf {
         let dir = self.dir.path().join(dns);
         if dir.exists() {
             return dir;
@@ -50,7 +60,10 @@ impl Pki {
         std::fs::create_dir(&dir).unwrap();
         let files = TlsFiles::in_dir(&dir);
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![dns.to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![dns.to_owned()]).unwrap();
+        // Under the authority's own name it would look as if it had signed itself.
+        params.distinguished_name.push(rcgen::DnType::CommonName, dns);
+        change(&mut params);
         std::fs::write(&files.ca, &self.pem).unwrap();
         std::fs::write(&files.cert, params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
         std::fs::write(&files.key, key.serialize_pem()).unwrap();
@@ -171,6 +184,16 @@ pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, found: i
 /// The reason in an error.
 pub(crate) fn reason(status: &tonic::Status) -> String {
     proto::error::ErrorDetails::of(status).reason
+}
+
+/// What an address answers by plain HTTP.
+pub(crate) async fn get(address: &str, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(LIMIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    answer
 }
 
 /// Text of a file, empty when it is not there.

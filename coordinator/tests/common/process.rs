@@ -49,6 +49,10 @@ impl Process {
         process
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     fn dir(&self) -> PathBuf {
         self.dir.as_ref().unwrap().path().to_owned()
     }

@@ -272,7 +272,7 @@ mod tests {
                     on_timeout: OnTimeout::Abort.into(),
                     ..Policy::default()
                 }),
-                policy_name: String::new(),
+                ..MigrationSpec::default()
             }),
             phase: Phase::Succeeded.into(),
             source_node: "node-a".into(),

@@ -64,9 +64,12 @@ pub(super) fn launch(
         .spawn()
         .map_err(shim_error)?;
     let shim = i32::try_from(child.id()).map_err(|_| shim_error(io::ErrorKind::InvalidData.into()))?;
+    let shelter = cgroup.map_or(Ok(()), |cgroup| cgroup.enter_shims(shim));
     let shim = Process::of(shim).map_err(shim_error);
     // The agent is the shim's parent for as long as it lives; nobody else would reap it.
     thread::spawn(move || child.wait());
+    // A shim that nobody hears ends by itself.
+    shelter?;
 
     let talk = Talk { name, dir, control: &ours };
     let (pid, mut unshared) = match talk.next("start its shim")? {

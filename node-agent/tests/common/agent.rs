@@ -128,6 +128,11 @@ impl Agent {
         child.wait().unwrap()
     }
 
+    /// Waits for an agent that was ended by something else.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
+        self.process.take().unwrap().wait().unwrap()
+    }
+
     pub(crate) async fn client(&self, dns: &str) -> NodeAgentClient<Channel> {
         let tls = self.ca.tls(dns);
         let expect = Expect::Peer(format!("{}.node.gantry", self.name).parse().unwrap());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -48,12 +49,18 @@ pub fn peer<T>(request: &tonic::Request<T>) -> Result<&Peer, tonic::Status> {
 /// dropped.
 #[must_use]
 pub fn listen(listener: TcpListener, tls: &Tls) -> Incoming {
-    listen_with(listener, tls, HANDSHAKE_TIMEOUT)
+    listen_with(listener, tls, HANDSHAKE_TIMEOUT, Counter::default())
 }
 
-pub(super) fn listen_with(listener: TcpListener, tls: &Tls, timeout: Duration) -> Incoming {
+/// As [`listen`], and counts the clients that failed.
+#[must_use]
+pub fn listen_counting(listener: TcpListener, tls: &Tls, refused: Counter) -> Incoming {
+    listen_with(listener, tls, HANDSHAKE_TIMEOUT, refused)
+}
+
+pub(super) fn listen_with(listener: TcpListener, tls: &Tls, timeout: Duration, refused: Counter) -> Incoming {
     let (sender, receiver) = mpsc::channel(HANDSHAKES);
-    tokio::spawn(accept(listener, tls.grpc_server(), sender, timeout));
+    tokio::spawn(accept(listener, tls.grpc_server(), sender, timeout, refused));
     Incoming { receiver }
 }
 
@@ -62,6 +69,7 @@ async fn accept(
     config: Arc<ServerConfig>,
     sender: mpsc::Sender<io::Result<Connection>>,
     timeout: Duration,
+    refused: Counter,
 ) {
     let acceptor = TlsAcceptor::from(config);
     let slots = Arc::new(Semaphore::new(HANDSHAKES));
@@ -73,7 +81,9 @@ async fn accept(
         };
         match accepted {
             Ok((stream, address)) => {
-                let task = Handshake { acceptor: acceptor.clone(), sender: sender.clone(), timeout, slot };
+                let refused = refused.clone();
+                let task =
+                    Handshake { acceptor: acceptor.clone(), sender: sender.clone(), timeout, refused, slot };
                 tokio::spawn(task.run(stream, address));
             }
             Err(error) => {
@@ -89,6 +99,7 @@ struct Handshake {
     acceptor: TlsAcceptor,
     sender: mpsc::Sender<io::Result<Connection>>,
     timeout: Duration,
+    refused: Counter,
     slot: OwnedSemaphorePermit,
 }
 
@@ -104,7 +115,10 @@ impl Handshake {
         match result {
             // A closed channel: the server stops, and the connection with it.
             Ok(connection) => drop(self.sender.send(Ok(connection)).await),
-            Err(error) => tracing::info!(%address, %error, "refused a connection"),
+            Err(error) => {
+                self.refused.inc();
+                tracing::info!(%address, %error, "refused a connection");
+            }
         }
     }
 }

@@ -93,7 +93,12 @@ impl Registry for Echo {
 async fn serve(tls: &Tls, handshake: Duration) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let incoming = server::listen_with(listener, tls, handshake);
+    let incoming = server::listen_with(
+        listener,
+        tls,
+        handshake,
+        prometheus_client::metrics::counter::Counter::default(),
+    );
     let server = tonic::transport::Server::builder().add_service(RegistryServer::new(Echo));
     tokio::spawn(server.serve_with_incoming(incoming));
     address

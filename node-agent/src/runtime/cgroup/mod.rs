@@ -125,6 +125,21 @@ impl Cgroup {
         self.groups.iter().try_for_each(|group| put(pid, &group.path))
     }
 
+    /// Moves the shim of the container out of whatever group its agent is in, to the other shims of the agent's parent
+    /// group: who ends all processes of the agent's group, as supervisors do, must not end containers.
+    ///
+    /// # Errors
+    /// When a group cannot be made or does not take it.
+    pub fn enter_shims(&self, shim: i32) -> Result<(), CgroupError> {
+        for group in &self.groups {
+            let Some(parent) = group.path.parent() else { continue };
+            let shims = beside(parent);
+            make(&shims, &group.hierarchy)?;
+            put(shim, &shims)?;
+        }
+        Ok(())
+    }
+
     /// As [`Cgroup::enter`]. A v2 group that hands controllers on to groups below takes no process: then it goes to
     /// where process `beside` of the container is.
     ///
@@ -222,11 +237,22 @@ impl Cgroup {
     }
 }
 
-/// Removes the parent group of an agent from every hierarchy; groups that are not empty stay.
+/// Removes the parent group of an agent, and that of its shims, from every hierarchy; groups that are not empty stay.
 pub fn remove_parent(layout: &Layout, parent: &str) {
     for hierarchy in &layout.hierarchies {
-        let _ = fs::remove_dir(hierarchy.mount.join(parent));
+        let path = hierarchy.mount.join(parent);
+        let _ = fs::remove_dir(&path);
+        // The last shim may be on its way out.
+        let _ = remove_tree(&beside(&path));
     }
+}
+
+/// The group of an agent's shims. It is not below the agent's parent group, which hands controllers on and so can hold
+/// no processes beside groups (cgroups(7), "no internal processes").
+fn beside(parent: &Path) -> PathBuf {
+    let mut name = parent.as_os_str().to_owned();
+    name.push(".shims");
+    name.into()
 }
 
 fn put(pid: i32, group: &Path) -> Result<(), CgroupError> {
