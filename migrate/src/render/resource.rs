@@ -267,6 +267,7 @@ mod tests {
                     ..Policy::default()
                 }),
                 policy_name: String::new(),
+                ..MigrationSpec::default()
             }),
             phase: Phase::Succeeded.into(),
             source_node: "node-a".into(),
