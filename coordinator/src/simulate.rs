@@ -111,7 +111,7 @@ struct Simulation {
 /// The first invariant that broke: a limit, memory, anti-affinity, or somebody who never began.
 pub fn run(size: Size) -> Result<Report, String> {
     let mut simulation = Simulation::new(size);
-    simulation.to_the_end()?;
+    simulation.play()?;
     let mut latency = simulation.latency.clone();
     latency.sort_by(f64::total_cmp);
     let at = |per_mille: usize| latency.get(latency.len().saturating_sub(1) * per_mille / 1000).copied();
@@ -240,7 +240,7 @@ impl Simulation {
         }
     }
 
-    fn to_the_end(&mut self) -> Result<(), String> {
+    fn play(&mut self) -> Result<(), String> {
         loop {
             let wake = self.evacuate();
             self.admit()?;

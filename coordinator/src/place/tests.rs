@@ -215,7 +215,7 @@ proptest! {
     ) {
         let mut loads = Loads::default();
         let mut given: BTreeMap<String, u64> = BTreeMap::new();
-        let group = |index: usize| if index % 3 == 0 { "db" } else { "" };
+        let group = |index: usize| if index.is_multiple_of(3) { "db" } else { "" };
         let mut of_db: BTreeMap<String, usize> = BTreeMap::new();
         for (index, memory) in sizes.into_iter().enumerate() {
             let name = format!("c{index}");
@@ -230,7 +230,7 @@ proptest! {
             if let Ok(choice) = choose(&needs, &nodes) {
                 loads.add("a", &choice.node, memory, &name, &labels);
                 *given.entry(choice.node.clone()).or_default() += memory;
-                *of_db.entry(choice.node).or_default() += usize::from(index % 3 == 0);
+                *of_db.entry(choice.node).or_default() += usize::from(index.is_multiple_of(3));
             }
         }
         for (n, free) in free.iter().enumerate() {

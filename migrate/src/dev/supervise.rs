@@ -121,11 +121,11 @@ impl Supervisor<'_> {
             let program = &self.orders.programs[index];
             match start(&self.orders.dir, program) {
                 Ok(pid) => {
-                    eprintln!("{}: started as {pid}", program.name);
+                    note(format_args!("{}: started as {pid}", program.name));
                     self.running.insert(pid, (index, now));
                 }
                 Err(error) => {
-                    eprintln!("{}: {error:#}", program.name);
+                    note(format_args!("{}: {error:#}", program.name));
                     self.due.push((now + RESTART_SLOW, index));
                 }
             }
@@ -139,7 +139,7 @@ impl Supervisor<'_> {
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
                 Err(Errno::EINTR) => continue,
                 Err(error) => {
-                    eprintln!("wait: {error}");
+                    note(format_args!("wait: {error}"));
                     return;
                 }
                 Ok(status) => status,
@@ -152,7 +152,7 @@ impl Supervisor<'_> {
                 WaitStatus::Signaled(_, signal, _) => format!("was killed by {signal}"),
                 other => format!("{other:?}"),
             };
-            eprintln!("{}: {how}", self.orders.programs[index].name);
+            note(format_args!("{}: {how}", self.orders.programs[index].name));
             let wait = if since.elapsed() < RESTART_SLOW { RESTART_SLOW } else { RESTART };
             self.due.push((Instant::now() + wait, index));
         }
@@ -179,4 +179,9 @@ fn start(dir: &Path, program: &Program) -> Result<i32> {
     let mut pidfile = File::create(file("pid")).context("write its pid")?;
     writeln!(pidfile, "{pid}").context("write its pid")?;
     Ok(pid)
+}
+
+/// A line for the supervisor's log. Programs are started again although their host's disk is full.
+fn note(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
