@@ -59,7 +59,7 @@ pub(crate) fn prune(fields: Value) -> Value {
             map.into_iter()
                 // A label may well be empty.
                 .map(|(key, value)| match key.as_str() {
-                    "labels" | "matchLabels" => (key, value),
+                    "labels" | "matchLabels" | "nodeSelector" => (key, value),
                     _ => (key, prune(value)),
                 })
                 .filter(|(_, value)| !value.is_null() && value.as_str() != Some(""))
