@@ -12,7 +12,7 @@ use crate::store::NodeRecord;
 #[cfg(test)]
 mod tests;
 
-/// Reports of a node after a container has come to it until its free memory is sure to be without that container's: the
+/// Reports of a node after a container has come to it until it is sure to be in them, and free memory without its own: the
 /// first may have been under way.
 const REPORTS: u8 = 2;
 
@@ -37,13 +37,23 @@ struct Member {
     labels: Arc<HashMap<String, String>>,
     /// Memory of containers that have come, which its facts may still show as free: bytes, and reports that are waited for.
     settling: Vec<(u64, u8)>,
+    /// Containers that migrations have brought, until a report has them: name, epoch, and reports that are waited for.
+    brought: Vec<(String, u64, u8)>,
 }
 
 impl Member {
     fn new(record: NodeRecord, joined: bool) -> Self {
         let facts = Arc::new(facts(record.node.facts.as_ref()));
         let labels = Arc::new(record.node.labels.clone());
-        Self { record, heard: Instant::now(), joined, facts, labels, settling: Vec::new() }
+        Self {
+            record,
+            heard: Instant::now(),
+            joined,
+            facts,
+            labels,
+            settling: Vec::new(),
+            brought: Vec::new(),
+        }
     }
 }
 
@@ -81,6 +91,23 @@ impl Members {
             self.at.entry(container.name.clone()).or_default().insert(node.to_owned());
         }
         Some(answer)
+    }
+
+    /// What a node reports, with what migrations have brought there since the report was made.
+    fn with_brought(&mut self, node: &str, mut reported: Vec<Container>) -> Vec<Container> {
+        let Some(member) = self.nodes.get_mut(node) else { return reported };
+        let known = &member.record.containers;
+        member.brought.retain_mut(|(name, epoch, reports)| {
+            if reported.iter().any(|copy| copy.name == *name && copy.epoch >= *epoch && lives(copy)) {
+                return false;
+            }
+            let Some(copy) = known.iter().find(|copy| copy.name == *name) else { return false };
+            reported.retain(|stale| stale.name != *name);
+            reported.push(copy.clone());
+            *reports -= 1;
+            *reports > 0
+        });
+        reported
     }
 
     /// Every copy of a container.
@@ -142,7 +169,8 @@ impl Cluster {
             member.settling.iter_mut().for_each(|(_, reports)| *reports -= 1);
             member.settling.retain(|(_, reports)| *reports > 0);
         }
-        let containers = owned_by(name, containers);
+        let containers = members.with_brought(name, owned_by(name, containers));
+        let member = members.nodes.get_mut(name)?;
         let outline =
             |all: &[Container]| all.iter().map(|c| (c.name.clone(), c.state, c.epoch)).collect::<Vec<_>>();
         let changed = outline(&containers) != outline(&member.record.containers);
@@ -241,7 +269,7 @@ impl Cluster {
             Some(containers.remove(index))
         };
         let left = members.change(source, taken).flatten();
-        let memory = members.change(target, |containers| {
+        let moved = members.change(target, |containers| {
             let mut moved = match (taken(containers), left) {
                 (Some(there), _) if there.epoch >= epoch && there.state() == ContainerState::Running => there,
                 (there, left) => {
@@ -253,12 +281,14 @@ impl Cluster {
             moved.node = target.to_owned();
             moved.epoch = moved.epoch.max(epoch);
             moved.set_state(ContainerState::Running);
-            let memory = moved.memory_bytes;
+            let (memory, epoch) = (moved.memory_bytes, moved.epoch);
             containers.push(moved);
-            Some(memory)
+            Some((memory, epoch))
         });
-        if let (Some(memory), Some(member)) = (memory.flatten(), members.nodes.get_mut(target)) {
+        if let (Some((memory, epoch)), Some(member)) = (moved.flatten(), members.nodes.get_mut(target)) {
             member.settling.push((memory, REPORTS));
+            member.brought.retain(|(name, ..)| name != container);
+            member.brought.push((container.to_owned(), epoch, REPORTS));
         }
     }
 

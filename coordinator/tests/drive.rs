@@ -268,7 +268,7 @@ async fn a_source_that_lost_its_copy_has_not_aborted_and_the_target_may_end_it()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_store_reuses_no_epoch() {
     let mut world = World::start();
-    let mut known = common::agent::container("web");
+    let mut known = common::behaviour::container("web");
     known.epoch = 7;
     let a = world.agent("node-a", Behaviour { containers: vec![known], ..Behaviour::default() }).await;
     // This one knows a higher epoch than anybody reports.

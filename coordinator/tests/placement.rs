@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::HashMap;
 
-use common::agent::container;
+use common::behaviour::container;
 use common::evacuate::{finish, hand_over, has_session};
 use common::{Agent, Behaviour, World, reason};
 use proto::v1::*;

@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn wrong_use_is_told_from_help() {
-        assert!(parse("migrate move web").unwrap_err().use_stderr());
+        assert!(parse("migrate move").unwrap_err().use_stderr());
+        assert!(parse("migrate move web --to b --node-selector rack=r1").unwrap_err().use_stderr());
         assert!(parse("migrate get pods").unwrap_err().use_stderr());
         assert!(parse("migrate resolve web-1 --owner target").unwrap_err().use_stderr());
         assert!(parse("migrate move web --to b --max-downtime soon").unwrap_err().use_stderr());

@@ -55,16 +55,16 @@ pub const TARGET: &[&str] = &[
     "session-target-switchover-ready",
 ];
 
-/// Gives up at every failpoint before the commit point, source and target.
+/// Gives up at every so-manieth failpoint before the commit point, source and target.
 ///
 /// # Errors
 /// With the point, and what was not as it should be after it.
-pub fn every_return(stage: &mut Stage) -> Result<()> {
-    for point in SOURCE {
+pub fn returns(stage: &mut Stage, every: usize) -> Result<()> {
+    for point in SOURCE.iter().step_by(every) {
         let finished = stage.attempt(&format!("{point}=return"), "", 4)?;
         ensure!(finished.stderr.contains(point), "{point} is not the reason in {finished:?}");
     }
-    for point in TARGET {
+    for point in TARGET.iter().step_by(every) {
         let finished = stage.attempt("", &format!("{point}=return"), 4)?;
         ensure!(finished.stderr.contains(point), "{point} is not the reason in {finished:?}");
     }
@@ -90,7 +90,7 @@ pub const SOURCE_KILLS: &[(&str, i32)] = &[
 /// A session that panics ends as one whose agent is killed.
 ///
 /// # Errors
-/// As [`every_return`].
+/// As [`returns`].
 pub fn panics(stage: &mut Stage) -> Result<()> {
     killed(stage, "session-source-precopy-round=panic", "", 4)?;
     killed(stage, "", "session-target-precopy-round=panic", 4)
@@ -99,7 +99,7 @@ pub fn panics(stage: &mut Stage) -> Result<()> {
 /// Kills the agent of the source at each of them.
 ///
 /// # Errors
-/// As [`every_return`].
+/// As [`returns`].
 pub fn every_source_kill(stage: &mut Stage) -> Result<()> {
     for (point, code) in SOURCE_KILLS {
         killed(stage, &format!("{point}=kill"), "", *code)?;
@@ -110,7 +110,7 @@ pub fn every_source_kill(stage: &mut Stage) -> Result<()> {
 /// Moves with a failpoint that kills one agent; the agent is another process afterwards.
 ///
 /// # Errors
-/// As [`every_return`].
+/// As [`returns`].
 pub fn killed(stage: &mut Stage, source: &str, target: &str, code: i32) -> Result<()> {
     let node = if source.is_empty() { stage.target() } else { stage.source() };
     let agent = stage.cluster.daemon(node);
@@ -143,7 +143,7 @@ pub const TARGET_KILLS: &[(&str, i32)] = &[
 /// Kills the agent of the target at each of them.
 ///
 /// # Errors
-/// As [`every_return`].
+/// As [`returns`].
 pub fn every_target_kill(stage: &mut Stage) -> Result<()> {
     for (point, code) in TARGET_KILLS {
         killed(stage, "", &format!("{point}=kill"), *code)?;
@@ -154,7 +154,7 @@ pub fn every_target_kill(stage: &mut Stage) -> Result<()> {
 /// Cancels a migration before its commit point, which ends it, and behind it, which is refused.
 ///
 /// # Errors
-/// As [`every_return`].
+/// As [`returns`].
 pub fn every_cancel(stage: &mut Stage) -> Result<()> {
     for (phase, point) in
         [("PreCopy", "session-source-precopy-round"), ("Switchover", "session-source-switchover-captured")]

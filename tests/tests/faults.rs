@@ -28,7 +28,8 @@ fn main() -> ExitCode {
         Case {
             name: "an_abort_at_any_boundary_leaves_the_source_as_it_was",
             programs: PYTHON,
-            run: || on_stage(aborts::every_return),
+            // The program of the fault matrix gives up at all of them.
+            run: || on_stage(|stage| aborts::returns(stage, 3)),
         },
         Case {
             name: "cancelling_works_until_the_commit_and_is_refused_after",
@@ -434,5 +435,5 @@ fn full_disks() -> Result<()> {
 }
 
 fn random_kills() -> Result<()> {
-    on_stage(|stage| crash::kills(stage, 20, 1))
+    on_stage(|stage| crash::kills(stage, 10, 1))
 }

@@ -1,6 +1,6 @@
 use super::*;
 
-const SILENCE: Silence = Silence { unknown: Duration::from_millis(40), lease: Duration::from_millis(120) };
+const SILENCE: Silence = Silence { unknown: Duration::from_millis(300), lease: Duration::from_millis(900) };
 
 fn copy(state: ContainerState, epoch: u64) -> Container {
     Container { name: "web".into(), state: state.into(), epoch, ..Container::default() }
@@ -85,4 +85,33 @@ fn a_cordon_outlives_a_join() {
     assert!(cluster.join(node("a"), Vec::new()).node.cordoned);
     assert!(cluster.candidates(&copy(ContainerState::Running, 1), &Loads::default())[0].cordoned);
     assert_eq!(cluster.cordon("b", true), None);
+}
+
+/// A report that was made before a container came does not take it away again; one that lacks it later does.
+#[test]
+fn a_report_that_was_under_way_does_not_hide_what_has_come() {
+    use ContainerState::{Frozen, Running};
+    let cluster = Cluster::new(SILENCE, Vec::new());
+    cluster.join(node("a"), vec![copy(Running, 1)]);
+    cluster.join(node("b"), Vec::new());
+    let at = || cluster.container("web").map(|container| container.node);
+    cluster.moved("web", "a", "b", 2);
+    cluster.heartbeat("b", vec![copy(Frozen, 2)], None);
+    cluster.heartbeat("a", vec![copy(Running, 1)], None);
+    assert_eq!(at().as_deref(), Some("b"));
+    // Seen, so that the next report counts.
+    cluster.heartbeat("b", vec![copy(Running, 2)], None);
+    cluster.heartbeat("a", Vec::new(), None);
+    cluster.heartbeat("b", Vec::new(), None);
+    assert_eq!(at(), None);
+    // Never seen: it is gone after as many reports as may have been under way.
+    cluster.join(node("a"), vec![copy(Running, 3)]);
+    cluster.moved("web", "a", "b", 4);
+    cluster.heartbeat("a", Vec::new(), None);
+    for _ in 0..REPORTS {
+        cluster.heartbeat("b", Vec::new(), None);
+        assert_eq!(at().as_deref(), Some("b"));
+    }
+    cluster.heartbeat("b", Vec::new(), None);
+    assert_eq!(at(), None);
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 pub(crate) mod agent;
+pub(crate) mod behaviour;
 pub(crate) mod evacuate;
 pub(crate) mod process;
 
@@ -20,7 +21,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::Channel;
 
-pub(crate) use agent::{Agent, Behaviour};
+pub(crate) use agent::Agent;
+pub(crate) use behaviour::Behaviour;
 pub(crate) use process::Process;
 
 /// The longest that a test waits for anything.

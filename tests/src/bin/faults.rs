@@ -21,7 +21,7 @@ use clap::Parser;
 use tests::cluster::Cluster;
 use tests::matrix::{self, Cell, FAULTS, Fault, Outcome, Point, SIDES, Side};
 use tests::stage::Stage;
-use tests::{client, residue};
+use tests::{aborts, client, residue};
 
 #[derive(Debug, Parser)]
 #[command(about = "Hurts each process of a migration at each of its boundaries")]
@@ -62,6 +62,11 @@ fn main() -> ExitCode {
 fn matrix(args: &Args) -> Result<usize> {
     let began = Instant::now();
     let mut results = known(args)?;
+    if args.only.is_empty() && results.is_empty() {
+        let mut stage = Stage::new()?;
+        aborts::returns(&mut stage, 1).context("giving up at each boundary")?;
+        stage.passed()?;
+    }
     // Those that need small disks come last, on hosts of their own.
     for full in [false, true] {
         let faults = FAULTS.into_iter().filter(|fault| (*fault == Fault::Full) == full);
