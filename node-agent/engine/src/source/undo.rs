@@ -60,11 +60,16 @@ impl Source {
         drop((parked, held));
         let end = Instant::now() + KILL_LIMIT;
         for (pid, pidfd) in &pidfds {
+            let reap_all = || tids.iter().chain([pid]).for_each(|tid| reap(*tid));
             loop {
                 // A leader's end shows only after that of its last thread: all are looked at, again and again.
-                tids.iter().chain([pid]).for_each(|tid| reap(*tid));
+                reap_all();
                 match sys::pidfd::wait_exit(pidfd.as_fd(), Duration::from_millis(1)) {
-                    Ok(true) => break,
+                    Ok(true) => {
+                        // It may have ended after it was looked at, and its parent waits for us.
+                        reap_all();
+                        break;
+                    }
                     Ok(false) if Instant::now() < end => {}
                     Ok(false) => {
                         return Err(SourceError::Timeout {
