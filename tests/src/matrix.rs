@@ -45,7 +45,7 @@ pub enum Fault {
 pub const FAULTS: [Fault; 4] = [Fault::Kill, Fault::Stop, Fault::Cut, Fault::Full];
 
 /// How long a fault lasts that does not end by itself.
-const STOPPED: Duration = Duration::from_secs(10);
+pub const STOPPED: Duration = Duration::from_secs(10);
 /// Within this time a move must have told how it ended.
 const ENDS: Duration = Duration::from_secs(90);
 /// Within this time its record must have.
