@@ -8,19 +8,25 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::cluster::{Cluster, wait_for};
 
-/// 64 MiB that cannot be compressed, in a program that then sleeps.
-const PROGRAM: &str = "import os, time\nkept = os.urandom(64 << 20)\nwhile True: time.sleep(1000)\n";
+/// 64 MiB that cannot be compressed, and 8 more of which some 30 MB/s are written: its rounds last long enough to be seen.
+const PROGRAM: &str = "import os, random, time
+kept = os.urandom(64 << 20)
+hot = bytearray(os.urandom(8 << 20))
+while True:
+    for _ in range(40): hot[random.randrange(2048) << 12] = random.randrange(256)
+    time.sleep(0.005)
+";
 /// Where the coordinator and the nodes serve metrics.
 const ADDRESSES: [&str; 3] = ["10.77.0.2:7446", "10.77.0.11:7446", "10.77.0.12:7446"];
 
 /// Moves a container slowly and looks at all metrics meanwhile.
 pub(crate) fn what_is_named_is_exported() -> Result<()> {
     let cluster = Cluster::up()?;
-    cluster.run_container("idle", "node-a", "10.77.0.100/24", &[], &["/usr/bin/python3", "-c", PROGRAM])?;
+    cluster.run_container("busy", "node-a", "10.77.0.100/24", &[], &["/usr/bin/python3", "-c", PROGRAM])?;
     let named = named()?;
     ensure!(named.len() > 12, "only {named:?} are named");
     let moving =
-        cluster.start(["move", "idle", "--to", "node-b", "--bandwidth", "20MB", "--max-downtime", "2s"])?;
+        cluster.start(["move", "busy", "--to", "node-b", "--bandwidth", "20MB", "--max-downtime", "2s"])?;
     let mut seen = BTreeSet::new();
     let missing = wait_for("every metric that is named", Duration::from_secs(30), || {
         for address in ADDRESSES {
