@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use common::pair::{COORDINATOR, Pair, log, runs, told};
 use common::wait_for;
 use nix::sys::signal::Signal;
+use node_agent::runtime::cgroup::{Cgroup, Layout};
 use proto::v1;
 use tonic::Code;
 
@@ -109,4 +110,27 @@ async fn a_migration_goes_first_and_a_dead_measurement_leaves_nothing() {
     assert_eq!(moved.phase(), v1::Phase::Succeeded, "{}", told(&moved));
     assert!(!marker.exists());
     runs(&pair.two, &name);
+}
+
+/// Recovery thaws, and a copy that a commit froze must never run again: what is frozen is left alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_of_a_dead_measurement_thaws_nobody() {
+    let mut pair = Pair::new("").await;
+    let name = pair.run(&["python3", "-u", "-c", WRITER], |_| {}).await;
+    wait_for("it writes", || log(&pair.one, &name).contains("turn"));
+    let cgroup = Cgroup::at(&Layout::read().unwrap(), &pair.one.parent, &name);
+    let group = cgroup.groups.iter().find(|group| group.path.join("cgroup.freeze").exists()).unwrap();
+    let frozen = |file: &str| std::fs::read_to_string(group.path.join(file)).unwrap();
+    std::fs::write(group.path.join("cgroup.freeze"), "1").unwrap();
+    wait_for("it is frozen", || frozen("cgroup.events").contains("frozen 1"));
+    pair.one.signal(Signal::SIGKILL);
+    let markers = pair.one.dir.path().join("state/measuring");
+    std::fs::create_dir_all(&markers).unwrap();
+    std::fs::write(markers.join(&name), "").unwrap();
+    pair.one.start();
+    // It recovers before it serves.
+    pair.to_one().await;
+    assert_eq!(frozen("cgroup.freeze").trim(), "1");
+    std::fs::write(group.path.join("cgroup.freeze"), "0").unwrap();
+    runs(&pair.one, &name);
 }

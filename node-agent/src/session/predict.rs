@@ -112,10 +112,11 @@ impl Migrations {
         let tree = container.tree();
         let failed = |error: &dyn std::error::Error| OrderError::NotMeasured(error.to_string());
         let inventory = engine::source::inspect(&tree).map_err(|error| failed(&error))?;
-        let measuring = Measuring::begin(agent, &question.container)?;
+        let mut measuring = Measuring::begin(agent, &question.container)?;
         let mut source = Source::attach(&tree).map_err(|error| failed(&error))?;
         let counted = measuring.count(&mut source);
         let undone = source.abort();
+        measuring.left = undone.is_err();
         drop(measuring);
         let looks = counted?;
         undone.map_err(|error| failed(&error))?;
@@ -152,7 +153,12 @@ impl Migrations {
         let agent = self.agent();
         for entry in fs::read_dir(markers(agent)).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
+            // A migration that came after it does its own undoing, or has been committed: then nothing may run again.
+            let migrated = agent.journal.entry(&name).open.is_some();
             let undone = match agent.node.source(&name) {
+                _ if migrated => Ok(()),
+                // A measurement freezes nothing. Who did may know why, and recovery thaws.
+                Ok(container) if is_frozen(&container.cgroup()) => Err("it is frozen".to_owned()),
                 Ok(container) => {
                     engine::source::recover(&container.tree()).map_err(|error| error.to_string())
                 }
@@ -216,6 +222,8 @@ struct Measuring<'a> {
     container: &'a str,
     marker: PathBuf,
     stop: Arc<AtomicBool>,
+    /// Something of it is still in the container: the marker stays for the next run of the agent.
+    left: bool,
 }
 
 fn markers(agent: &Agent) -> PathBuf {
@@ -236,7 +244,7 @@ impl<'a> Measuring<'a> {
             table.measuring.insert(container.to_owned(), Arc::clone(&stop));
         }
         let marker = markers(agent).join(container);
-        let this = Self { agent, container, marker, stop };
+        let this = Self { agent, container, marker, stop, left: false };
         let written: io::Result<()> =
             fs::create_dir_all(markers(agent)).and_then(|()| fs::write(&this.marker, ""));
         written
@@ -264,7 +272,9 @@ impl<'a> Measuring<'a> {
 
 impl Drop for Measuring<'_> {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.marker);
+        if !self.left {
+            let _ = fs::remove_file(&self.marker);
+        }
         self.agent.table().measuring.remove(self.container);
     }
 }
