@@ -138,6 +138,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::spawn(proto::tls::keep_fresh(config.tls.clone()).context("cannot wait for SIGHUP")?);
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -146,7 +147,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if let Some(address) = config.metrics_listen {
         let listener = TcpListener::bind(address).await;
         let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
-        let registry = metrics::Metrics::registry(&core);
+        let mut registry = metrics::Metrics::registry(&core);
+        config.tls.register(&mut registry);
         tokio::spawn(proto::metrics::serve(listener, Arc::new(registry)));
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use proto::identity::{Identity, Role};
-use proto::tls::TlsFiles;
+use proto::tls::{Tls, TlsFiles};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose,
@@ -34,7 +34,8 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   migrate pki init --dir /etc/gantry/ca
   migrate pki issue --dir /etc/gantry/ca --role node node-a --out ./node-a
-  migrate pki issue --dir /etc/gantry/ca --role admin alice --valid-for 30d")]
+  migrate pki issue --dir /etc/gantry/ca --role admin alice --valid-for 30d
+  migrate pki issue --dir /etc/gantry/ca --role node node-a --out /etc/gantry/node-a --renew")]
     Issue {
         /// The peer's name: a node's is the one that it joins with.
         name: String,
@@ -50,6 +51,9 @@ pub(crate) enum Command {
         /// How long the certificate is valid.
         #[arg(long, default_value = "365d", value_parser = humantime::parse_duration)]
         valid_for: Duration,
+        /// Replace the certificate and key in --out. A daemon that uses them takes the new ones within ten seconds.
+        #[arg(long)]
+        renew: bool,
     },
 }
 
@@ -60,12 +64,17 @@ pub(crate) fn run(command: &Command) -> Result<Exit, Failure> {
             Authority::init(dir).map_err(|error| Failure::local("make an authority", &error))?;
             println!("{}", dir.join("ca.crt").display());
         }
-        Command::Issue { name, role, dir, out, valid_for } => {
+        Command::Issue { name, role, dir, out, valid_for, renew } => {
             let tried = format!("issue a certificate for {role}/{name}");
             let identity = Identity::new(*role, name).map_err(|error| Failure::usage(&tried, error))?;
             let out = out.clone().unwrap_or_else(|| dir.join(format!("{name}.{role}")));
-            let issued =
-                Authority::load(dir).and_then(|authority| authority.issue(&identity, *valid_for, &out));
+            let issued = Authority::load(dir).and_then(|authority| {
+                if *renew {
+                    authority.renew(&identity, *valid_for, &out)
+                } else {
+                    authority.issue(&identity, *valid_for, &out)
+                }
+            });
             let files = issued.map_err(|error| Failure::local(&tried, &error))?;
             println!("{}", files.cert.display());
         }
@@ -160,6 +169,46 @@ impl Authority {
                 bail!("{} exists already: choose another --out, or remove it", path.display());
             }
         }
+        let (certificate, key) = self.sign(identity, validity)?;
+        create(&files.key, 0o600, &key)?;
+        create(&files.cert, 0o644, &certificate)?;
+        if !files.ca.exists() {
+            create(&files.ca, 0o644, &self.certificate)?;
+        }
+        Ok(files)
+    }
+
+    /// Replaces the certificate and key of `identity` in `out`, one after the other: whoever reads them in between finds
+    /// that they do not belong together.
+    ///
+    /// After Err at most the key has changed.
+    pub(crate) fn renew(&self, identity: &Identity, validity: Duration, out: &Path) -> Result<TlsFiles> {
+        let files = TlsFiles::in_dir(out);
+        let old = Tls::load(&files).context("there is nothing to renew: leave --renew away")?;
+        if old.identity() != identity {
+            bail!("{} is of {}", files.cert.display(), old.identity());
+        }
+        let trusted =
+            fs::read_to_string(&files.ca).with_context(|| format!("read {}", files.ca.display()))?;
+        if !trusted.contains(self.certificate.trim()) {
+            bail!(
+                "{} does not hold this authority: add it to that file on every host first, so that its certificates are taken",
+                files.ca.display()
+            );
+        }
+        let (certificate, key) = self.sign(identity, validity)?;
+        for (path, mode, content) in [(&files.key, 0o600, key), (&files.cert, 0o644, certificate)] {
+            let new = path.with_extension("new");
+            // Left by somebody who was cut off.
+            let _ = fs::remove_file(&new);
+            create(&new, mode, &content)?;
+            fs::rename(&new, path).with_context(|| format!("replace {}", path.display()))?;
+        }
+        Ok(files)
+    }
+
+    /// A certificate of `identity` and its key, PEM.
+    fn sign(&self, identity: &Identity, validity: Duration) -> Result<(String, String)> {
         let key = KeyPair::generate().context("generate a key")?;
         let mut params = params(&identity.to_string(), vec![identity.dns_name()], validity)?;
         params.is_ca = IsCa::ExplicitNoCa;
@@ -173,20 +222,13 @@ impl Authority {
         };
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer).context("sign the certificate")?;
-        create(&files.key, 0o600, &key.serialize_pem())?;
-        create(&files.cert, 0o644, &certificate.pem())?;
-        if !files.ca.exists() {
-            create(&files.ca, 0o644, &self.certificate)?;
-        }
-        Ok(files)
+        Ok((certificate.pem(), key.serialize_pem()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
-
-    use proto::tls::Tls;
 
     use super::*;
 
@@ -220,5 +262,30 @@ mod tests {
         let before = fs::read(&files.key).unwrap();
         assert!(authority.issue(&identity, Duration::from_secs(60), &out).is_err());
         assert_eq!(fs::read(&files.key).unwrap(), before);
+    }
+
+    #[test]
+    fn a_renewed_certificate_is_of_the_same_peer_and_of_an_authority_that_is_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::init(&dir.path().join("ca")).unwrap();
+        let identity = Identity::new(Role::Node, "node-a").unwrap();
+        let out = dir.path().join("node-a");
+        let hour = Duration::from_secs(3600);
+        assert!(authority.renew(&identity, hour, &out).is_err());
+        let files = authority.issue(&identity, hour, &out).unwrap();
+        let before = (fs::read(&files.key).unwrap(), Tls::load(&files).unwrap().ends());
+
+        let other = Authority::init(&dir.path().join("other")).unwrap();
+        let error = other.renew(&identity, hour, &out).unwrap_err().to_string();
+        assert!(error.contains("does not hold this authority"), "{error}");
+        let node_b = Identity::new(Role::Node, "node-b").unwrap();
+        assert!(authority.renew(&node_b, hour, &out).unwrap_err().to_string().contains("is of node/node-a"));
+        assert_eq!(fs::read(&files.key).unwrap(), before.0);
+
+        authority.renew(&identity, 2 * hour, &out).unwrap();
+        let renewed = Tls::load(&files).unwrap();
+        assert!(renewed.identity() == &identity && renewed.ends() > before.1);
+        assert_eq!(fs::metadata(&files.key).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 3);
     }
 }

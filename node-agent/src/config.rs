@@ -9,6 +9,7 @@ use proto::tls::TlsFiles;
 use serde::Deserialize;
 
 use crate::transfer::bulk::MAX_STREAMS;
+use crate::transfer::{PROTOCOL_VERSIONS, versions_up_to};
 
 /// What `node-agent serve --config FILE` reads.
 #[derive(Clone, Debug, Deserialize)]
@@ -40,6 +41,9 @@ pub struct Config {
     /// processors, at least one and at most four.
     #[serde(default)]
     pub bulk_streams: u32,
+    /// The newest version of the agents' protocol to speak; when left out or 0, the newest that this agent knows.
+    #[serde(default)]
+    pub newest_protocol_version: u32,
     /// Where metrics are served, by plain HTTP; nowhere when left out.
     pub metrics_listen: Option<SocketAddr>,
     /// Labels of the node.
@@ -149,6 +153,10 @@ impl Config {
         if self.bulk_streams > MAX_STREAMS {
             return Some(("bulk_streams", format!("must be at most {MAX_STREAMS}")));
         }
+        if versions_up_to(self.newest_protocol_version).is_empty() {
+            let oldest = PROTOCOL_VERSIONS.last().copied().unwrap_or_default();
+            return Some(("newest_protocol_version", format!("must be at least {oldest}")));
+        }
         if self.bridge.as_ref().is_some_and(|bridge| bridge.is_empty() || bridge.len() > 15) {
             return Some(("bridge", "must be the name of an interface, 1 to 15 bytes".to_owned()));
         }
@@ -240,6 +248,7 @@ rack = "1"
             ("key = \"/etc/gantry/tls.key\"", "", "key"),
             ("listen = \"10.0.0.1:7443\"", "listen = \"nowhere\"", "line 4"),
             ("bulk_streams = 3", "bulk_streams = 17", "at most 16"),
+            ("bulk_streams = 3", "newest_protocol_version = 2", "at least 3"),
             ("[labels]", "[labels", "line"),
         ];
         for (old, new, word) in cases {

@@ -6,7 +6,6 @@ use proto::v1;
 
 use crate::runtime::cgroup::Layout;
 use crate::runtime::{host_facts, memory};
-use crate::transfer::PROTOCOL_VERSIONS;
 
 /// A capability that the agent needs, and what is missing without it.
 pub(crate) const CAPABILITIES: [(u8, &str, &str); 9] = [
@@ -46,9 +45,9 @@ pub fn missing_capabilities() -> Vec<(&'static str, &'static str)> {
     missing.map(|(_, name, meaning)| (*name, *meaning)).collect()
 }
 
-/// The facts that are compared before a migration.
+/// The facts that are compared before a migration, with the versions of the agents' protocol that are spoken.
 #[must_use]
-pub fn node_facts(layout: &Layout) -> v1::NodeFacts {
+pub fn node_facts(layout: &Layout, versions: &[u32]) -> v1::NodeFacts {
     let host = host_facts();
     v1::NodeFacts {
         kernel_release: host.kernel_release,
@@ -61,7 +60,7 @@ pub fn node_facts(layout: &Layout) -> v1::NodeFacts {
         memory_free: memory("MemAvailable:"),
         arch: std::env::consts::ARCH.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        peer_protocol_versions: PROTOCOL_VERSIONS.to_vec(),
+        peer_protocol_versions: versions.to_vec(),
         cgroup_controllers: layout.controllers(),
     }
 }

@@ -14,6 +14,8 @@ pub mod commit;
 pub mod config;
 pub mod facts;
 pub mod files;
+#[cfg(test)]
+mod formats;
 pub mod journal;
 pub mod metrics;
 pub mod network;

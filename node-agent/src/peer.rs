@@ -17,7 +17,6 @@ use crate::commit::{self, OnCommit, OnDiscard};
 use crate::session::agent::{Agent, Mail};
 use crate::session::{predict, target};
 use crate::telemetry::chain;
-use crate::transfer::PROTOCOL_VERSIONS;
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::{Hello, PeerMessage, Purpose};
 use crate::transfer::stream::{ConnectError, TlsStream};
@@ -89,13 +88,14 @@ pub(crate) fn dial(agent: &Agent, node: &str, address: &str, hello: Hello) -> Re
         .and_then(|()| link.recv(ANSWER_TIMEOUT, &mut || false))
         .map_err(|source| DialError::Link { node: name(), source })?;
     match welcomed {
-        PeerMessage::Welcome { version, .. } if !PROTOCOL_VERSIONS.contains(&version) => {
+        PeerMessage::Welcome { version, .. } if !agent.versions.contains(&version) => {
             Err(DialError::Mismatch { node: name(), what: "speaks another version of the protocol" })
         }
         PeerMessage::Welcome { incarnation, .. } if expected != 0 && incarnation != expected => {
             Err(DialError::Mismatch { node: name(), what: "was restarted since it was prepared" })
         }
-        PeerMessage::Welcome { .. } => {
+        PeerMessage::Welcome { version, .. } => {
+            link.agree(version);
             link.trust();
             Ok(link)
         }
@@ -130,7 +130,7 @@ pub(crate) fn hello(
     purpose: Purpose,
 ) -> Hello {
     Hello {
-        versions: PROTOCOL_VERSIONS.to_vec(),
+        versions: agent.versions.to_vec(),
         migration: about.migration.clone(),
         epoch: about.epoch,
         container: about.container.clone(),
@@ -202,10 +202,11 @@ fn greet(agent: &Arc<Agent>, tcp: TcpStream, stranger: Stranger) -> Result<(), S
     if peer.role() != PeerRole::Node {
         return unwelcome(&mut link, format!("{peer} is no node"));
     }
-    let Some(version) = hello.versions.iter().copied().find(|version| PROTOCOL_VERSIONS.contains(version))
+    let Some(version) = hello.versions.iter().copied().find(|version| agent.versions.contains(version))
     else {
         return unwelcome(&mut link, format!("no common protocol version: {:?}", hello.versions));
     };
+    link.agree(version);
     let welcome = PeerMessage::Welcome { version, incarnation: agent.incarnation };
     match hello.purpose {
         Purpose::Invalid => unwelcome(&mut link, "no purpose".to_owned()),

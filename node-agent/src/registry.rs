@@ -161,13 +161,14 @@ async fn report(
 
 async fn look(registration: &Registration) -> (Vec<v1::Container>, v1::NodeFacts) {
     let (runtime, node) = (Arc::clone(&registration.runtime), registration.node.clone());
+    let versions = registration.migrations.versions();
     let looked = tokio::task::spawn_blocking(move || {
         let list = runtime.list().unwrap_or_else(|error| {
             tracing::error!(error = chain(&error), "the containers cannot be listed");
             Vec::new()
         });
         let containers = list.into_iter().map(|status| convert::container(status, &node)).collect();
-        (containers, facts::node_facts(runtime.layout()))
+        (containers, facts::node_facts(runtime.layout(), versions))
     });
     looked.await.unwrap_or_default()
 }

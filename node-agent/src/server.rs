@@ -116,7 +116,8 @@ impl NodeAgent for Service {
         _: Request<v1::GetFactsRequest>,
     ) -> Result<Response<v1::GetFactsResponse>, Status> {
         let runtime = Arc::clone(&self.runtime);
-        let facts = blocking(move || facts::node_facts(runtime.layout())).await?;
+        let versions = self.migrations.versions();
+        let facts = blocking(move || facts::node_facts(runtime.layout(), versions)).await?;
         Ok(Response::new(v1::GetFactsResponse {
             facts: Some(facts),
             peer_address: self.peer_address.clone(),

@@ -53,7 +53,7 @@ fn only_the_prepared_source_opens_the_session() {
     refused(&session(&pki.issue("ada", "admin"), 3, "web", nonce), "is no node");
     refused(&session(&pki.issue("main", "coordinator"), 3, "web", nonce), "is no node");
     let (mut link, answer) = greet(&a, &b.address, hello(3, "web", nonce, Purpose::Session));
-    assert_eq!(answer, PeerMessage::Welcome { version: 3, incarnation: nonce });
+    assert_eq!(answer, PeerMessage::Welcome { version: 4, incarnation: nonce });
     refused(&session(&a, 3, "web", nonce), "is open");
     // And none of these attempts disturbed the one that is open.
     link.send(&PeerMessage::Check {

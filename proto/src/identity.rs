@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, SystemTime};
 
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
@@ -126,6 +127,16 @@ impl Identity {
             others => Err(IdentityError::Count(others.len())),
         }
     }
+}
+
+/// When a certificate in DER form ends (RFC 5280 section 4.1.2.5).
+///
+/// # Errors
+/// When the bytes are no certificate.
+pub fn not_after(der: &[u8]) -> Result<SystemTime, IdentityError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|e| IdentityError::Der(flatten(e)))?;
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 fn flatten(error: x509_parser::nom::Err<x509_parser::error::X509Error>) -> x509_parser::error::X509Error {

@@ -56,6 +56,16 @@ pub const CASES: &[Case] = &[
         run: crate::monitoring::what_is_named_is_exported,
     },
     Case {
+        name: "an_authority_is_replaced_while_a_container_serves_and_moves",
+        programs: &["python3", "curl"],
+        run: crate::renewal::authority,
+    },
+    Case {
+        name: "agents_of_adjacent_versions_move_a_container_there_and_back",
+        programs: &["python3"],
+        run: crate::versions::adjacent,
+    },
+    Case {
         name: "a_node_is_drained_and_filled_again",
         programs: &["redis-server", "python3"],
         run: crate::evacuation::drain,

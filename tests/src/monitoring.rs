@@ -17,7 +17,7 @@ while True:
     time.sleep(0.005)
 ";
 /// Where the coordinator and the nodes serve metrics.
-const ADDRESSES: [&str; 3] = ["10.77.0.2:7446", "10.77.0.11:7446", "10.77.0.12:7446"];
+pub(crate) const ADDRESSES: [&str; 3] = ["10.77.0.2:7446", "10.77.0.11:7446", "10.77.0.12:7446"];
 
 /// Moves a container slowly and looks at all metrics meanwhile.
 pub(crate) fn what_is_named_is_exported() -> Result<()> {
@@ -55,7 +55,7 @@ pub(crate) fn what_is_named_is_exported() -> Result<()> {
     Ok(())
 }
 
-fn scrape(cluster: &Cluster, address: &str) -> Result<String> {
+pub(crate) fn scrape(cluster: &Cluster, address: &str) -> Result<String> {
     let url = format!("http://{address}/metrics");
     let answer = cluster.must(["dev", "exec", "client", "--", "curl", "-sf", &url])?;
     Ok(answer.stdout)

@@ -4,10 +4,10 @@
 
 use std::process::ExitCode;
 
-use tests::{client, lifecycle, suite};
+use tests::{client, lifecycle, residue, suite};
 
 fn main() -> ExitCode {
-    if let Some(code) = client::run_if_asked() {
+    if let Some(code) = client::run_if_asked().or_else(residue::run_if_asked) {
         return code;
     }
     suite::main(lifecycle::CASES)

@@ -38,7 +38,8 @@ pub(super) fn labels(labels: &std::collections::HashMap<String, String>) -> Stri
 pub(crate) fn downtime(d: &Downtime) -> String {
     let parts: Vec<_> =
         resource::downtime_parts(d).iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
-    format!("{} ({})", units::ms(d.total_ms), parts.join(", "))
+    let first = d.first_packet_ms.map(|ms| format!("; first packet {ms:.1} ms after it"));
+    format!("{} ({}){}", units::ms(d.total_ms), parts.join(", "), first.unwrap_or_default())
 }
 
 /// The steps of the pause as a table.

@@ -160,6 +160,7 @@ fn downtime(d: &Downtime) -> Value {
         "totalMs": rounded(d.total_ms), "freezeMs": rounded(d.freeze_ms), "lastPagesMs": rounded(d.last_pages_ms),
         "captureMs": rounded(d.capture_ms), "restoreMs": rounded(d.restore_ms), "commitMs": rounded(d.commit_ms),
         "networkMs": rounded(d.network_ms), "wireMs": rounded(d.wire_ms),
+        "firstPacketMs": d.first_packet_ms.map(rounded),
         "steps": d.steps.iter().map(|step| json!({"name": step.name, "ms": rounded(step.ms)})).collect::<Vec<_>>(),
     })
 }

@@ -9,6 +9,7 @@ use super::{Format, answer, complain};
 use crate::facts;
 use crate::runtime::cgroup::Layout;
 use crate::telemetry::chain;
+use crate::transfer::PROTOCOL_VERSIONS;
 
 /// Something cannot move, or the host lacks what the agent needs.
 const REFUSED: u8 = 3;
@@ -28,7 +29,7 @@ fn host(format: Format) -> ExitCode {
             return ExitCode::from(REFUSED);
         }
     };
-    let facts = facts::node_facts(&layout);
+    let facts = facts::node_facts(&layout, &PROTOCOL_VERSIONS);
     let missing = facts::missing_capabilities();
     let fit = facts.tracker != "none" && !missing.iter().any(|(name, _)| is_needed(name));
     match format {

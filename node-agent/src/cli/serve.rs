@@ -19,6 +19,7 @@ use crate::registry::{self, Coordinator, Decisions, Registration};
 use crate::runtime::{MovingNode, Options, Runtime};
 use crate::server::{self, Service};
 use crate::session::{self, Migrations};
+use crate::transfer::versions_up_to;
 use crate::{metrics, network, telemetry};
 
 /// How long open requests may take after the signal to stop.
@@ -154,6 +155,7 @@ impl Node {
                 incarnation,
                 bandwidth: config.bandwidth.map_or(0, std::num::NonZeroU64::get),
                 bulk_streams: config.bulk_streams,
+                versions: versions_up_to(config.newest_protocol_version),
             },
             Arc::new(MovingNode::new(Arc::clone(&runtime))),
             Arc::new(Decisions::new(coordinator, handle.clone())),
@@ -187,7 +189,8 @@ async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
     };
     let node = Node::open(&config, &tls, &Handle::current())?;
     if let Some(listener) = monitored {
-        let registry = metrics::registry(Arc::clone(&node.runtime), node.migrations.clone());
+        let mut registry = metrics::registry(Arc::clone(&node.runtime), node.migrations.clone());
+        tls.register(&mut registry);
         tokio::spawn(proto::metrics::serve(listener, Arc::new(registry)));
     }
     node.migrations.recover_all();
@@ -195,6 +198,7 @@ async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    tokio::spawn(proto::tls::keep_fresh(tls.clone()).context("cannot wait for signals")?);
     let registered = config.coordinator().map(|address| {
         let registration = Registration {
             node: config.name.clone(),

@@ -6,6 +6,7 @@
 //! [`Lock`] holds a container's traffic at the source of a migration, [`Port`] brings it back at the target.
 
 mod address;
+mod frame;
 mod hold;
 mod lock;
 mod port;

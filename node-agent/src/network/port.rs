@@ -2,12 +2,16 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::{Duration, Instant, SystemTime};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sys::net::departures::Departures;
 use sys::net::link::master_message;
 use sys::net::packet::{PacketSocket, announcement};
 use sys::net::{Message, Netlink};
 use sys::ns::{self, Kind};
 
+use super::frame;
 use super::hold::Hold;
 use super::{Addressing, Context as _, INSIDE, Mac, NetworkError};
 
@@ -20,6 +24,8 @@ pub struct Port {
     replay: Replay,
     /// What arrives directly waits here.
     hold: Hold,
+    /// What the container sends, from [`Port::attach`] on.
+    departures: Option<Departures>,
     mac: Mac,
     announcements: Vec<Vec<u8>>,
 }
@@ -53,9 +59,11 @@ impl Port {
         let hold = Hold::close(&mut netlink, link, index).during(what)?;
         let replay = Replay::open(index, netns.as_fd(), network.mac).during(what)?;
         replay.outside.bypass_filters(true).during(what)?;
+        let departures = Departures::open(index).during(what)?;
         Ok(Some(Self {
             replay,
             hold,
+            departures: Some(departures),
             link: link.to_owned(),
             netlink,
             attach,
@@ -76,6 +84,11 @@ impl Port {
     /// # Errors
     /// When the bridge does not take it.
     pub fn attach(&mut self) -> Result<(), NetworkError> {
+        if let Some(departures) = &self.departures
+            && let Err(error) = departures.begin()
+        {
+            tracing::debug!(%error, link = self.link, "the first frame that the container sends will not be known");
+        }
         let Some(message) = &self.attach else { return Ok(()) };
         self.netlink.execute(message).during(|| format!("attach {} to its bridge", self.link))
     }
@@ -90,6 +103,32 @@ impl Port {
         // The container may be moved on while frames still come late: they stay before the next lock.
         let opened = opened.and_then(|count| self.replay.outside.bypass_filters(false).map(|()| count));
         opened.during(|| format!("open {}", self.link))
+    }
+
+    /// How long after `since` the first frame with data left that the container's programs sent after it, if one did or
+    /// does within `wait`; `None` also when it cannot be known. Frames are seen from [`Port::attach`] on.
+    #[must_use]
+    pub fn first_served(&self, since: SystemTime, wait: Duration) -> Option<Duration> {
+        let departures = self.departures.as_ref()?;
+        let end = Instant::now() + wait;
+        loop {
+            while let Some(departure) = departures.next().ok()? {
+                if let Ok(after) = departure.at.duration_since(since)
+                    && frame::has_data(&departure.head)
+                {
+                    return Some(after);
+                }
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let limit = Timespec::try_from(left).ok().filter(|_| !left.is_zero())?;
+            let mut fds = [PollFd::new(departures, PollFlags::IN)];
+            poll(&mut fds, Some(&limit)).ok()?;
+        }
+    }
+
+    /// Looks at what the container sends no more.
+    pub fn look_away(&mut self) {
+        self.departures = None;
     }
 
     /// Tells the network where the container is, from inside of its namespace.

@@ -36,6 +36,8 @@ pub(crate) use channel::pair as socket_pair;
 pub use error::RuntimeError;
 pub use lifecycle::RunRequest;
 pub use moving::MovingNode;
+#[cfg(test)]
+pub(crate) use moving::mount_layouts;
 pub(crate) use moving::{host_facts, memory, tmpfs_areas};
 pub use name::{ContainerName, InvalidName};
 pub use sandbox::{CONTROL_FD, Exit};

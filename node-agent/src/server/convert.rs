@@ -230,6 +230,7 @@ pub(crate) fn migration(status: &status::Status) -> v1::MigrationStatus {
             commit_ms: millis(downtime.commit),
             network_ms: millis(downtime.network),
             wire_ms: millis(downtime.wire),
+            first_packet_ms: downtime.first_packet.map(millis),
             steps: downtime
                 .steps
                 .iter()

@@ -30,6 +30,8 @@ const HISTORY: usize = 256;
 pub(crate) struct Agent {
     /// Credentials, for peers.
     pub(crate) tls: Tls,
+    /// Versions of the agents' protocol that it speaks, best first.
+    pub(crate) versions: &'static [u32],
     /// Where this agent listens for peers: host:port, as others dial it.
     pub(crate) peer_address: String,
     /// A number of this run of the agent.
@@ -213,6 +215,7 @@ impl Agent {
             journal,
             node,
             decisions,
+            versions: options.versions,
             budget: Arc::new(Budget::new(options.bandwidth)),
             streams: match options.bulk_streams {
                 0 => streams_for(std::thread::available_parallelism().map_or(1, usize::from)),

@@ -42,6 +42,8 @@ pub struct Options {
     /// Bulk streams that a migration from this node opens, at most [`MAX_STREAMS`](crate::transfer::bulk::MAX_STREAMS);
     /// 0 = by its processors.
     pub bulk_streams: u32,
+    /// Versions of the agents' protocol to speak, best first: see [`versions_up_to`](crate::transfer::versions_up_to).
+    pub versions: &'static [u32],
 }
 
 /// Why the service cannot start.
@@ -62,6 +64,12 @@ pub struct Migrations {
 }
 
 impl Migrations {
+    /// Versions of the agents' protocol that this agent speaks, best first.
+    #[must_use]
+    pub fn versions(&self) -> &'static [u32] {
+        self.agent.versions
+    }
+
     /// Opens the journal. Nothing is done yet: call [`Migrations::recover_all`] next, then
     /// [`Migrations::serve`], then take orders.
     ///

@@ -110,6 +110,9 @@ pub struct Downtime {
     pub network: Duration,
     /// Between the agents.
     pub wire: Duration,
+    /// Target: from the thaw to the first frame with data of the container's programs; `None` when none left soon, or its
+    /// agent does not tell. Not part of the total.
+    pub first_packet: Option<Duration>,
     /// The same finer: name (`part.step`) and time, in the order in which the steps began.
     pub steps: Vec<(String, Duration)>,
 }

@@ -51,6 +51,18 @@ const WARM: usize = 512 << 10;
 /// An account as it travels.
 type Steps = Vec<(String, Duration)>;
 
+/// What an Ack says, and what came before it.
+struct Acked {
+    /// From the arrival of Commit to the thaw.
+    resumed: Duration,
+    /// From the arrival of Commit to the sending of Ack.
+    took: Duration,
+    /// The first of these by step.
+    steps: Steps,
+    /// From the thaw to the container's first answer.
+    served: Option<Duration>,
+}
+
 /// Makes it one.
 pub(super) fn named(steps: Vec<account::Step>) -> Steps {
     steps.into_iter().map(|(name, took)| (name.to_owned(), took)).collect()
@@ -178,7 +190,7 @@ impl Session {
         let acked = sent.and_then(|()| self.await_ack());
         self.ignore_failpoint("answered");
         match acked {
-            Ok((resumed, took, there)) => {
+            Ok(Acked { resumed, took, steps: there, served }) => {
                 let back = told.elapsed().saturating_sub(took) / 2;
                 let mut steps = frozen.steps;
                 steps.extend(named(account::take()));
@@ -194,6 +206,7 @@ impl Session {
                     commit,
                     network: resumed,
                     wire: frozen.wire + back,
+                    first_packet: served,
                     steps,
                 };
                 self.publish.update(|status| status.downtime = Some(downtime.clone()));
@@ -216,8 +229,9 @@ impl Session {
         }
     }
 
-    /// Waits for Ack and relays what arrives meanwhile. Gives (until resumed, until answered, steps of the first).
-    fn await_ack(&mut self) -> Result<(Duration, Duration, Steps), LinkError> {
+    /// Waits for Ack and relays what arrives meanwhile.
+    fn await_ack(&mut self) -> Result<Acked, LinkError> {
+        let mut served = None;
         let deadline = Instant::now() + ACK_TIMEOUT;
         let Some(link) = self.link.as_mut() else { return Err(LinkError::Interrupted) };
         while Instant::now() < deadline {
@@ -227,7 +241,7 @@ impl Session {
                     PeerMessage::Ack { resumed, took, steps } => {
                         let view = self.agent.source_view(&self.begin.container);
                         if commit::source_on_ack(&view, self.begin.epoch) == OnAck::Kill {
-                            return Ok((resumed, took, steps));
+                            return Ok(Acked { resumed, took, steps, served });
                         }
                     }
                     // The target was announced: what has not come here by now goes there.
@@ -235,6 +249,7 @@ impl Session {
                         let frames = held(&mut self.lock, Duration::ZERO);
                         link.send(&PeerMessage::Late { frames, last: true })?;
                     }
+                    PeerMessage::Served { after } => served = Some(after),
                     PeerMessage::RoundDone { .. } => {}
                     other => {
                         tracing::warn!(answer = other.name(), "unexpected answer to Commit; asking again");
@@ -271,8 +286,9 @@ impl Session {
         }
         self.ignore_failpoint("killed");
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let first = downtime.first_packet.map(|after| format!(", first packet {:.1} after it", ms(after)));
         let line = format!(
-            "downtime={:.1}ms (freeze {:.1} last-pages {:.1} capture {:.1} restore {:.1} commit {:.1} network {:.1} wire {:.1})",
+            "downtime={:.1}ms (freeze {:.1} last-pages {:.1} capture {:.1} restore {:.1} commit {:.1} network {:.1} wire {:.1}){}",
             ms(downtime.total),
             ms(downtime.freeze),
             ms(downtime.last_pages),
@@ -281,6 +297,7 @@ impl Session {
             ms(downtime.commit),
             ms(downtime.network),
             ms(downtime.wire),
+            first.unwrap_or_default(),
         );
         tracing::info!("{line}");
         let stop = recover::killed(&self.agent, &self.begin, &*self.container, &self.publish);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use engine::account;
 use engine::target::Ready;
@@ -19,6 +19,7 @@ use crate::commit::{self, Answer, OnAnswer, OnCommit, OnDiscard, Owner, TargetRe
 use crate::journal::{Begin, End, Record};
 use crate::peer;
 use crate::telemetry::chain;
+use crate::transfer::TELLS_NO_ANSWER;
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::PeerMessage;
 
@@ -27,6 +28,8 @@ use crate::transfer::message::PeerMessage;
 const STRAGGLERS: Duration = Duration::from_millis(5);
 /// How long late frames are taken after the takeover.
 const LATE: Duration = Duration::from_secs(5);
+/// How long after the thaw Ack waits at most for the container's first answer, so that it can be told. The container runs.
+const SERVED: Duration = Duration::from_millis(25);
 
 /// A complete copy, frozen, and what decides about it.
 pub(super) struct Waiting {
@@ -199,6 +202,8 @@ impl Waiting {
             tracing::warn!(error = %chain(&error), "cannot announce the container's addresses");
         }
         account::lap("network.announce");
+        // Its first answer may have left before the thaw returns.
+        let thawing = SystemTime::now();
         let resumed_by_engine = self.ready.take().is_some_and(|ready| match ready.resume() {
             Ok(()) => true,
             Err(error) => {
@@ -212,6 +217,7 @@ impl Waiting {
         }
         account::lap("network.thaw");
         let (resumed, steps) = (told.elapsed(), named(account::take()));
+        let (thawed, thaw) = (Instant::now(), thawing.elapsed().unwrap_or_default());
         account::end();
         pass("session-target-completing-thawed");
         self.stragglers();
@@ -227,6 +233,7 @@ impl Waiting {
         pass("session-target-completing-owned");
         // From here on OWNED answers; the container may be moved on as soon as the source has heard.
         self.agent.table().targets.remove(&self.begin.container);
+        self.tell_served(thawing, thaw, SERVED.saturating_sub(thawed.elapsed()));
         let ack = PeerMessage::Ack { resumed, took: told.elapsed(), steps };
         if let Some(link) = self.link.as_mut()
             && let Err(error) = link.send(&ack)
@@ -240,6 +247,7 @@ impl Waiting {
             resumed.as_secs_f64() * 1e3
         ));
         self.publish.end(Phase::Succeeded, "Committed", "it runs here");
+        self.container.look_away();
         self.late_frames();
     }
 
@@ -263,6 +271,17 @@ impl Waiting {
                 // The Ack will find out.
                 Err(_) => return,
             }
+        }
+    }
+
+    /// Says when the container answered first, if the source can hear it. Its thaw began at `thawing` and took `thaw`.
+    fn tell_served(&mut self, thawing: SystemTime, thaw: Duration, wait: Duration) {
+        let Some(link) = self.link.as_mut().filter(|link| link.version() > TELLS_NO_ANSWER) else { return };
+        let Some(after) = self.container.first_served(thawing, wait) else { return };
+        let after = after.saturating_sub(thaw);
+        // The Ack will find out.
+        if let Err(error) = link.send(&PeerMessage::Served { after }) {
+            tracing::debug!(%error, "cannot tell the first answer");
         }
     }
 

@@ -58,6 +58,7 @@ pub struct Link {
     reader: FrameReader<TlsStream>,
     writer: FrameWriter<Vec<u8>>,
     peer: String,
+    version: u32,
 }
 
 impl Link {
@@ -66,7 +67,19 @@ impl Link {
     pub fn new(stream: TlsStream) -> Self {
         let peer = stream.peer().to_string();
         let limits = Limits { state: 0 };
-        Self { reader: FrameReader::with_limits(stream, limits), writer: FrameWriter::new(Vec::new()), peer }
+        let (reader, writer) = (FrameReader::with_limits(stream, limits), FrameWriter::new(Vec::new()));
+        Self { reader, writer, peer, version: 0 }
+    }
+
+    /// Both ends speak this version of the protocol.
+    pub fn agree(&mut self, version: u32) {
+        self.version = version;
+    }
+
+    /// The version that was agreed on; 0 before.
+    #[must_use]
+    pub const fn version(&self) -> u32 {
+        self.version
     }
 
     /// Accepts large messages from now on: the peer has been recognised.

@@ -206,6 +206,11 @@ pub enum PeerMessage {
     Done,
     /// Target, in answer to Commit on a question connection: it is being taken over, or cannot be told yet. Ask again.
     Later,
+    /// Target, before Ack and since version 4: the first frame with data of its container's programs has left.
+    Served {
+        /// From the thaw to the frame.
+        after: Duration,
+    },
 }
 
 impl PeerMessage {
@@ -245,6 +250,7 @@ impl PeerMessage {
             Self::Answer(_) => "Answer",
             Self::Done => "Done",
             Self::Later => "Later",
+            Self::Served { .. } => "Served",
         }
     }
 }

@@ -17,4 +17,14 @@ pub mod step;
 pub mod stream;
 
 /// Versions of the agents' protocol that this agent speaks, best first.
-pub const PROTOCOL_VERSIONS: [u32; 1] = [3];
+pub static PROTOCOL_VERSIONS: [u32; 2] = [4, TELLS_NO_ANSWER];
+/// In this version a target does not say when its container answered first: [`message::PeerMessage::Served`] is not known.
+pub const TELLS_NO_ANSWER: u32 = 3;
+
+/// Those of [`PROTOCOL_VERSIONS`] that are not newer than `newest`; 0 = all.
+#[must_use]
+pub fn versions_up_to(newest: u32) -> &'static [u32] {
+    let known = |version: &u32| newest == 0 || *version <= newest;
+    let first = PROTOCOL_VERSIONS.iter().position(known).unwrap_or(PROTOCOL_VERSIONS.len());
+    &PROTOCOL_VERSIONS[first..]
+}

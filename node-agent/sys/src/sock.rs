@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use nix::sys::socket::Shutdown;
 
 pub use self::address::Address;
+pub(crate) use self::message::receive_plain;
 pub use self::message::{Control, Credentials, Received, peek_queue, receive, receive_fds, send, send_fds};
 use crate::abi::{Pod, bytes_of, bytes_of_mut, new_fd, small, zeroed};
 use crate::{Errno, Result};

@@ -6,10 +6,11 @@ mod common;
 
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::{join, netns, wait_for};
 use sys::Errno;
+use sys::net::departures::{Departure, Departures};
 use sys::net::link::NewLink;
 use sys::net::neigh::{self, Neighbour};
 use sys::net::packet::{self, PacketSocket};
@@ -273,4 +274,34 @@ fn settings_belong_to_the_namespace() {
     assert_eq!(one.run(read).unwrap(), ["20000", "20100"]);
     assert_ne!(two.run(read).unwrap(), ["20000", "20100"]);
     assert_eq!(sys::net::sysctl("../kernel/hostname"), Err(Errno::EINVAL));
+}
+
+/// Frames that the other end sends are seen from the beginning on, with the time of their sending; what goes to it is not.
+#[test]
+fn departures_are_seen_with_their_time() {
+    let (host, inside) = (netns(), netns());
+    join(&host, &inside);
+    let seen = host.run(|| Departures::open(11).unwrap()).unwrap();
+    let to_inside = host.run(|| UdpSocket::bind("10.77.0.1:700").unwrap()).unwrap();
+    let to_host = inside.run(|| UdpSocket::bind("10.77.0.2:700").unwrap()).unwrap();
+    // Both know where the other is: no ARP from here on.
+    to_host.send_to(b"early", "10.77.0.1:700").unwrap();
+    let mut buffer = [0; 64];
+    assert_eq!(to_inside.recv(&mut buffer).unwrap(), 5);
+    assert_eq!(seen.next().unwrap(), None, "nothing was to be seen yet");
+
+    seen.begin().unwrap();
+    to_inside.send_to(b"not this way", "10.77.0.2:700").unwrap();
+    let before = SystemTime::now();
+    to_host.send_to(b"first", "10.77.0.1:700").unwrap();
+    let after = SystemTime::now();
+    to_host.send_to(b"second", "10.77.0.1:700").unwrap();
+    let mut frames = Vec::new();
+    wait_for("both frames", || {
+        frames.extend(seen.next().unwrap());
+        frames.iter().any(|frame: &Departure| frame.head.ends_with(b"second"))
+    });
+    let udp: Vec<_> = frames.iter().filter(|frame| frame.head[12..14] == [8, 0]).collect();
+    assert!(udp.len() == 2 && udp[0].head.ends_with(b"first"), "{frames:?}");
+    assert!((before..=after).contains(&udp[0].at), "{before:?} {:?} {after:?}", udp[0].at);
 }

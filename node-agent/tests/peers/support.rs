@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use engine::source::{Namespaces, TreeSpec};
 use engine::target::{Externals, TargetOptions};
@@ -362,6 +362,15 @@ impl ContainerTarget for FakeIncoming {
         Ok(())
     }
 
+    fn first_served(&mut self, _: SystemTime, _: Duration) -> Option<Duration> {
+        self.log.add("first served");
+        Some(Duration::from_micros(1500))
+    }
+
+    fn look_away(&mut self) {
+        self.log.add("look away");
+    }
+
     fn adopt(&mut self, epoch: u64) -> Result<(), PortError> {
         self.log.add(format!("adopt {epoch}"));
         Ok(())
@@ -426,6 +435,7 @@ impl TestAgent {
             incarnation: 1 + u64::from(listener.local_addr().unwrap().port()),
             bandwidth: 0,
             bulk_streams: 0,
+            versions: node_agent::transfer::versions_up_to(0),
         };
         let migrations =
             Migrations::open(options, Arc::clone(&node) as Arc<dyn Node>, Arc::new(Silent)).unwrap();

@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -103,24 +102,22 @@ fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
 #[derive(Clone)]
 struct Dialer {
     address: String,
-    name: ServerName<'static>,
-    connector: TlsConnector,
+    expect: Expect,
+    tls: Tls,
 }
 
 impl Dialer {
     fn new(address: &str, expect: &Expect, tls: &Tls) -> Self {
-        Self {
-            address: address.to_owned(),
-            name: expect.server_name(),
-            connector: TlsConnector::from(tls.grpc_client(expect)),
-        }
+        Self { address: address.to_owned(), expect: expect.clone(), tls: tls.clone() }
     }
 
     async fn dial(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
         let connecting = async {
             let tcp = TcpStream::connect(&self.address).await?;
             tcp.set_nodelay(true)?;
-            self.connector.connect(self.name, tcp).await
+            TlsConnector::from(self.tls.grpc_client(&self.expect))
+                .connect(self.expect.server_name(), tcp)
+                .await
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(stream) => Ok(TokioIo::new(stream?)),

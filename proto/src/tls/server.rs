@@ -8,7 +8,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -60,18 +59,17 @@ pub fn listen_counting(listener: TcpListener, tls: &Tls, refused: Counter) -> In
 
 pub(super) fn listen_with(listener: TcpListener, tls: &Tls, timeout: Duration, refused: Counter) -> Incoming {
     let (sender, receiver) = mpsc::channel(HANDSHAKES);
-    tokio::spawn(accept(listener, tls.grpc_server(), sender, timeout, refused));
+    tokio::spawn(accept(listener, tls.clone(), sender, timeout, refused));
     Incoming { receiver }
 }
 
 async fn accept(
     listener: TcpListener,
-    config: Arc<ServerConfig>,
+    tls: Tls,
     sender: mpsc::Sender<io::Result<Connection>>,
     timeout: Duration,
     refused: Counter,
 ) {
-    let acceptor = TlsAcceptor::from(config);
     let slots = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
@@ -82,8 +80,13 @@ async fn accept(
         match accepted {
             Ok((stream, address)) => {
                 let refused = refused.clone();
-                let task =
-                    Handshake { acceptor: acceptor.clone(), sender: sender.clone(), timeout, refused, slot };
+                let task = Handshake {
+                    acceptor: TlsAcceptor::from(tls.grpc_server()),
+                    sender: sender.clone(),
+                    timeout,
+                    refused,
+                    slot,
+                };
                 tokio::spawn(task.run(stream, address));
             }
             Err(error) => {

@@ -8,6 +8,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::version;
+
+use super::credentials::{certificates, roots};
 use super::*;
 use crate::v1::registry_client::RegistryClient;
 use crate::v1::registry_server::{Registry, RegistryServer};
@@ -35,15 +40,19 @@ impl Ca {
     fn issue(&self, dns: &str) -> (TempDir, TlsFiles) {
         let dir = tempfile::tempdir().unwrap();
         let files = TlsFiles::in_dir(dir.path());
-        let key = rcgen::KeyPair::generate().unwrap();
-        let cert = rcgen::CertificateParams::new(vec![dns.to_owned()])
-            .unwrap()
-            .signed_by(&key, &self.issuer)
-            .unwrap();
         std::fs::write(&files.ca, &self.pem).unwrap();
-        std::fs::write(&files.cert, cert.pem()).unwrap();
-        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        let (cert, key) = self.pair(dns, |_| {});
+        std::fs::write(&files.cert, cert).unwrap();
+        std::fs::write(&files.key, key).unwrap();
         (dir, files)
+    }
+
+    /// A certificate for `dns` and its key, PEM.
+    fn pair(&self, dns: &str, change: impl FnOnce(&mut rcgen::CertificateParams)) -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![dns.to_owned()]).unwrap();
+        change(&mut params);
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
     fn tls(&self, dns: &str) -> Tls {
@@ -169,7 +178,8 @@ async fn a_client_without_an_identity_is_refused() {
     let cert = rcgen::CertificateParams::new(vec!["example.com".to_owned()]).unwrap();
     let cert = cert.signed_by(&key, &ca.issuer).unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let nameless = Tls { chain: vec![cert.der().clone()], key: Arc::new(key), ..good };
+    let nameless = good.current().with(vec![cert.der().clone()], key);
+    let nameless = Tls::of(nameless, &good.files);
     join(&address, &Expect::Any(Role::Coordinator), &nameless).await.unwrap_err();
 }
 
@@ -197,7 +207,8 @@ async fn no_certificate_and_old_versions_are_refused() {
 
     // A TLS 1.3 client has finished before the server refuses, so openssl may leave with success: the proof is
     // that the server closes instead of speaking HTTP/2.
-    let roots = roots(&files.ca).unwrap();
+    let authorities = certificates("authorities", &files.ca).unwrap();
+    let roots = roots(&authorities, &files.ca).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&version::TLS13])
         .unwrap()
@@ -281,4 +292,65 @@ fn errors_name_the_file() {
     fails(&TlsFiles { key: other.key.clone(), ..files.clone() }, &other.key);
     let (_nobody, nobody) = ca.issue("example.com");
     fails(&nobody, &nobody.cert);
+}
+
+/// A new authority comes beside the old one, then in its place; connections that are open stay so.
+#[tokio::test]
+async fn replaced_files_are_taken_by_the_next_handshake_of_either_side() {
+    let (old, new) = (Ca::new(), Ca::new());
+    let (_server_dir, server_files) = old.issue("main.coordinator.gantry");
+    let (_client_dir, client_files) = old.issue("node-a.node.gantry");
+    let (server, client) = (Tls::load(&server_files).unwrap(), Tls::load(&client_files).unwrap());
+    let address = serve(&server, HANDSHAKE_TIMEOUT).await;
+    let expect = Expect::Any(Role::Coordinator);
+    let mut open = RegistryClient::new(connect(&address, &expect, &client).await.unwrap());
+    open.join(JoinRequest::default()).await.unwrap();
+    assert_eq!(server.reload().unwrap(), Reload::Same);
+
+    let both = format!("{}{}", old.pem, new.pem);
+    std::fs::write(&server_files.ca, &both).unwrap();
+    assert!(matches!(server.reload().unwrap(), Reload::Taken(_)));
+    let (cert, key) =
+        new.pair("node-a.node.gantry", |params| params.not_after = rcgen::date_time_ymd(2100, 1, 1));
+    std::fs::write(&client_files.ca, &both).unwrap();
+    std::fs::write(&client_files.cert, cert).unwrap();
+    let before = client.ends();
+    let error = client.reload().unwrap_err();
+    assert!(matches!(error, TlsError::Use { .. }), "the key is not yet that of the certificate: {error}");
+    join(&address, &expect, &client).await.unwrap();
+    std::fs::write(&client_files.key, key).unwrap();
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(4_102_444_800);
+    assert_eq!(client.reload().unwrap(), Reload::Taken(at));
+    assert!(client.ends() == at && before != at);
+    // A server that knows the old authority alone would have refused this one.
+    join(&address, &expect, &client).await.unwrap();
+
+    std::fs::write(&server_files.ca, &new.pem).unwrap();
+    assert!(matches!(server.reload().unwrap(), Reload::Taken(_)));
+    let stale = old.tls("node-a.node.gantry");
+    join(&address, &expect, &stale).await.unwrap_err();
+    join(&address, &expect, &client).await.unwrap();
+    open.join(JoinRequest::default()).await.unwrap();
+}
+
+#[test]
+fn what_cannot_be_used_replaces_nothing() {
+    let ca = Ca::new();
+    let (_dir, files) = ca.issue("node-a.node.gantry");
+    let tls = Tls::load(&files).unwrap();
+    let before = tls.ends();
+    let put = |(cert, key): (String, String)| {
+        std::fs::write(&files.cert, cert).unwrap();
+        std::fs::write(&files.key, key).unwrap();
+    };
+    put(ca.pair("node-b.node.gantry", |_| {}));
+    let error = tls.reload().unwrap_err();
+    assert!(matches!(error, TlsError::Other { .. }), "{error}");
+    assert!(error.to_string().contains("is of node/node-b, not of node/node-a"), "{error}");
+    put(ca.pair("node-a.node.gantry", |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1)));
+    let error = tls.reload().unwrap_err();
+    assert!(error.to_string().contains("ended at 2020-01-01T00:00:00Z"), "{error}");
+    std::fs::remove_file(&files.ca).unwrap();
+    assert!(matches!(tls.reload().unwrap_err(), TlsError::Read { .. }));
+    assert_eq!((tls.identity().name(), tls.ends()), ("node-a", before));
 }

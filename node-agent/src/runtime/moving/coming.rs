@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use engine::target::{Externals, SkeletonRoot, TargetOptions};
 use image::groups::Groups;
@@ -325,6 +326,16 @@ impl ContainerTarget for Coming {
 
     fn deliver(&mut self, frames: &[EthernetFrame]) -> Result<(), PortError> {
         self.port.as_ref().map_or(Ok(()), |port| port.deliver(frames).map_err(failed))
+    }
+
+    fn first_served(&mut self, since: SystemTime, wait: Duration) -> Option<Duration> {
+        self.port.as_ref().and_then(|port| port.first_served(since, wait))
+    }
+
+    fn look_away(&mut self) {
+        if let Some(port) = &mut self.port {
+            port.look_away();
+        }
     }
 
     fn adopt(&mut self, epoch: u64) -> Result<(), PortError> {

@@ -27,6 +27,8 @@ use crate::session::ports::{ContainerSource, ContainerTarget, Died, Incoming, No
 pub(crate) use areas::tmpfs as tmpfs_areas;
 use coming::Coming;
 use leaving::Leaving;
+#[cfg(test)]
+pub(crate) use mounts::layouts as mount_layouts;
 
 /// The runtime as migrations see it.
 #[derive(Clone, Debug)]

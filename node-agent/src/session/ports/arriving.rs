@@ -1,6 +1,7 @@
 //! What a migration needs of the node that the container comes to.
 
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use engine::target::{Externals, TargetOptions};
 use image::groups::Groups;
@@ -91,6 +92,13 @@ pub trait ContainerTarget: Send {
     /// # Errors
     /// When they cannot be written.
     fn deliver(&mut self, frames: &[EthernetFrame]) -> Result<(), PortError>;
+
+    /// How long after `since` the first frame with data left that its programs sent after it, if one did or does within
+    /// `wait`. Not before [`ContainerTarget::attach`].
+    fn first_served(&mut self, since: SystemTime, wait: Duration) -> Option<Duration>;
+
+    /// Nobody will ask for [`ContainerTarget::first_served`] any more.
+    fn look_away(&mut self);
 
     /// The container is this node's now and runs: the runtime supervises it from here on, and remembers
     /// `epoch`. Durable on Ok. May be called again.

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use crate::peer::{self, ANSWER_TIMEOUT, DialError};
 use crate::session::agent::Agent;
 use crate::session::clocks::HostClocks;
-use crate::transfer::PROTOCOL_VERSIONS;
 use crate::transfer::link::{Link, LinkError};
 use crate::transfer::message::{Hello, PeerMessage, Purpose};
 
@@ -33,7 +32,7 @@ pub(crate) struct Rate {
 /// Measures the link to a node. Within the node's budget of bandwidth, if it has one.
 pub(crate) fn link(agent: &Agent, node: &str, address: &str) -> Result<Rate, DialError> {
     let hello = Hello {
-        versions: PROTOCOL_VERSIONS.to_vec(),
+        versions: agent.versions.to_vec(),
         migration: String::new(),
         epoch: 0,
         container: String::new(),

@@ -6,6 +6,7 @@
 
 pub mod addr;
 pub mod conntrack;
+pub mod departures;
 pub mod ethtool;
 pub mod link;
 pub mod message;

@@ -81,13 +81,17 @@ fn header(
 /// # Errors
 /// `EAGAIN` nothing is there and the socket or `flags` say not to wait; `ENOTCONN`.
 pub fn receive(fd: BorrowedFd<'_>, limit: usize, flags: i32) -> Result<Received> {
+    receive_plain(fd, limit, flags | libc::MSG_CMSG_CLOEXEC)
+}
+
+/// As [`receive`], from a socket that gives no descriptors: packet sockets refuse the flag that would close these on exec.
+pub(crate) fn receive_plain(fd: BorrowedFd<'_>, limit: usize, flags: i32) -> Result<Received> {
     let mut data = vec![0_u8; limit];
     let mut name = [0_u8; address::MAX];
     let mut control = ControlBuffer([0; CONTROL]);
     let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
     let mut msg =
         header(name.as_mut_ptr().cast(), address::MAX_LEN, &mut iov, control.0.as_mut_ptr().cast(), CONTROL);
-    let flags = flags | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: every pointer in `msg` leads to a buffer of the length beside it that outlives the call.
     let ret = unsafe { libc::recvmsg(fd.as_raw_fd(), std::ptr::from_mut(&mut msg), flags) };
     let len = usize::try_from(Errno::result(ret)?).unwrap_or(0).min(limit);

@@ -18,3 +18,9 @@ mod tree;
 pub(super) use explore::{Explored, explore};
 pub(super) use make::{MakeError, Maker};
 pub(super) use tree::{MemoryArea, Origin, Tree};
+
+/// How what a source says about mounts is laid out.
+#[cfg(test)]
+pub(crate) fn layouts() -> serde_reflection::Registry {
+    crate::formats::layouts!("mounts": Tree, tree::Origin, tree::Shows)
+}
