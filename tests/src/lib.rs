@@ -19,6 +19,7 @@ pub mod aborts;
 pub mod bench;
 pub mod client;
 pub mod cluster;
+pub mod conformance;
 pub mod crash;
 pub mod evacuation;
 pub mod faults;

@@ -1,0 +1,168 @@
+"""What runs each program of the conformance suite.
+
+A program is a file with one function that is marked with @case: it sets something up, yields, and checks after the yield
+that all of it is still so, with same() or assert. What it yields, if anything, is called again and again in between: it
+changes the state, and what the program expects with it. Its first line, the docstring, says what it is about; comments
+of the form `# key: value` tell the suite more:
+
+    # refused: TEXT       cannot be carried: it must be refused with a reason that has TEXT in it, and be as before
+    # refused-here: WAYS: TEXT   the same in some ways only (host, boxed, move)
+    # not: WAYS: REASON   cannot be tried in these ways
+    # needs: PROGRAM ...  must be installed
+
+    case.py [--init] PROGRAM SCRATCH
+
+The program says `ready PID` on standard output and, after SIGUSR2, `ok` or what was lost. With --init it is the child of
+a first process that reaps what is left to it.
+"""
+import ctypes
+import mmap
+import os
+import signal
+import sys
+import traceback
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+_program = None
+SCRATCH = ""
+
+
+class Lost(Exception):
+    """Something is not as it was."""
+
+
+def case(function):
+    global _program
+    _program = function
+    return function
+
+
+def same(what, found, expected):
+    if found != expected:
+        raise Lost(f"{what}: {found!r} instead of {expected!r}")
+
+
+def syscall(number, *args):
+    """A system call by its number; OSError when it fails."""
+    result = libc.syscall(ctypes.c_long(number), *[ctypes.c_long(a) if isinstance(a, int) else a for a in args])
+    if result == -1:
+        error = ctypes.get_errno()
+        raise OSError(error, f"system call {number}: {os.strerror(error)}")
+    return result
+
+
+def prctl(option, *args):
+    return syscall(157, option, *(list(args) + [0] * (4 - len(args))))
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read().decode()
+
+
+def status(field, pid="self"):
+    """A line of /proc/PID/status."""
+    for line in read(f"/proc/{pid}/status").splitlines():
+        if line.startswith(field + ":"):
+            return line.split(":", 1)[1].strip()
+    raise KeyError(field)
+
+
+def scratch(name):
+    """A path in a directory of the program's own."""
+    return os.path.join(SCRATCH, name)
+
+
+def fork(work):
+    """A child that runs work() and never returns from it; its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+            code = 99
+        os._exit(code)
+    return pid
+
+
+def forever():
+    while True:
+        signal.pause()
+
+
+def until(what, condition, limit=10.0):
+    """Waits for a condition."""
+    import time
+    end = time.monotonic() + limit
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise Lost(f"waited {limit} s for {what}")
+        time.sleep(0.002)
+
+
+def say(text):
+    os.write(1, (text + "\n").encode())
+
+
+def run(path, directory):
+    global SCRATCH
+    with open(path) as file:
+        source = file.read()
+    SCRATCH = os.path.abspath(directory)
+    os.makedirs(SCRATCH, exist_ok=True)
+    os.chdir(SCRATCH)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    # Programs import this module by its name.
+    sys.modules["case"] = sys.modules["__main__"]
+    sys.dont_write_bytecode = True
+    exec(compile(source, path, "exec"), {"__name__": "program"})
+    program = _program()
+    change = next(program)
+    hot = mmap.mmap(-1, 16 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    say(f"ready {os.getpid()}")
+    count = 0
+    while signal.sigtimedwait([signal.SIGUSR2], 0.003) is None:
+        count += 1
+        hot[count % 16 * mmap.PAGESIZE] = count & 255
+        if change:
+            change()
+    for _ in program:
+        raise Lost("it yields once")
+
+
+def main():
+    arguments = sys.argv[1:]
+    os.closerange(3, 1024)
+    if arguments[0] == "--init":
+        arguments = arguments[1:]
+        if os.fork():
+            # It outlives the program: whoever asked for the verdict may still be in its container.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            while True:
+                try:
+                    os.waitpid(-1, 0)
+                except ChildProcessError:
+                    signal.pause()
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    try:
+        run(arguments[0], arguments[1])
+        say("ok")
+        code = 0
+    except Lost as lost:
+        say(f"LOST {lost}")
+        code = 1
+    except BaseException:
+        say("LOST " + " | ".join(traceback.format_exc().splitlines()[-3:]))
+        code = 1
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
