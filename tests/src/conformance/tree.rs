@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -30,6 +31,18 @@ impl Group {
         Ok(Self(path))
     }
 
+    /// Whether nothing runs in it. What orphans leave is reaped: a number is not free before, when a session or a process
+    /// group has it.
+    fn is_empty(&self) -> bool {
+        for pid in children(Pid::this().as_raw()).unwrap_or_default() {
+            let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            if group.lines().any(|line| line.starts_with("0::") && self.0.ends_with(&line["0::/".len()..])) {
+                let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+            }
+        }
+        fs::read_to_string(self.0.join("cgroup.events")).is_ok_and(|events| events.contains("populated 0"))
+    }
+
     /// A command that runs in the group.
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("sh");
@@ -42,7 +55,10 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let _ = fs::write(self.0.join("cgroup.kill"), "1");
-        let _ = wait_for("the group is empty", LIMIT, || fs::remove_dir(&self.0).ok());
+        let _ = wait_for("the group is empty", LIMIT, || {
+            self.is_empty();
+            fs::remove_dir(&self.0).ok()
+        });
     }
 }
 
@@ -59,6 +75,7 @@ struct Running {
 
 impl Running {
     fn start(program: &Program, boxed: bool) -> Result<Self> {
+        nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
         let dir = tempfile::Builder::new().prefix("gantry-conformance-").tempdir()?;
         let name = dir.path().file_name().and_then(|name| name.to_str()).context("a name in UTF-8")?;
         let group = Group::make(name)?;
@@ -159,7 +176,10 @@ pub(super) fn on_disk(program: &Program, boxed: bool) -> Result<Outcome> {
         return Ok(refused(reasons.join("; "), running.verify(root)?));
     }
     ensure!(saved.status.success(), "the checkpoint: {said}");
-    wait_for("the tree is gone", LIMIT, || running.child.try_wait().ok().flatten())?;
+    wait_for("the tree is gone", LIMIT, || {
+        running.child.try_wait().ok().flatten()?;
+        running.group.is_empty().then_some(())
+    })?;
     let log = Running::log(&running.dir)?;
     let mut restore = running.agent(&["restore", "--from", &image, "--detach", "--pidfile", &pidfile])?;
     let restored = restore.stdout(log.try_clone()?).stderr(log).status().context("run the agent")?;
