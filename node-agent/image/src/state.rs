@@ -93,6 +93,8 @@ pub struct ProcessState {
     pub thp_disable: u32,
     /// PR_GET_MDWE bits.
     pub mdwe: u32,
+    /// PR_GET_MEMORY_MERGE: all its memory may be merged (KSM).
+    pub memory_merge: bool,
     /// PR_GET_CHILD_SUBREAPER.
     pub child_subreaper: bool,
     /// /proc/PID/coredump_filter.
@@ -149,6 +151,30 @@ pub struct Thread {
     pub timer_slack_ns: u64,
     /// PR_GET_PDEATHSIG.
     pub pdeath_signal: i32,
+    /// What else it switched.
+    pub switches: Switches,
+}
+
+/// Switches of a thread that have a value of their own each. Those at their defaults are not set again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switches {
+    /// PR_GET_TSC: [`Switches::TSC_SIGSEGV`] when the time stamp counter may not be read.
+    pub tsc: u32,
+    /// PR_MCE_KILL_GET: 0 = late, 1 = early, 2 = the system's default.
+    pub machine_checks: u32,
+    /// PR_GET_SPECULATION_CTRL of store bypass, indirect branches and the first-level data cache.
+    pub speculation: [u32; 3],
+    /// ARCH_GET_CPUID: the instruction faults.
+    pub cpuid_faults: bool,
+    /// PR_GET_IO_FLUSHER.
+    pub io_flusher: bool,
+}
+
+impl Switches {
+    /// PR_TSC_SIGSEGV.
+    pub const TSC_SIGSEGV: u32 = 2;
+    /// PR_MCE_KILL_DEFAULT.
+    pub const MACHINE_CHECKS_DEFAULT: u32 = 2;
 }
 
 /// `struct user_regs_struct` of x86-64.

@@ -414,6 +414,17 @@ fn read_context(
         Err(error) if error.is_gone() => Status::default(),
         other => other?,
     };
+    let dispatches = thread.dispatches_calls();
+    if dispatches.map_err(|error| super::stopping::trace_error("read a thread", error))? {
+        return Err(SourceError::Refused(vec![image::Refusal {
+            pid: status.inner_pid(),
+            subject: image::Subject::Process,
+            reason:
+                "it dispatches system calls itself (PR_SET_SYSCALL_USER_DISPATCH), which is not carried yet"
+                    .to_owned(),
+            way_out: "start the program without".to_owned(),
+        }]));
+    }
     let nap = &if restart::is_timed(&regs) { nap.unbroken(&status) } else { nap.clone() };
     let context =
         Context::read(thread, memory, nap.slept).map_err(|error| tape_error("read a thread", pid, error))?;

@@ -12,6 +12,7 @@ use libc::{
 };
 
 use super::script::{Block, Call, call};
+use super::switches;
 
 const SIGKILL: u64 = 9;
 const SIGSTOP: u64 = 19;
@@ -19,6 +20,7 @@ const SIG_IGN: u64 = 1;
 /// `sizeof(sigset_t)` of the kernel.
 const SIGSET: u64 = 8;
 const PR_SET_MDWE: i32 = 65;
+const PR_SET_MEMORY_MERGE: i32 = 67;
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 const SECBIT_NO_SETUID_FIXUP: u64 = 4;
 const SS_ONSTACK: i32 = 1;
@@ -59,6 +61,9 @@ pub(crate) fn process_before_credentials(process: &ProcessState) -> Vec<Call> {
         calls.push(prctl("PR_SET_CHILD_SUBREAPER", libc::PR_SET_CHILD_SUBREAPER, 1));
     }
     let (on, flags) = (process.thp_disable & 1, process.thp_disable & !1);
+    if process.memory_merge {
+        calls.push(prctl("PR_SET_MEMORY_MERGE", PR_SET_MEMORY_MERGE, 1));
+    }
     calls.push(call!("PR_SET_THP_DISABLE", SYS_prctl, libc::PR_SET_THP_DISABLE, on, flags, 0, 0));
     calls
 }
@@ -182,6 +187,7 @@ pub(crate) fn thread_before_credentials(process: &ProcessState, thread: &Thread)
         calls.push(prctl("PR_SET_TIMERSLACK", libc::PR_SET_TIMERSLACK, thread.timer_slack_ns));
     }
     calls.push(call!("personality", SYS_personality, process.personality));
+    calls.extend(switches::before_credentials(&thread.switches));
     calls
 }
 
@@ -276,7 +282,10 @@ impl Filters<'_> {
 /// What a thread sets after its credentials, which reset it. Always: a first process that was made to die with
 /// its maker must not do so any more.
 pub(crate) fn thread_after_credentials(thread: &Thread) -> Vec<Call> {
-    vec![call!("PR_SET_PDEATHSIG", SYS_prctl, libc::PR_SET_PDEATHSIG, thread.pdeath_signal, 0, 0, 0)]
+    let mut calls =
+        vec![call!("PR_SET_PDEATHSIG", SYS_prctl, libc::PR_SET_PDEATHSIG, thread.pdeath_signal, 0, 0, 0)];
+    calls.extend(switches::after_credentials(&thread.switches));
+    calls
 }
 
 /// Whether every thread has the same filters.

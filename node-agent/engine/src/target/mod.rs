@@ -32,6 +32,7 @@ mod resume;
 mod rootfs;
 mod script;
 mod skeleton;
+mod switches;
 mod terminals;
 mod threads;
 mod tree;

@@ -44,6 +44,10 @@ pub struct RseqConfiguration {
 }
 const _: () = assert!(size_of::<RseqConfiguration>() == 24);
 
+/// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (Linux 6.4) and its structure: mode, selector, offset, length.
+const GET_DISPATCH: libc::c_uint = 0x4211;
+type Dispatch = [u64; 4];
+
 /// PTRACE_GET_RSEQ_CONFIGURATION.
 const GET_RSEQ: libc::c_uint = 0x420f;
 
@@ -81,6 +85,21 @@ impl Stopped {
         let mut info = [0u8; SIGINFO];
         self.with("PTRACE_GETSIGINFO", libc::PTRACE_GETSIGINFO, 0, &mut info)?;
         Ok(info)
+    }
+
+    /// Whether it handles system calls that it makes itself (`PR_SET_SYSCALL_USER_DISPATCH`). False also on kernels before
+    /// 6.4, which cannot tell.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn dispatches_calls(&self) -> Result<bool, Error> {
+        let mut dispatch = Dispatch::default();
+        let what = "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG";
+        match self.with(what, GET_DISPATCH, size_of::<Dispatch>(), &mut dispatch) {
+            Ok(_) => Ok(dispatch[0] != 0),
+            Err(Error::Call { source: Errno::EIO | Errno::EINVAL, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Its rseq(2) registration, if any. `None` also on kernels before 5.13, which cannot tell.

@@ -8,6 +8,7 @@ pub(crate) mod inet;
 pub(crate) mod netlink;
 pub(crate) mod options;
 pub(crate) mod pipes;
+mod switches;
 pub(crate) mod table;
 pub(crate) mod threads;
 pub(crate) mod tty;

@@ -10,6 +10,7 @@ use sys::regs::UserRegs;
 use sys::tape::{Block, CallId, Outcome, Program};
 use sys::{prctl, restart};
 
+use super::switches;
 use crate::proc::idmap::{IdMap, IdMaps};
 use crate::proc::{self, ProcError, limits, status, timers};
 use crate::source::error::SourceError;
@@ -22,6 +23,7 @@ use crate::source::traced::ParkedThread;
 const SIGNALS: i32 = 64;
 const SIGSET_BYTES: u64 = 8;
 const PR_GET_MDWE: i32 = 66;
+const PR_GET_MEMORY_MERGE: i32 = 68;
 const PR_GET_TID_ADDRESS: i32 = 40;
 const PR_GET_TIMERSLACK: i32 = 30;
 const PR_GET_SECUREBITS: i32 = 27;
@@ -37,6 +39,7 @@ pub(crate) struct ThreadAsk {
     policy: Block,
     policy_call: CallId,
     keyrings: keyrings::Ask,
+    switches: switches::Ask,
 }
 
 impl ThreadAsk {
@@ -53,7 +56,18 @@ impl ThreadAsk {
         let policy = program.space(8);
         let policy_call = program.try_call(libc::SYS_get_mempolicy, &[policy.into()]);
         let keyrings = keyrings::Ask::add(program);
-        Self { altstack, tid_address, death_signal, securebits, timer_slack, policy, policy_call, keyrings }
+        let switches = switches::Ask::add(program);
+        Self {
+            altstack,
+            tid_address,
+            death_signal,
+            securebits,
+            timer_slack,
+            policy,
+            policy_call,
+            keyrings,
+            switches,
+        }
     }
 }
 
@@ -65,6 +79,7 @@ pub(crate) struct ProcessAsk {
     dumpable: CallId,
     thp_disable: CallId,
     mdwe: CallId,
+    memory_merge: CallId,
     subreaper: Block,
     brk: CallId,
     monotonic: Block,
@@ -93,6 +108,7 @@ impl ProcessAsk {
         let dumpable = program.call(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()]);
         let thp_disable = program.try_call(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE.into()]);
         let mdwe = program.try_call(libc::SYS_prctl, &[PR_GET_MDWE.into()]);
+        let memory_merge = program.try_call(libc::SYS_prctl, &[PR_GET_MEMORY_MERGE.into()]);
         let subreaper = program.space(8);
         program.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
         let brk = program.call(libc::SYS_brk, &[0.into()]);
@@ -112,7 +128,19 @@ impl ProcessAsk {
                 (*timer, block, overrun)
             })
             .collect();
-        Self { actions, itimers, dumpable, thp_disable, mdwe, subreaper, brk, monotonic, boottime, timers }
+        Self {
+            actions,
+            itimers,
+            dumpable,
+            thp_disable,
+            mdwe,
+            memory_merge,
+            subreaper,
+            brk,
+            monotonic,
+            boottime,
+            timers,
+        }
     }
 
     /// The end of the heap.
@@ -231,6 +259,7 @@ pub(crate) fn thread(
         comm: status.name.clone(),
         timer_slack_ns: u64::try_from(outcome.result(ask.timer_slack)).unwrap_or(0),
         pdeath_signal: low_i32(outcome.word(ask.death_signal)),
+        switches: ask.switches.read(&outcome),
     })
 }
 
@@ -361,6 +390,7 @@ pub(crate) fn process(
         dumpable: u8::try_from(outcome.result(ask.dumpable)).unwrap_or(1),
         thp_disable: u32::try_from(outcome.result(ask.thp_disable)).unwrap_or(0),
         mdwe: u32::try_from(outcome.result(ask.mdwe)).unwrap_or(0),
+        memory_merge: outcome.result(ask.memory_merge) == 1,
         child_subreaper: low_i32(outcome.word(ask.subreaper)) != 0,
         coredump_filter: u32::try_from(proc::read_number(pid, "coredump_filter", 16)?).unwrap_or(0),
         stopped: matches!(leader.stop, Stop::Group(_)),
