@@ -70,7 +70,8 @@ impl Moves {
         let pid = ready(&mut output).with_context(|| self.logs(name))?;
         let verify = || -> Result<Outcome> {
             let ask = format!("import os, signal; os.kill({pid}, signal.SIGUSR2)");
-            self.cluster.must(["exec", name, "--", "/usr/bin/python3", "-c", &ask])?;
+            let asked = self.cluster.must(["exec", name, "--", "/usr/bin/python3", "-c", &ask]);
+            asked.with_context(|| self.logs(name))?;
             verdict(&mut || self.logs(name)).with_context(|| self.logs(name))
         };
         for node in ["node-b", "node-a"] {

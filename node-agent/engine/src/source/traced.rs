@@ -1,6 +1,6 @@
 //! One process under observation: its tape, its tracker, and its threads while they are parked.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sys::mem::ProcessMemory;
 use sys::ptrace::{Stop, Stopped};
@@ -34,6 +34,8 @@ pub(crate) struct Tapes {
     pub(crate) pid: i32,
     tapes: Vec<SourceTape>,
     pub(crate) park_signal: i32,
+    /// The thread that was stopped to put the first one in, and since when its call had slept.
+    asleep: Option<(i32, Instant)>,
 }
 
 /// A thread that stands at the end of a tape, with what was known when it was stopped.
@@ -69,8 +71,12 @@ impl Tapes {
                 way_out: "have the program leave one of them to its default".to_owned(),
             }]));
         };
-        let mut tapes = Self { pid, tapes: Vec::new(), park_signal };
+        let mut tapes = Self { pid, tapes: Vec::new(), park_signal, asleep: None };
+        let stopped = Instant::now();
         let parked = tapes.add(process, thread, nap)?;
+        let slept = nap.unbroken(&parked.status).slept;
+        tapes.asleep =
+            stopped.checked_sub(slept).filter(|_| !slept.is_zero()).map(|since| (parked.tid, since));
         Ok((tapes, parked))
     }
 
@@ -84,7 +90,7 @@ impl Tapes {
         let stop = thread.stop();
         let tid = thread.tid();
         let (context, resume, status) = match super::stopping::memory(self.pid)
-            .and_then(|memory| read_context(self.pid, &memory, &thread, nap))
+            .and_then(|memory| read_context(self.pid, &memory, &thread, nap, None))
         {
             Ok(known) => known,
             Err(error) => {
@@ -194,8 +200,9 @@ impl Tapes {
             let parked = self.add(process, thread, nap)?;
             return Ok(Started::Parked(Box::new(self.again(parked, program)?)));
         };
-        let (context, resume, status) = match read_context(self.pid, self.tapes[tape].memory(), &thread, nap)
-        {
+        let earlier = self.asleep_for(thread.tid());
+        let memory = self.tapes[tape].memory();
+        let (context, resume, status) = match read_context(self.pid, memory, &thread, nap, earlier) {
             Ok(known) => known,
             Err(error) => {
                 let_go(thread, nap)?;
@@ -210,6 +217,11 @@ impl Tapes {
         Ok(Started::Flying(Box::new(Flying { tid, flight, tape, stop, context, resume, status, nap })))
     }
 
+    /// How long the call has slept by now that was interrupted when the first tape was put in, if it was this thread's.
+    fn asleep_for(&self, tid: i32) -> Option<Duration> {
+        self.asleep.filter(|(asleep, _)| *asleep == tid).map(|(_, since)| since.elapsed())
+    }
+
     /// Whether the process still has them: an exec takes them away.
     pub(crate) fn is_current(&self) -> bool {
         self.tapes.iter().all(|tape| has_tape(self.pid, &tape.code_range()))
@@ -217,7 +229,9 @@ impl Tapes {
 
     /// Parks a stopped thread on the first tape.
     pub(crate) fn park(&self, thread: Stopped, nap: &Nap) -> Result<ParkedThread, SourceError> {
-        let (context, resume, status) = match read_context(self.pid, self.tapes[0].memory(), &thread, nap) {
+        let earlier = self.asleep_for(thread.tid());
+        let memory = self.tapes[0].memory();
+        let (context, resume, status) = match read_context(self.pid, memory, &thread, nap, earlier) {
             Ok(known) => known,
             Err(error) => {
                 let_go(thread, nap)?;
@@ -407,6 +421,7 @@ fn read_context(
     memory: &ProcessMemory,
     thread: &Stopped,
     nap: &Nap,
+    earlier: Option<Duration>,
 ) -> Result<(Context, restart::Resume, Status), SourceError> {
     let regs = thread.regs().map_err(|error| super::stopping::trace_error("read a thread", error))?;
     let status = match status::read_thread(pid, thread.tid()) {
@@ -425,7 +440,11 @@ fn read_context(
             way_out: "start the program without".to_owned(),
         }]));
     }
-    let nap = &if restart::is_timed(&regs) { nap.unbroken(&status) } else { nap.clone() };
+    let mut nap = if restart::is_timed(&regs) { nap.unbroken(&status) } else { nap.clone() };
+    if let Some(earlier) = earlier.filter(|_| regs.syscall() == Some(restart::NR_RESTART_SYSCALL)) {
+        nap.slept = nap.slept.max(earlier);
+    }
+    let nap = &nap;
     let context =
         Context::read(thread, memory, nap.slept).map_err(|error| tape_error("read a thread", pid, error))?;
     let resume = decide(memory, &context, nap, &status);
