@@ -348,7 +348,11 @@ impl Simulation {
         for (name, turn) in turns {
             match turn {
                 Turn::Start(start) => self.begin(&name, *start)?,
-                Turn::Wait(_) => {}
+                Turn::Wait(wait) => {
+                    if let Some(record) = self.active.get_mut(&name) {
+                        wait.apply(record, self.now);
+                    }
+                }
                 Turn::Never(end, _) => {
                     if let Some(mut record) = self.active.remove(&name) {
                         end.apply(&mut record);
