@@ -140,6 +140,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         metrics: metrics::Metrics::default(),
         predictions: predict::Predictions::default(),
         wake: Notify::new(),
+        choosing: std::sync::Mutex::default(),
     });
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
