@@ -2,16 +2,24 @@
 //! each node was heard.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use proto::v1::{Container, ContainerState, EffectivePolicy, MigrationPolicy, NodeState, Phase};
 
 use crate::cluster::Cluster;
-use crate::core::End;
-use crate::place::{self, Choice, Loads, Needs, Verdict};
+use crate::core::{End, set_condition};
+use crate::place::{self, Bar, Choice, Loads, Needs, Verdict};
 use crate::policy;
 use crate::schedule::{Limits, Pair, Rank, Slots, Waiting, order};
 use crate::store::Record;
+
+#[cfg(test)]
+mod tests;
+
+/// The condition of a migration that says whether it has its slot and its target.
+pub(crate) const SCHEDULED: &str = "Scheduled";
+/// Nodes that a wait names, at most.
+const NAMED: usize = 8;
 
 /// What becomes of a migration that waits.
 #[derive(Debug)]
@@ -19,9 +27,65 @@ pub(crate) enum Turn {
     /// It begins.
     Start(Box<Start>),
     /// It waits for this.
-    Wait(String),
+    Wait(Wait),
     /// It cannot begin any more; lines for its decision log.
     Never(End, Vec<String>),
+}
+
+/// What a migration waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wait {
+    /// Why.
+    pub(crate) why: Why,
+    /// A sentence.
+    pub(crate) message: String,
+}
+
+/// Why a migration waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// For its turn: limits are reached. As long as it takes.
+    Queued,
+    /// A node has to say something first, or be given up.
+    NodeSilent,
+    /// No node takes it now, and one may before long. As long as the migration's timeout.
+    NoCandidateNow,
+}
+
+impl Why {
+    /// As conditions spell it.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Queued => "Queued",
+            Self::NodeSilent => "NodeSilent",
+            Self::NoCandidateNow => "NoCandidateNow",
+        }
+    }
+}
+
+impl Wait {
+    fn silent(message: String) -> Turn {
+        Turn::Wait(Self { why: Why::NodeSilent, message })
+    }
+
+    fn queued(message: String) -> Turn {
+        Turn::Wait(Self { why: Why::Queued, message })
+    }
+
+    /// Writes it into a record that waits.
+    pub(crate) fn apply(&self, record: &mut Record, now: SystemTime) {
+        match self.why {
+            Why::NoCandidateNow => drop(record.lacking_since.get_or_insert_with(|| now.into())),
+            // It had a node while it waited for its turn.
+            Why::Queued => record.lacking_since = None,
+            Why::NodeSilent => {}
+        }
+        let m = &mut record.migration;
+        m.reason = self.why.reason().to_owned();
+        m.message.clone_from(&self.message);
+        set_condition(&mut m.conditions, SCHEDULED, "False", self.why.reason(), &self.message);
+        record.log(format!("waits: {}", self.message));
+    }
 }
 
 /// A migration that begins.
@@ -89,7 +153,7 @@ pub(crate) fn walk(
     let mut turns = Vec::new();
     for index in order(&described, &slots, now) {
         let Some(record) = queue.get(index) else { continue };
-        let turn = turn(cluster, record, policies, &slots, &loads);
+        let turn = turn(cluster, record, policies, &slots, &loads, now);
         if let Turn::Start(start) = &turn {
             slots.take(&start.pair);
             let labels = cluster.container(record.container()).unwrap_or_default().labels;
@@ -107,6 +171,7 @@ fn turn(
     policies: &[MigrationPolicy],
     slots: &Slots,
     loads: &Loads,
+    now: SystemTime,
 ) -> Turn {
     let name = record.container();
     let Some(container) = cluster.container(name) else {
@@ -118,22 +183,22 @@ fn turn(
     let source = &container.node;
     match cluster.node_state(source) {
         Some(NodeState::Ready) => {}
-        Some(NodeState::Unknown) => return Turn::Wait(format!("{source} is silent")),
+        Some(NodeState::Unknown) => return Wait::silent(format!("{source} is silent")),
         _ => {
             let message = format!("{source}, where {name} is, is not ready");
             return Turn::Never(End::failed("SourceNotReady", message), Vec::new());
         }
     }
     if container.state() == ContainerState::Migrating {
-        return Turn::Wait(format!("{source} has not said yet that the last migration of {name} is over"));
+        return Wait::silent(format!("{source} has not said yet that the last migration of {name} is over"));
     }
     if container.state() != ContainerState::Running {
         let message = format!("{name} on {source} is not running but {}", container.state().as_str_name());
         return Turn::Never(End::failed("ContainerNotRunning", message), Vec::new());
     }
     match slots.refuse_source(source) {
-        Some(reason) => Turn::Wait(reason),
-        None => placed(cluster, record, &container, policies, slots, loads),
+        Some(reason) => Wait::queued(reason),
+        None => placed(cluster, record, &container, policies, slots, loads, now),
     }
 }
 
@@ -144,6 +209,7 @@ fn placed(
     policies: &[MigrationPolicy],
     slots: &Slots,
     loads: &Loads,
+    now: SystemTime,
 ) -> Turn {
     let spec = record.migration.spec.clone().unwrap_or_default();
     let wanted = spec.target_node.as_str();
@@ -153,6 +219,10 @@ fn placed(
     let needs = Needs { selector, ..Needs::of(container, cluster.facts(&container.node)) };
     let (free, full): (Vec<_>, Vec<_>) =
         candidates.into_iter().partition(|c| slots.refuse_target(&c.name).is_none());
+    let (policy, mut log) = match policy::resolve(&spec, &container.labels, policies) {
+        Ok(resolved) => resolved,
+        Err(error) => return Turn::Never(End::failed("PolicyGone", error.to_string()), Vec::new()),
+    };
     match place::choose(&needs, &free) {
         Ok(Choice { node: target, log: mut chosen }) => {
             // Who names the node has chosen it.
@@ -164,32 +234,60 @@ fn placed(
                 let reason = slots.refuse_target(&candidate.name)?;
                 Some(format!("{} is not: {reason}", candidate.name))
             }));
-            match policy::resolve(&spec, &container.labels, policies) {
-                Ok((policy, mut log)) => {
-                    log.extend(chosen);
-                    let pair = Pair { source: container.node.clone(), target };
-                    Turn::Start(Box::new(Start { pair, memory: container.memory_bytes, policy, log }))
-                }
-                Err(error) => Turn::Never(End::failed("PolicyGone", error.to_string()), Vec::new()),
-            }
+            log.extend(chosen);
+            let pair = Pair { source: container.node.clone(), target };
+            Turn::Start(Box::new(Start { pair, memory: container.memory_bytes, policy, log }))
         }
         Err(mut verdicts) => {
             if let Ok(busy) = place::choose(&needs, &full) {
-                return Turn::Wait(slots.refuse_target(&busy.node).unwrap_or_default());
+                return Wait::queued(slots.refuse_target(&busy.node).unwrap_or_default());
             }
             verdicts.extend(full.iter().map(|candidate| place::judge(&needs, candidate)));
             let silent = verdicts.iter().find(|v| cluster.node_state(&v.node) == Some(NodeState::Unknown));
             match silent {
-                Some(verdict) => Turn::Wait(format!("{} is silent", verdict.node)),
+                Some(verdict) => Wait::silent(format!("{} is silent", verdict.node)),
+                // An evacuation chooses another node, or tries again later: it waits itself.
+                None if record.migration.evacuation.is_empty() => {
+                    for_a_node(record, &container.name, &policy, &verdicts, now)
+                        .unwrap_or_else(|| no_candidate(&container.name, wanted, &verdicts))
+                }
                 None => no_candidate(&container.name, wanted, &verdicts),
             }
         }
     }
 }
 
+/// It waits for a node that may take it before long, within its timeout; `None` when there is no such node.
+fn for_a_node(
+    record: &Record,
+    container: &str,
+    policy: &EffectivePolicy,
+    verdicts: &[Verdict],
+    now: SystemTime,
+) -> Option<Turn> {
+    let mut hopes = verdicts.iter().filter(|verdict| verdict.bar == Bar::Passing);
+    let mut named: Vec<String> = hopes.by_ref().take(NAMED).map(ToString::to_string).collect();
+    if named.is_empty() {
+        return None;
+    }
+    let more = hopes.count();
+    if more > 0 {
+        named.push(format!("and {more} more nodes"));
+    }
+    let message = format!("no node takes {container} now: {}", named.join("; "));
+    let limit = policy.policy.as_ref().and_then(|policy| policy.timeout);
+    let limit = limit.and_then(|limit| Duration::try_from(limit).ok()).unwrap_or_default();
+    let since = record.lacking_since.and_then(|since| SystemTime::try_from(since).ok()).unwrap_or(now);
+    if now.duration_since(since).unwrap_or_default() < limit {
+        return Some(Turn::Wait(Wait { why: Why::NoCandidateNow, message }));
+    }
+    let limit = humantime::format_duration(limit);
+    let end = End::failed("TimedOut", format!("waited {limit}; {message}"));
+    Some(Turn::Never(end, verdicts.iter().map(ToString::to_string).collect()))
+}
+
 fn no_candidate(container: &str, wanted: &str, verdicts: &[Verdict]) -> Turn {
-    let reasons: Vec<String> =
-        verdicts.iter().map(|v| format!("{}: {}", v.node, v.reasons.join(", "))).collect();
+    let reasons: Vec<String> = verdicts.iter().map(ToString::to_string).collect();
     let message = match reasons.as_slice() {
         [] if wanted.is_empty() => format!("no node is known that {container} could move to"),
         [] => format!("there is no node {wanted}"),

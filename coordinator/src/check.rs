@@ -7,7 +7,7 @@ use tonic::Status;
 use crate::admit::loads;
 use crate::agent_client::{LONG, answer};
 use crate::core::Core;
-use crate::place::{self, Candidate, Needs, Verdict};
+use crate::place::{self, Bar, Candidate, Needs, Verdict};
 
 /// What the checks found.
 #[derive(Debug, Clone)]
@@ -44,14 +44,13 @@ pub(crate) async fn check(core: &Core, container: &Container, target: &str) -> R
     // Without a description the container does not move anyway.
     let asked = verdicts.iter_mut().filter(|v| v.reasons.is_empty() && !description.is_empty());
     for verdict in asked {
-        (verdict.reasons, verdict.passing) =
-            arrival(core, &verdict.node, &container.name, &description).await;
+        (verdict.reasons, verdict.bar) = arrival(core, &verdict.node, &container.name, &description).await;
     }
     Ok(Checked { answer: checked, needs, candidates, verdicts })
 }
 
-/// What a node says against a container that is described to it, and whether that may pass: that it cannot be asked.
-async fn arrival(core: &Core, node: &str, name: &str, description: &[u8]) -> (Vec<String>, bool) {
+/// What a node says against a container that is described to it. That it cannot be asked passes.
+async fn arrival(core: &Core, node: &str, name: &str, description: &[u8]) -> (Vec<String>, Bar) {
     let ask = async || {
         let mut agent = core.agent(node)?;
         let request = CheckArrivalRequest { name: name.to_owned(), description: description.to_vec() };
@@ -59,13 +58,14 @@ async fn arrival(core: &Core, node: &str, name: &str, description: &[u8]) -> (Ve
     };
     match ask().await {
         Ok(lacks) => {
-            let reasons = lacks
+            let reasons: Vec<String> = lacks
                 .refusals
                 .iter()
                 .map(|lack| format!("{}: {} ({})", lack.subject, lack.reason, lack.way_out))
                 .collect();
-            (reasons, false)
+            let bar = if reasons.is_empty() { Bar::None } else { Bar::Never };
+            (reasons, bar)
         }
-        Err(status) => (vec![format!("it cannot be asked: {}", status.message())], true),
+        Err(status) => (vec![format!("it cannot be asked: {}", status.message())], Bar::Passing),
     }
 }

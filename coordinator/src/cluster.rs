@@ -389,6 +389,7 @@ pub(crate) fn facts(facts: Option<&NodeFacts>) -> Facts {
         xsave_size: facts.xsave_size,
         xcr0: facts.xcr0,
         memory_free: facts.memory_free,
+        memory_total: facts.memory_total,
         peer_versions: facts.peer_protocol_versions.clone(),
         controllers: facts.cgroup_controllers.clone(),
     })

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proto::identity::Role;
+use proto::telemetry::{Collector, NoCollector};
 use proto::tls::{Tls, TlsError, TlsFiles};
 use serde::Deserialize;
 
@@ -29,6 +30,15 @@ struct File {
     max_in_cluster: Option<usize>,
     /// Where metrics are served, by plain HTTP; nowhere when left out.
     metrics_listen: Option<String>,
+    /// Where traces go; nowhere when left out.
+    traces: Option<Traces>,
+}
+
+/// Section `[traces]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Traces {
+    otlp_endpoint: String,
 }
 
 /// A checked configuration.
@@ -38,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// Where metrics are served.
     pub(crate) metrics_listen: Option<SocketAddr>,
+    /// Where traces go.
+    pub(crate) collector: Option<Collector>,
     /// Where the store lies.
     pub(crate) state_dir: PathBuf,
     /// Credentials.
@@ -83,6 +95,9 @@ pub(crate) enum ConfigError {
     /// Credentials.
     #[error("the credentials cannot be used")]
     Tls(#[from] TlsError),
+    /// A collector's address.
+    #[error(transparent)]
+    Collector(#[from] NoCollector),
 }
 
 fn wrong(key: &'static str, value: &dyn Display, why: &dyn Display) -> ConfigError {
@@ -103,6 +118,7 @@ impl Config {
             Some(text) => Some(text.parse().map_err(|e| wrong("metrics_listen", text, &e))?),
             None => None,
         };
+        let collector = Collector::choose(file.traces.as_ref().map(|traces| traces.otlp_endpoint.as_str()))?;
         let limits = file.settings()?;
         let tls = Tls::load(&TlsFiles::in_dir(&file.tls_dir))?;
         let identity = tls.identity();
@@ -112,7 +128,7 @@ impl Config {
         if let Some(name) = file.name.filter(|name| name != identity.name()) {
             return Err(wrong("name", &name, &format_args!("the certificate is {identity}'s")));
         }
-        Ok(Self { listen, metrics_listen, state_dir: file.state_dir, tls, limits })
+        Ok(Self { listen, metrics_listen, collector, state_dir: file.state_dir, tls, limits })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What every part of the coordinator shares.
 
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use proto::v1::node_agent_client::NodeAgentClient;
@@ -32,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) predictions: Predictions,
     /// The queue has something to do.
     pub(crate) wake: Notify,
+    /// Held by the evacuation that chooses targets.
+    pub(crate) choosing: Mutex<()>,
 }
 
 impl Core {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use proto::v1::{Decision, MigrationStatus, Phase};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::core::{Core, End};
 use crate::store::{Record, StoreError};
@@ -39,24 +40,12 @@ struct Driver {
 }
 
 /// Drives a migration to its end.
-#[tracing::instrument(name = "drive", skip_all, fields(migration = %name))]
 pub(crate) async fn drive(core: Arc<Core>, name: String) {
-    let mut driver = Driver { core, name, stuck: None };
-    let mut pause = Pause::default();
-    loop {
-        match driver.step().await {
-            Ok(Step::Over) => return,
-            Ok(Step::Next) => {
-                driver.stuck = None;
-                pause = Pause::default();
-            }
-            Ok(Step::Again) => pause.wait().await,
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
-                pause.wait().await;
-            }
-        }
+    let span = tracing::info_span!("migration", id = %name, role = "coordinator");
+    if let Ok(Some(record)) = core.store.get(&name) {
+        proto::telemetry::root(&span, &record.migration.uid);
     }
+    Driver { core, name, stuck: None }.run().instrument(span).await;
 }
 
 /// Doubles from 50 ms to 2 s.
@@ -76,14 +65,33 @@ impl Pause {
 }
 
 impl Driver {
+    /// Step after step.
+    async fn run(mut self) {
+        let mut pause = Pause::default();
+        loop {
+            match self.step().await {
+                Ok(Step::Over) => return,
+                Ok(Step::Next) => {
+                    self.stuck = None;
+                    pause = Pause::default();
+                }
+                Ok(Step::Again) => pause.wait().await,
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
+                    pause.wait().await;
+                }
+            }
+        }
+    }
+
     async fn step(&mut self) -> Result<Step, StoreError> {
         let Some(record) = self.core.store.get(&self.name)? else { return Ok(Step::Over) };
         if record.is_over() {
             Ok(Step::Over)
         } else if let Some(resolution) = record.resolution.clone() {
-            self.resolve(&record, &resolution).await
+            self.resolve(&record, &resolution).instrument(phase("resolving")).await
         } else if record.start_ordered {
-            self.follow(record).await
+            self.follow(record).instrument(phase("following")).await
         } else if !record.cancelled_by.is_empty() {
             // The source was never asked to begin, so there is nothing to undo there.
             self.end(&End::new(
@@ -92,9 +100,9 @@ impl Driver {
                 format!("cancelled by {}", record.cancelled_by),
             ))
         } else if record.migration.epoch == 0 {
-            self.check(&record).await
+            self.check(&record).instrument(phase("checking")).await
         } else {
-            self.start(&record).await
+            self.start(&record).instrument(phase("preparing")).await
         }
     }
 
@@ -107,6 +115,10 @@ impl Driver {
     fn stuck_for(&mut self) -> Duration {
         self.stuck.get_or_insert_with(Instant::now).elapsed()
     }
+}
+
+fn phase(name: &'static str) -> tracing::Span {
+    tracing::info_span!("phase", phase = name)
 }
 
 /// What a source has decided when it reports this phase; `None` while it has not.

@@ -7,7 +7,7 @@ pub(crate) mod step;
 pub(crate) mod world;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use proto::v1::{
@@ -17,7 +17,7 @@ use proto::v1::{
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use self::world::{Action, Busy, Check, Move, Seen, World};
+use self::world::{Action, Busy, Check, Move, Seen, Todo, World};
 use crate::admit::loads;
 use crate::cancel::cancel;
 use crate::check::{Checked, check};
@@ -83,10 +83,7 @@ async fn pass(
         // Nodes will not be as they were when it goes on.
         checks.retain(|_, check| *check == Check::UnderWay);
     }
-    let world = look(core, &record, checks)?;
-    fail::fail_point!("evacuate-before-step");
-    let (todo, record) = core.store.update_evacuation(name, |record| step::step(record, &world))?;
-    fail::fail_point!("evacuate-after-step");
+    let (todo, record) = decide(core, name, &record, checks)?;
     for container in &todo.used {
         checks.remove(container);
     }
@@ -107,10 +104,8 @@ async fn pass(
                     let _ = sender.send((container, found));
                 });
             }
-            Action::Create(container) => {
-                create(core, &record, &container)?;
-                fail::fail_point!("evacuate-after-create");
-            }
+            // It was done in the same moment as it was decided.
+            Action::Create(_) => {}
             Action::Cancel(migration) => {
                 let by = format!("evacuation/{name}");
                 if let Err(status) = cancel(core, &by, &migration).await {
@@ -126,6 +121,28 @@ async fn pass(
         return Ok(None);
     }
     Ok(Some(todo.wake))
+}
+
+/// Takes one step, and creates the migrations that it asks for. One evacuation after the other: what the next one looks at has
+/// the targets that this one has chosen.
+fn decide(
+    core: &Core,
+    name: &str,
+    record: &EvacuationRecord,
+    checks: &BTreeMap<String, Check>,
+) -> Result<(Todo, EvacuationRecord), StoreError> {
+    let _one = core.choosing.lock().unwrap_or_else(PoisonError::into_inner);
+    let world = look(core, record, checks)?;
+    fail::fail_point!("evacuate-before-step");
+    let (todo, record) = core.store.update_evacuation(name, |record| step::step(record, &world))?;
+    fail::fail_point!("evacuate-after-step");
+    for action in &todo.actions {
+        if let Action::Create(container) = action {
+            create(core, &record, container)?;
+            fail::fail_point!("evacuate-after-create");
+        }
+    }
+    Ok((todo, record))
 }
 
 /// The only node that may be moved to: when an evacuation is undone, its own.

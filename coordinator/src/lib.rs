@@ -88,27 +88,33 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    telemetry::init();
     let (Command::Serve { config: path } | Command::Health { config: path }) = &command;
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(error) => {
+            telemetry::init(None, "");
             tracing::error!("{:#}", anyhow::Error::from(error));
             return ExitCode::from(EX_CONFIG);
         }
     };
+    let collector = config.collector.as_ref().filter(|_| matches!(command, Command::Serve { .. }));
+    let exporting = telemetry::init(collector, config.tls.identity().name());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     let ended = runtime.context("cannot make threads").and_then(|runtime| match command {
         Command::Serve { .. } => runtime.block_on(serve(config)),
         Command::Health { .. } => runtime.block_on(health(&config)),
     });
-    match ended {
+    let code = match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
+    };
+    if let Some(exporting) = exporting {
+        exporting.end();
     }
+    code
 }
 
 async fn health(config: &Config) -> anyhow::Result<()> {
@@ -134,6 +140,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         metrics: metrics::Metrics::default(),
         predictions: predict::Predictions::default(),
         wake: Notify::new(),
+        choosing: std::sync::Mutex::default(),
     });
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;

@@ -31,6 +31,8 @@ pub(crate) struct Facts {
     pub(crate) xcr0: u64,
     /// Bytes.
     pub(crate) memory_free: u64,
+    /// Bytes; 0 when it is not known.
+    pub(crate) memory_total: u64,
     /// Versions of the agents' protocol that it speaks.
     pub(crate) peer_versions: Vec<u32>,
     /// Controllers of control groups that it has.
@@ -67,8 +69,8 @@ pub(crate) struct Candidate {
 pub(crate) struct Load {
     /// Memory promised to those that come, bytes.
     pub(crate) promised: u64,
-    /// Migrations that leave it.
-    pub(crate) leaving: usize,
+    /// Containers that leave it.
+    pub(crate) leaving: Vec<String>,
     /// Containers that come.
     pub(crate) coming: Vec<Coming>,
 }
@@ -104,7 +106,7 @@ impl Loads {
         let load = self.0.entry(target.to_owned()).or_default();
         load.promised = load.promised.saturating_add(memory);
         load.coming.push(Coming { container: container.to_owned(), labels: labels.clone() });
-        self.0.entry(source.to_owned()).or_default().leaving += 1;
+        self.0.entry(source.to_owned()).or_default().leaving.push(container.to_owned());
     }
 }
 
@@ -153,44 +155,72 @@ impl Needs {
     }
 }
 
+/// What has to happen until a node fits: the more, the greater.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Bar {
+    /// Nothing: it fits.
+    #[default]
+    None,
+    /// It passes by itself: readiness, room on a node that is large enough, a neighbour that leaves.
+    Passing,
+    /// Somebody has to end it: a cordon, a container of that name, a neighbour that stays.
+    Standing,
+    /// The node is of another kind, or too small.
+    Never,
+}
+
 /// One node's verdict; it fits when there is no reason against it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// The node.
     pub(crate) node: String,
     /// Why it does not fit.
     pub(crate) reasons: Vec<String>,
-    /// All of that may pass by itself: readiness, a cordon, a name, room, a neighbour.
-    pub(crate) passing: bool,
+    /// The greatest of what stands against it.
+    pub(crate) bar: Bar,
+}
+
+impl Verdict {
+    fn refuse(&mut self, wrong: bool, bar: Bar, reason: impl FnOnce() -> String) {
+        if wrong {
+            self.reasons.push(reason());
+            self.bar = self.bar.max(bar);
+        }
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.node, self.reasons.join(", "))
+    }
 }
 
 /// Judges one node.
 pub(crate) fn judge(needs: &Needs, candidate: &Candidate) -> Verdict {
     let (here, there) = (&needs.facts, &candidate.facts);
-    let mut reasons = Vec::new();
+    let mut verdict = Verdict { node: candidate.name.clone(), ..Verdict::default() };
     let needed = needs.memory.saturating_add(OVERHEAD);
     let free = room(candidate);
-    let neighbour = neighbour(needs, candidate);
-    let passing: [(bool, &dyn Fn() -> String); 5] = [
-        (!candidate.ready, &|| "the node is not ready".into()),
-        (candidate.cordoned, &|| "the node is cordoned".into()),
-        (candidate.occupied && candidate.name != needs.source, &|| {
-            "a container of that name is there".into()
-        }),
-        (free < needed, &|| format!("{} MiB are free, {} MiB are needed", free >> 20, needed >> 20)),
-        (neighbour.is_some(), &|| {
-            let (name, verb) = neighbour.unwrap_or_default();
-            let group = group(&needs.labels).unwrap_or_default();
-            format!("{name}, also of the anti-affinity group {group}, {verb} there")
-        }),
-    ];
-    reasons.extend(passing.iter().filter(|(wrong, _)| *wrong).map(|(_, reason)| reason()));
-    let may_pass = reasons.len();
-    let mut refuse = |wrong: bool, reason: &dyn Fn() -> String| {
-        if wrong {
-            reasons.push(reason());
-        }
-    };
+    verdict.refuse(!candidate.ready, Bar::Passing, || "the node is not ready".into());
+    verdict.refuse(candidate.cordoned, Bar::Standing, || "the node is cordoned".into());
+    verdict.refuse(candidate.occupied && candidate.name != needs.source, Bar::Standing, || {
+        "a container of that name is there".into()
+    });
+    let too_small = there.memory_total != 0 && there.memory_total < needed;
+    verdict.refuse(too_small, Bar::Never, || {
+        format!("it has {} MiB in all, {} MiB are needed", there.memory_total >> 20, needed >> 20)
+    });
+    verdict.refuse(!too_small && free < needed, Bar::Passing, || {
+        format!("{} MiB are free, {} MiB are needed", free >> 20, needed >> 20)
+    });
+    if let Some((name, verb)) = neighbour(needs, candidate) {
+        let leaves = candidate.load.leaving.iter().any(|leaving| leaving == name);
+        let bar = if leaves { Bar::Passing } else { Bar::Standing };
+        let group = group(&needs.labels).unwrap_or_default();
+        verdict
+            .refuse(true, bar, || format!("{name}, also of the anti-affinity group {group}, {verb} there"));
+    }
+    let mut refuse = |wrong: bool, reason: &dyn Fn() -> String| verdict.refuse(wrong, Bar::Never, reason);
     refuse(candidate.name == needs.source, &|| "the container is there already".into());
     refuse(here.arch != there.arch, &|| format!("its machine is {:?}, not {:?}", there.arch, here.arch));
     refuse(here.kernel_release != there.kernel_release, &|| {
@@ -210,9 +240,10 @@ pub(crate) fn judge(needs: &Needs, candidate: &Candidate) -> Verdict {
             format!("it lacks the cgroup controller {controller}, which limits the container")
         });
     }
-    reasons.extend(unselected(needs, candidate));
-    let passing = may_pass == reasons.len();
-    Verdict { node: candidate.name.clone(), reasons, passing }
+    for lack in unselected(needs, candidate) {
+        refuse(true, &|| lack.clone());
+    }
+    verdict
 }
 
 /// The labels that a node lacks.
@@ -250,7 +281,7 @@ pub(crate) struct Score {
 /// How well a node suits.
 pub(crate) fn score(needs: &Needs, candidate: &Candidate) -> Score {
     let free = room(candidate).saturating_sub(needs.memory).saturating_sub(OVERHEAD);
-    let load = candidate.load.coming.len() + candidate.load.leaving;
+    let load = candidate.load.coming.len() + candidate.load.leaving.len();
     let coming = candidate.load.coming.iter().filter(|c| are_alike(&c.labels, &needs.labels)).count();
     let alike = candidate.alike + coming;
     let share = (1 + load as u64).saturating_mul(1 + alike as u64);

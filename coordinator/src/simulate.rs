@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime};
 
+use fastrand::Rng;
 use proto::v1::{
     Container, ContainerState, Evacuation, EvacuationPhase, EvacuationSpec, Migration, MigrationSpec, Node,
     NodeFacts, Phase,
@@ -53,19 +54,6 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound.max(1)
-    }
-}
-
 struct Host {
     total: u64,
     used: u64,
@@ -87,7 +75,7 @@ enum Event {
 }
 
 struct Simulation {
-    random: Random,
+    random: Rng,
     cluster: Cluster,
     start: SystemTime,
     now: SystemTime,
@@ -142,11 +130,11 @@ impl Simulation {
     fn new(size: Size) -> Self {
         // Real time passes while the simulated one does; nobody is to fall silent.
         let silence = Silence { unknown: Duration::from_secs(1 << 30), lease: Duration::from_secs(1 << 31) };
-        let mut random = Random(size.seed);
+        let mut random = Rng::with_seed(size.seed);
         let names: Vec<String> = (0..size.nodes).map(|n| format!("node-{n:04}")).collect();
         let mut hosts = BTreeMap::new();
         for name in &names {
-            let bandwidth = (1 + random.below(10)) * 125_000_000;
+            let bandwidth = (1 + random.u64(..10)) * 125_000_000;
             let host = Host { total: 0, used: 0, reserved: 0, bandwidth, leaving: 0, coming: 0 };
             hosts.insert(name.clone(), host);
         }
@@ -155,11 +143,11 @@ impl Simulation {
         for n in 0..size.containers {
             let node = &names[n % size.nodes];
             // 64 MiB to 8 GiB, small ones as often as large ones.
-            let memory = (64 << 20 << random.below(7)) + random.below(64 << 20);
+            let memory = (64 << 20 << random.u64(..7)) + random.u64(..64 << 20);
             let label = match n % 5 {
                 // Three neighbours, each on a node of its own.
                 0 => (ANTI_AFFINITY.to_owned(), format!("g{}", n % size.nodes % 40 + 40 * (n / size.nodes))),
-                _ => ("app".to_owned(), format!("a{}", random.below(200))),
+                _ => ("app".to_owned(), format!("a{}", random.u64(..200))),
             };
             let mut container = Container {
                 name: format!("c{n:05}"),
@@ -181,7 +169,7 @@ impl Simulation {
         let cluster = Cluster::new(silence, Vec::new());
         for (name, host) in &mut hosts {
             // A tenth to a half of it is free.
-            host.total = host.used * (110 + random.below(60)) / 100 + (1 << 30);
+            host.total = host.used * (110 + random.u64(..60)) / 100 + (1 << 30);
             let there = containers.values().filter(|c| c.node == *name).cloned().collect();
             let node = Node { name: name.clone(), facts: Some(facts(host)), ..Node::default() };
             cluster.join(node, there);
@@ -217,10 +205,7 @@ impl Simulation {
             .cloned()
             .collect();
         for index in 0..(size.nodes / 5).min(others.len()) {
-            let pick = self.random.below(others.len() as u64);
-            let Some(container) = usize::try_from(pick).ok().and_then(|pick| others.get(pick)) else {
-                continue;
-            };
+            let container = &others[self.random.usize(..others.len())];
             let name = format!("{}-{index}", container.name);
             if self.active.values().any(|record| record.container() == container.name) {
                 continue;
@@ -348,7 +333,11 @@ impl Simulation {
         for (name, turn) in turns {
             match turn {
                 Turn::Start(start) => self.begin(&name, *start)?,
-                Turn::Wait(_) => {}
+                Turn::Wait(wait) => {
+                    if let Some(record) = self.active.get_mut(&name) {
+                        wait.apply(record, self.now);
+                    }
+                }
                 Turn::Never(end, _) => {
                     if let Some(mut record) = self.active.remove(&name) {
                         end.apply(&mut record);
@@ -415,7 +404,7 @@ impl Simulation {
         let Some(mut record) = self.active.remove(name) else { return Err(format!("{name} is not there")) };
         let (source, target) = (record.migration.source_node.clone(), record.migration.target_node.clone());
         let container = record.container().to_owned();
-        let works = self.random.below(100) >= FAILING;
+        let works = self.random.u64(..100) >= FAILING;
         if let Some(host) = self.hosts.get_mut(&source) {
             host.leaving -= 1;
             host.used -= if works { record.memory } else { 0 };

@@ -158,16 +158,18 @@ async fn room_is_promised_once_across_a_restart() {
     world.create("c1", "node-b").await;
     has_session(&a, "c1-1").await;
     world.create("c2", "node-b").await;
-    let failed = world.phase("c2-1", Phase::Failed).await;
-    assert!(failed.message.contains("90 MiB are free, 92 MiB are needed"), "{}", failed.message);
+    let lacks = |m: &Migration| m.reason == "NoCandidateNow" && m.message.contains("90 MiB are free, 92 MiB");
+    world.migration("c2-1", "lacks room", lacks).await;
 
     world.process.kill();
     world.process.restart();
     world.node("node-a", NodeState::Ready).await;
     world.node("node-b", NodeState::Ready).await;
+    // A new one after the restart, in whose record nothing is from before it.
+    world.api.cancel_migration(CancelMigrationRequest { name: "c2-1".into() }).await.unwrap();
+    world.phase("c2-1", Phase::Cancelled).await;
     world.create("c2", "node-b").await;
-    let failed = world.phase("c2-2", Phase::Failed).await;
-    assert!(failed.message.contains("90 MiB are free, 92 MiB are needed"), "{}", failed.message);
+    world.migration("c2-2", "lacks room", lacks).await;
 
     // It grows while it moves: a small one does not fit any more.
     a.set_containers(vec![mib("c1", 110), mib("c2", 60), mib("c3", 20)]);
@@ -178,8 +180,84 @@ async fn room_is_promised_once_across_a_restart() {
     })
     .await;
     world.create("c3", "node-b").await;
-    let failed = world.phase("c3-1", Phase::Failed).await;
-    assert!(failed.message.contains("40 MiB are free, 52 MiB are needed"), "{}", failed.message);
+    let lacks = |m: &Migration| m.message.contains("40 MiB are free, 52 MiB are needed");
+    world.migration("c3-1", "lacks room", lacks).await;
+    assert_eq!(world.phase("c2-2", Phase::Pending).await.target_node, "node-b");
+}
+
+/// A move for which there is no room now waits, says for what, and goes when there is room; or ends when its time is up, it is
+/// cancelled, or no node can ever take it.
+#[tokio::test(flavor = "multi_thread")]
+async fn room_is_waited_for() {
+    let mut world = World::start();
+    let mib = |name: &str, memory: u64| Container { memory_bytes: memory << 20, ..container(name) };
+    let sizes = [("first", 60), ("next", 60), ("late", 60), ("gone", 60), ("huge", 9 << 10)];
+    let all = sizes.into_iter().map(|(name, memory)| mib(name, memory)).collect();
+    let a = world.agent("node-a", with(all)).await;
+    let b = world.agent("node-b", free(Behaviour::default(), 150 << 20)).await;
+    world.create("first", "node-b").await;
+    has_session(&a, "first-1").await;
+
+    // Named, or placed by its labels: both wait for the same.
+    ask(&mut world, selecting("next", "node-b"), false).await.unwrap();
+    world.create("gone", "node-b").await;
+    let why = "no node takes next now: node-b: 90 MiB are free, 92 MiB are needed";
+    let waiting = world.migration("next-1", "waits", |m| m.message == why).await;
+    assert_eq!((waiting.phase(), waiting.reason.as_str()), (Phase::Pending, "NoCandidateNow"));
+    let scheduled = |m: &Migration| {
+        let found = m.conditions.iter().find(|c| c.r#type == "Scheduled")?;
+        Some((found.status.clone(), found.reason.clone(), found.message.clone()))
+    };
+    assert_eq!(scheduled(&waiting), Some(("False".into(), "NoCandidateNow".into(), why.into())));
+    assert!(told(&waiting, &format!("waits: {why}")), "{:?}", waiting.events);
+    world.migration("gone-1", "waits", |m| m.reason == "NoCandidateNow").await;
+
+    // Too large for the whole node: at once.
+    world.create("huge", "node-b").await;
+    let failed = world.phase("huge-1", Phase::Failed).await;
+    assert_eq!(failed.reason, "NoCandidate");
+    assert!(failed.message.contains("it has 8192 MiB in all, 9248 MiB are needed"), "{}", failed.message);
+
+    // Its time is up.
+    let limits =
+        Policy { timeout: Some(prost_types::Duration { seconds: 1, nanos: 0 }), ..Policy::default() };
+    let late = MigrationSpec {
+        container: "late".into(),
+        target_node: "node-b".into(),
+        policy: Some(limits),
+        ..MigrationSpec::default()
+    };
+    ask(&mut world, late, false).await.unwrap();
+    let failed = world.phase("late-1", Phase::Failed).await;
+    assert_eq!(failed.reason, "TimedOut");
+    assert!(failed.message.starts_with("waited 1s; no node takes late now: node-b: 90 MiB"), "{failed:?}");
+
+    // Cancelled.
+    world.api.cancel_migration(CancelMigrationRequest { name: "gone-1".into() }).await.unwrap();
+    world.phase("gone-1", Phase::Cancelled).await;
+
+    // What was promised is given back, and it goes.
+    a.reaches("first-1", Phase::Failed);
+    world.phase("first-1", Phase::Failed).await;
+    has_session(&a, "next-1").await;
+    let moving = world.migration("next-1", "is placed", |m| m.admitted_to("node-b")).await;
+    assert_eq!(scheduled(&moving), Some(("True".into(), "Placed".into(), "on node-b".into())));
+    hand_over("next", "next-1", &a, &b);
+    world.phase("next-1", Phase::Succeeded).await;
+}
+
+/// A node that is not ready may be again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_not_ready_is_waited_for() {
+    let mut world = World::start();
+    let a = world.agent("node-a", Behaviour::running(&["web"])).await;
+    let b = world.agent("node-b", Behaviour::default()).await;
+    b.vanish();
+    world.node("node-b", NodeState::NotReady).await;
+    world.create("web", "node-b").await;
+    world.migration("web-1", "waits", |m| m.message.ends_with("node-b: the node is not ready")).await;
+    let _back = world.agent("node-b", Behaviour::default()).await;
+    has_session(&a, "web-1").await;
 }
 
 /// One slot: what is in the background lets a later user and a drain pass.

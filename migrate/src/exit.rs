@@ -220,6 +220,7 @@ mod tests {
         assert_eq!(exit(Phase::Failed, "CheckFailed"), Some(Exit::FailedAtSource));
         assert_eq!(exit(Phase::Failed, "NoCandidate"), Some(Exit::Refused));
         assert_eq!(exit(Phase::Failed, "NotConverged"), Some(Exit::NotConverged));
+        assert_eq!(exit(Phase::Failed, "TimedOut"), Some(Exit::NotConverged));
         assert_eq!(exit(Phase::Cancelled, ""), Some(Exit::Cancelled));
         assert_eq!(exit(Phase::OutcomeUnknown, ""), Some(Exit::Unknown));
         migration.phase = Phase::Failed.into();

@@ -85,6 +85,9 @@ fn seconds(elapsed: Duration) -> String {
 /// Where a migration stands, in one line.
 fn line(migration: &Migration) -> String {
     let mut parts = vec![format!("{} {}", migration.name, resource::phase(migration.phase()))];
+    if migration.phase() == Phase::Pending && !migration.message.is_empty() {
+        parts.push(format!("waits: {}", migration.message));
+    }
     if let Some(round) = migration.rounds.last() {
         parts.push(format!("round {}", round.index));
         if migration.phase() == Phase::PreCopy {
@@ -108,6 +111,10 @@ mod tests {
         let mut migration =
             Migration { name: "web-1".into(), phase: Phase::Preparing.into(), ..Migration::default() };
         assert_eq!(line(&migration), "web-1 Preparing");
+        migration.phase = Phase::Pending.into();
+        assert_eq!(line(&migration), "web-1 Pending");
+        migration.message = "2 leave node-a, its limit".into();
+        assert_eq!(line(&migration), "web-1 Pending  waits: 2 leave node-a, its limit");
         migration.phase = Phase::PreCopy.into();
         migration.remaining_bytes = 12 << 20;
         migration.rounds.push(Round {

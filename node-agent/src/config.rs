@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use proto::identity::check_name;
+use proto::telemetry::{Collector, NoCollector};
 use proto::tls::TlsFiles;
 use serde::Deserialize;
 
@@ -46,6 +47,8 @@ pub struct Config {
     pub newest_protocol_version: u32,
     /// Where metrics are served, by plain HTTP; nowhere when left out.
     pub metrics_listen: Option<SocketAddr>,
+    /// Where traces go; nowhere when left out.
+    pub traces: Option<TracesSection>,
     /// Labels of the node.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -61,6 +64,14 @@ pub struct TlsSection {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+/// Traces.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TracesSection {
+    /// The collector, `http://HOST:PORT`.
+    pub otlp_endpoint: String,
 }
 
 /// A configuration that cannot be used. One line says which file and what is wrong.
@@ -185,6 +196,14 @@ impl Config {
     #[must_use]
     pub fn coordinator(&self) -> Option<String> {
         self.coordinator.as_deref().map(|address| bare(address).to_owned())
+    }
+
+    /// The collector of traces, here or in the environment.
+    ///
+    /// # Errors
+    /// When what is named is none.
+    pub fn collector(&self) -> Result<Option<Collector>, NoCollector> {
+        Collector::choose(self.traces.as_ref().map(|traces| traces.otlp_endpoint.as_str()))
     }
 
     /// The files of the credentials.

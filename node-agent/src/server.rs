@@ -11,6 +11,7 @@ use std::sync::Arc;
 use image::groups::Groups;
 use proto::error::{ApiError, invalid_field, not_found};
 use proto::identity::Role;
+use proto::telemetry::Parent;
 use proto::tls::{Tls, listen, peer};
 use proto::v1;
 use proto::v1::node_agent_server::{NodeAgent, NodeAgentServer};
@@ -278,6 +279,7 @@ impl NodeAgent for Service {
         &self,
         request: Request<v1::PrepareRequest>,
     ) -> Result<Response<v1::PrepareResponse>, Status> {
+        let trace = Parent::of(request.metadata());
         let request = request.into_inner();
         let order = Prepare {
             migration: request.migration,
@@ -285,6 +287,7 @@ impl NodeAgent for Service {
             container: request.container,
             source_node: request.source_node,
             memory_bytes: request.memory_bytes,
+            trace,
         };
         let prepared = self.order(move |migrations| migrations.prepare(&order)).await?;
         Ok(Response::new(v1::PrepareResponse {
@@ -294,6 +297,7 @@ impl NodeAgent for Service {
     }
 
     async fn start(&self, request: Request<v1::StartRequest>) -> Result<Response<v1::StartResponse>, Status> {
+        let trace = Parent::of(request.metadata());
         let request = request.into_inner();
         let order = Start {
             migration: request.migration,
@@ -303,6 +307,7 @@ impl NodeAgent for Service {
             target_address: request.target_address,
             target_incarnation: request.target_incarnation,
             policy: convert::limits(request.policy),
+            trace,
         };
         let incarnation = self.order(move |migrations| migrations.start(&order)).await?;
         Ok(Response::new(v1::StartResponse { incarnation }))

@@ -1,23 +1,27 @@
-//! Logging. The only place where tracing is configured.
+//! Logging and traces. The only place where tracing is configured.
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::EnvFilter;
+use proto::telemetry::{Collector, Export, Exporting};
+use tracing_subscriber::{EnvFilter, Layer as _, fmt};
+
+/// Whose spans are exported.
+const CRATES: [&str; 2] = ["node_agent", "engine"];
 
 /// Sends events to standard error: text on a terminal, else one JSON object a line. `RUST_LOG` filters;
-/// the default is `info`. Later calls change nothing.
-pub fn start() {
+/// the default is `info`. Spans go to the collector, if there is one; `name` is the node's. Later calls change nothing.
+pub fn start(collector: Option<&Collector>, name: &str) -> Option<Exporting> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // A log that cannot be written is no reason to stop: complaining about that would be a panic.
-    let events = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false);
-    let _ = if std::io::stderr().is_terminal() {
-        events.try_init()
+    let events = fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    let events = if std::io::stderr().is_terminal() {
+        events.boxed()
     } else {
-        events.json().flatten_event(true).try_init()
+        events.json().flatten_event(true).boxed()
     };
+    let export =
+        collector.map(|collector| Export { collector, service: "gantry-node-agent", name, crates: &CRATES });
+    proto::telemetry::start(events, filter, export)
 }
 
 /// An error with its causes, for one log line.

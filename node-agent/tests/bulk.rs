@@ -186,18 +186,6 @@ fn content(addr: u64, round: u32) -> [u8; PAGE] {
     page
 }
 
-/// xorshift64
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % end as u64).unwrap()
-    }
-}
-
 #[test]
 fn every_page_ends_with_what_was_written_last_over_one_stream_and_several() {
     let pages = 2048;
@@ -205,17 +193,17 @@ fn every_page_ends_with_what_was_written_last_over_one_stream_and_several() {
         let memory = Memory::new(pages, true);
         let (streams, target) = connect(count, &memory);
         let mut sender = sender(streams, || false);
-        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let mut random = fastrand::Rng::with_seed(seed);
         let mut expected = vec![None; pages];
         let mut all: Vec<usize> = (0..pages).collect();
         for round in 0..14 {
             // Some rounds are short.
-            let size = if round % 4 == 3 { random.below(40) } else { 600 + random.below(pages - 600) };
+            let size = if round % 4 == 3 { random.usize(..40) } else { 600 + random.usize(..pages - 600) };
             for at in 0..size {
-                all.swap(at, at + random.below(pages - at));
+                all.swap(at, at + random.usize(..pages - at));
             }
             sender.begin(round, 1).unwrap();
-            for part in all[..size].chunks(16 + random.below(64)) {
+            for part in all[..size].chunks(16 + random.usize(..64)) {
                 let addresses: Vec<u64> = part.iter().map(|page| (page * PAGE) as u64).collect();
                 send(&mut sender, &addresses, |addr| content(addr, round)).unwrap();
                 part.iter().for_each(|page| expected[*page] = Some(round));

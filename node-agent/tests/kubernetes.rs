@@ -14,6 +14,7 @@ use std::rc::Rc;
 use common::agent::{Agent, Ca};
 use common::pair::Pair;
 use common::wait_for;
+use nix::sys::resource::{Resource, getrlimit};
 use proto::v1;
 
 fn script(name: &str) -> PathBuf {
@@ -67,6 +68,94 @@ fn the_installed_agent_takes_the_installed_configuration() {
     let early = install("node-a", "127.93.0.9").env_remove("COORDINATOR_SERVICE_HOST").output().unwrap();
     assert!(!early.status.success());
     assert!(String::from_utf8_lossy(&early.stderr).contains("no service of the coordinator"), "{early:?}");
+}
+
+/// A host's first process: a shell in namespaces of its own, which says which they are and starts a pod in others. What start.sh
+/// executes is mounted here alone.
+const HOST: &str = r#"
+set -eu
+hostname the-host
+mount -t tmpfs host "$DIR"
+cp "$PROBE" "$DIR/node-agent"
+ulimit -Sn 2048
+sh "$PROBE" pid 1
+unshare --mount --uts --ipc --net --cgroup -- sh -euc '
+    hostname the-pod
+    umount "$DIR"
+    mount -t tmpfs pod /mnt
+    echo 700 >/proc/self/oom_score_adj
+    ulimit -Sn 1024
+    sh "$PROBE" the pod
+    exec "$START"
+'
+"#;
+
+/// Whether this process has CAP_SYS_RESOURCE.
+fn may_raise_limits() -> bool {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() >> CAP_SYS_RESOURCE & 1 == 1
+}
+
+/// Stands for the agent: says what it is and where.
+const PROBE: &str = r#"#!/bin/sh
+echo "$*"
+for name in mnt uts ipc net cgroup pid user; do
+    readlink /proc/self/ns/$name
+done
+hostname
+echo "$(ulimit -Sn) $(ulimit -Hn) $(cat /proc/self/oom_score_adj)"
+grep -o "^host $DIR\|^pod /mnt" /proc/self/mounts
+"#;
+
+#[test]
+fn the_agent_starts_in_the_namespaces_of_the_hosts_first_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let [at, probe, start] = ["host", "probe", "start.sh"].map(|name| dir.path().join(name));
+    fs::create_dir(&at).unwrap();
+    fs::write(&probe, PROBE).unwrap();
+    // Who may not raise limits (containers without CAP_SYS_RESOURCE) sets the one that there is.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let limit = if may_raise_limits() { 1_048_576 } else { most };
+    let text = fs::read_to_string(script("start.sh")).unwrap();
+    assert!(text.contains("ulimit -n 1048576\n"), "{text}");
+    fs::write(&start, text.replace("1048576", &limit.to_string())).unwrap();
+    run(Command::new("chmod").arg("755").args([&probe, &start]));
+    let mut host = Command::new("unshare");
+    host.args([
+        "--fork",
+        "--kill-child",
+        "--pid",
+        "--mount",
+        "--mount-proc",
+        "--uts",
+        "--ipc",
+        "--net",
+        "--cgroup",
+    ]);
+    host.args(["--", "sh", "-c", HOST]).env("DIR", &at).env("PROBE", &probe).env("START", &start);
+    let output = run(&mut host);
+    let told = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = told.lines().collect();
+    let [host, pod, agent] = lines.chunks(11).collect::<Vec<_>>()[..] else { panic!("{told}") };
+    assert_eq!((host[0], pod[0]), ("pid 1", "the pod"));
+    assert_eq!(agent[0], format!("serve --config {}/node-agent.toml", at.display()));
+    // The pod is elsewhere in all but the processes and users, and the agent where the host is.
+    for index in 1..6 {
+        assert_ne!(pod[index], host[index], "{told}");
+        assert_eq!(agent[index], host[index], "{told}");
+    }
+    assert_eq!(pod[6..8], host[6..8], "{told}");
+    assert_eq!(agent[6..9], host[6..9], "{told}");
+    assert_eq!((host[8], pod[8]), ("the-host", "the-pod"));
+    // Neither those of the pod nor those of the first process: containers inherit them.
+    let soft = |limits: &str| limits.split(' ').next().unwrap().to_owned();
+    assert_eq!((soft(host[9]), soft(pod[9])), ("2048".into(), "1024".into()), "{told}");
+    assert!(pod[9].ends_with(" 700"), "{told}");
+    assert_eq!(agent[9], format!("{limit} {limit} 0"));
+    let mounted = format!("host {}", at.display());
+    assert_eq!((host[10], pod[10], agent[10]), (mounted.as_str(), "pod /mnt", mounted.as_str()), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

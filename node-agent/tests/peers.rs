@@ -276,6 +276,7 @@ fn start(epoch: u64, container: &str, target: &TestAgent, incarnation: u64) -> S
         target_address: target.address.clone(),
         target_incarnation: incarnation,
         policy: Limits::default(),
+        trace: None,
     }
 }
 

@@ -31,4 +31,5 @@ pub mod health;
 pub mod identity;
 pub mod metrics;
 pub mod reflection;
+pub mod telemetry;
 pub mod tls;

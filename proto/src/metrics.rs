@@ -28,6 +28,7 @@ pub fn registry(version: &str) -> Registry {
     let mut registry = Registry::with_prefix("gantry");
     let info = Info::new(vec![("version".to_owned(), version.to_owned())]);
     registry.register("build", "The program", info);
+    crate::telemetry::counts(&mut registry);
     registry
 }
 

@@ -7,20 +7,6 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::stage::{NAME, Stage};
 
-/// Numbers that look random and are the same for the same seed (splitmix64).
-#[derive(Debug)]
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit.max(1)
-    }
-}
-
 /// Kills the source's agent `times` times, each at a moment of a migration that `seed` decides. After each the
 /// container serves on the same connections, one node has it, the other has nothing, and the agent is back.
 ///
@@ -30,10 +16,10 @@ pub fn kills(stage: &mut Stage, times: u32, seed: u64) -> Result<()> {
     let began = Instant::now();
     // The command's own start and end are in this, too: some kills come before the session and some after.
     let longest = typical(stage)?;
-    let mut numbers = Numbers(seed);
+    let mut random = fastrand::Rng::with_seed(seed);
     let (mut stayed, mut moved) = (0, 0);
     for number in 1..=times {
-        let after = Duration::from_micros(numbers.below(longest));
+        let after = Duration::from_micros(random.u64(..longest.max(1)));
         one(stage, after, &mut stayed, &mut moved)
             .with_context(|| format!("kill {number} of {times} (seed {seed}), {after:?} after the start"))?;
     }

@@ -2,8 +2,8 @@
 //! the container running where it was.
 
 use proto::error::ErrorDetails;
-use proto::v1::{CheckContainerRequest, PrepareRequest, StartRequest};
-use tonic::{Code, Status};
+use proto::v1::{CheckContainerRequest, Migration, PrepareRequest, StartRequest};
+use tonic::{Code, Request, Status};
 
 use super::{Driver, Step};
 use crate::agent_client::{LONG, ORDER, answer};
@@ -96,7 +96,7 @@ impl Driver {
             memory_bytes: record.memory,
         };
         let prepared = match self.core.agent(&m.target_node) {
-            Ok(mut agent) => answer(&m.target_node, ORDER, agent.prepare(prepare)).await,
+            Ok(mut agent) => answer(&m.target_node, ORDER, agent.prepare(traced(m, prepare))).await,
             Err(status) => Err(status),
         };
         let prepared = match prepared {
@@ -123,7 +123,7 @@ impl Driver {
             policy: m.effective_policy.as_ref().and_then(|effective| effective.policy),
         };
         let started = match self.core.agent(&m.source_node) {
-            Ok(mut agent) => answer(&m.source_node, ORDER, agent.start(request)).await,
+            Ok(mut agent) => answer(&m.source_node, ORDER, agent.start(traced(m, request))).await,
             Err(status) => Err(status),
         };
         fail::fail_point!("drive-after-start");
@@ -167,6 +167,13 @@ impl Driver {
         }
         self.end(&End::failed(&reason(status, otherwise), status.message()))
     }
+}
+
+/// An order with which the migration's trace goes on at an agent.
+fn traced<T>(migration: &Migration, order: T) -> Request<T> {
+    let mut request = Request::new(order);
+    proto::telemetry::pass_on(request.metadata_mut(), &migration.uid);
+    request
 }
 
 /// Whether an agent refused because it knows a higher epoch.

@@ -10,7 +10,7 @@ use proto::v1::{ContainerState, EvacuationItem, EvacuationPhase, ItemState, Phas
 
 use super::world::{Action, Check, Seen, Todo, World};
 use crate::core::{camel, set_condition};
-use crate::place::{self, Choice, Loads, Verdict};
+use crate::place::{self, Bar, Choice, Loads, Verdict};
 use crate::store::EvacuationRecord;
 
 #[cfg(test)]
@@ -418,12 +418,11 @@ fn use_check(
                     let why = match verdicts.is_empty() {
                         true => "there is no other node".to_owned(),
                         false => {
-                            let told = |v: &&Verdict| format!("{}: {}", v.node, v.reasons.join(", "));
-                            let all: Vec<_> = verdicts.iter().map(told).collect();
+                            let all: Vec<_> = verdicts.iter().map(ToString::to_string).collect();
                             format!("no node takes it: {}", all.join("; "))
                         }
                     };
-                    if verdicts.iter().any(|verdict| verdict.passing) {
+                    if verdicts.iter().any(|verdict| verdict.bar < Bar::Never) {
                         retry(record, index, &why, world);
                     } else {
                         settle(record, index, ItemState::Stays, "NoCandidate", why);

@@ -10,6 +10,7 @@ fn facts() -> Facts {
         xsave_size: 2440,
         xcr0: 0xe7,
         memory_free: 1 << 30,
+        memory_total: 2 << 30,
         peer_versions: vec![1],
         controllers: vec!["memory".into(), "pids".into()],
     }
@@ -47,36 +48,62 @@ fn coming(container: &str, group: &str) -> Coming {
 fn every_difference_is_a_reason_of_its_own() {
     assert_eq!(judge(&needs(), &fitting("b")).reasons, Vec::<String>::new());
     type Spoil = fn(&mut Candidate);
-    let spoils: [(Spoil, &str, bool); 16] = [
-        (|c| c.name = "a".into(), "already", false),
-        (|c| c.ready = false, "not ready", true),
-        (|c| c.cordoned = true, "cordoned", true),
-        (|c| c.occupied = true, "of that name", true),
-        (|c| Arc::make_mut(&mut c.facts).arch = "aarch64".into(), "machine", false),
-        (|c| Arc::make_mut(&mut c.facts).kernel_release = "6.1.0".into(), "kernel is 6.1.0", false),
-        (|c| Arc::make_mut(&mut c.facts).vdso_hash = 8, "vDSO", false),
-        (|c| Arc::make_mut(&mut c.facts).xcr0 = 7, "0xe0", false),
-        (|c| Arc::make_mut(&mut c.facts).xsave_size = 832, "832 bytes", false),
-        (|c| Arc::make_mut(&mut c.facts).peer_versions = vec![2], "versions [2]", false),
-        (|c| Arc::make_mut(&mut c.facts).controllers = vec!["memory".into()], "controller pids", false),
-        (|c| c.load.promised = 1 << 30, "0 MiB are free, 33 MiB", true),
-        (|c| c.conflict = Some("db-2".into()), "db-2, also of the anti-affinity group db, is there", true),
+    let spoils: [(Spoil, &str, Bar); 19] = [
+        (|c| c.name = "a".into(), "already", Bar::Never),
+        (|c| c.ready = false, "not ready", Bar::Passing),
+        (|c| c.cordoned = true, "cordoned", Bar::Standing),
+        (|c| c.occupied = true, "of that name", Bar::Standing),
+        (|c| Arc::make_mut(&mut c.facts).arch = "aarch64".into(), "machine", Bar::Never),
+        (|c| Arc::make_mut(&mut c.facts).kernel_release = "6.1.0".into(), "kernel is 6.1.0", Bar::Never),
+        (|c| Arc::make_mut(&mut c.facts).vdso_hash = 8, "vDSO", Bar::Never),
+        (|c| Arc::make_mut(&mut c.facts).xcr0 = 7, "0xe0", Bar::Never),
+        (|c| Arc::make_mut(&mut c.facts).xsave_size = 832, "832 bytes", Bar::Never),
+        (|c| Arc::make_mut(&mut c.facts).peer_versions = vec![2], "versions [2]", Bar::Never),
+        (|c| Arc::make_mut(&mut c.facts).controllers = vec!["memory".into()], "controller pids", Bar::Never),
+        (|c| c.load.promised = 1 << 30, "0 MiB are free, 33 MiB", Bar::Passing),
+        (
+            |c| c.conflict = Some("db-2".into()),
+            "db-2, also of the anti-affinity group db, is there",
+            Bar::Standing,
+        ),
         (
             |c| c.load.coming.push(coming("db-3", "db")),
             "db-3, also of the anti-affinity group db, comes",
-            true,
+            Bar::Standing,
         ),
-        (|c| c.labels = Arc::default(), "no label disk=ssd", false),
-        (|c| c.labels = Arc::new(labels(&[("disk", "hdd")])), "no label disk=ssd", false),
+        (|c| Arc::make_mut(&mut c.facts).memory_free = 0, "0 MiB are free, 33 MiB", Bar::Passing),
+        (|c| Arc::make_mut(&mut c.facts).memory_total = 32 << 20, "it has 32 MiB in all, 33 MiB", Bar::Never),
+        (
+            |c| {
+                c.conflict = Some("db-2".into());
+                c.load.leaving = vec!["db-2".into()];
+            },
+            "db-2, also of the anti-affinity group db, is there",
+            Bar::Passing,
+        ),
+        (|c| c.labels = Arc::default(), "no label disk=ssd", Bar::Never),
+        (|c| c.labels = Arc::new(labels(&[("disk", "hdd")])), "no label disk=ssd", Bar::Never),
     ];
-    for (spoil, reason, may_pass) in spoils {
+    for (spoil, reason, bar) in spoils {
         let mut spoilt = fitting("b");
         spoil(&mut spoilt);
         let verdict = judge(&needs(), &spoilt);
         assert_eq!(verdict.reasons.len(), 1, "{verdict:?}");
         assert!(verdict.reasons[0].contains(reason), "{verdict:?}");
-        assert_eq!(verdict.passing, may_pass, "{verdict:?}");
+        assert_eq!(verdict.bar, bar, "{verdict:?}");
     }
+}
+
+#[test]
+fn the_greatest_bar_counts() {
+    let mut full = fitting("b");
+    full.load.promised = 1 << 30;
+    full.cordoned = true;
+    assert_eq!(judge(&needs(), &full).bar, Bar::Standing);
+    Arc::make_mut(&mut full.facts).vdso_hash = 8;
+    assert_eq!(judge(&needs(), &full).bar, Bar::Never);
+    assert_eq!(judge(&needs(), &full).reasons.len(), 3);
+    assert_eq!(judge(&needs(), &fitting("b")).bar, Bar::None);
 }
 
 #[test]
@@ -104,7 +131,7 @@ fn the_log_names_every_node_and_why() {
     let mut full = fitting("c");
     full.load.promised = 1 << 30;
     let mut busy = fitting("d");
-    busy.load.leaving = 1;
+    busy.load.leaving = vec!["x".into()];
     let choice = choose(&needs(), &[fitting("b"), full, busy]).unwrap();
     assert_eq!(choice.node, "b");
     assert_eq!(
@@ -122,7 +149,7 @@ fn the_log_names_every_node_and_why() {
 
 fn any_load() -> impl Strategy<Value = Load> {
     let one = ("[w-z]", "[ab]?").prop_map(|(container, group)| coming(&container, &group));
-    (0u64..1 << 27, 0usize..4, proptest::collection::vec(one, 0..3))
+    (0u64..1 << 27, proptest::collection::vec("[w-z]", 0..4), proptest::collection::vec(one, 0..3))
         .prop_map(|(promised, leaving, coming)| Load { promised, leaving, coming })
 }
 
@@ -175,7 +202,7 @@ proptest! {
             }
             Err(verdicts) => {
                 prop_assert_eq!(verdicts.len(), nodes.len());
-                prop_assert!(verdicts.iter().all(|verdict| !verdict.reasons.is_empty()));
+                prop_assert!(verdicts.iter().all(|v| !v.reasons.is_empty() && v.bar > Bar::None));
             }
         }
     }
@@ -199,7 +226,7 @@ proptest! {
         let with = |name: &str, extra: usize| {
             let mut node = fitting(name);
             Arc::make_mut(&mut node.facts).memory_free = free + memory + OVERHEAD;
-            node.load.leaving = load + if alike { 0 } else { extra };
+            node.load.leaving = vec!["x".to_owned(); load + if alike { 0 } else { extra }];
             node.alike = if alike { extra } else { 0 };
             node
         };

@@ -40,6 +40,9 @@ pub(crate) struct Record {
     /// The source's part of the decision log.
     #[prost(string, repeated, tag = "11")]
     pub(crate) source_events: Vec<String>,
+    /// Since when it waits because no node takes it.
+    #[prost(message, optional, tag = "12")]
+    pub(crate) lacking_since: Option<prost_types::Timestamp>,
 }
 
 impl Record {

@@ -269,6 +269,9 @@ pub(crate) fn failed(migration: &Migration, tried: &str, exit: Exit) -> Failure 
     let mut failure = Failure::new(exit, tried, happened);
     failure.details = migration.refusals.iter().map(describe::refusal).collect();
     failure.advise(match exit {
+        Exit::NotConverged if migration.reason == "TimedOut" => {
+            "make room there, name another node, or allow a longer --timeout".into()
+        }
         Exit::NotConverged => format!(
             "allow a longer --max-downtime or --timeout; `migrate describe migration {name}` shows the rounds"
         ),

@@ -39,8 +39,19 @@ pub(super) fn main(path: &Path) -> ExitCode {
             return ExitCode::from(BAD_CONFIG);
         }
     };
-    telemetry::start();
-    finish(runtime().and_then(|tokio| tokio.block_on(serve(config, tls))))
+    let collector = match config.collector() {
+        Ok(collector) => collector,
+        Err(error) => {
+            complain(&format!("{}: {error}", path.display()));
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    let exporting = telemetry::start(collector.as_ref(), &config.name);
+    let code = finish(runtime().and_then(|tokio| tokio.block_on(serve(config, tls))));
+    if let Some(exporting) = exporting {
+        exporting.end();
+    }
+    code
 }
 
 pub(super) fn recover(path: &Path) -> ExitCode {
@@ -51,7 +62,7 @@ pub(super) fn recover(path: &Path) -> ExitCode {
             return ExitCode::from(BAD_CONFIG);
         }
     };
-    telemetry::start();
+    telemetry::start(None, &config.name);
     finish(runtime().and_then(|tokio| {
         let node = Node::open(&config, &tls, tokio.handle())?;
         node.migrations.recover_all();

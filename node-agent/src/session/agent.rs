@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use proto::identity::{Identity, Role as PeerRole};
+use proto::telemetry::Parent;
 use proto::tls::Tls;
 use tokio::sync::watch;
 
@@ -85,6 +86,8 @@ pub(crate) struct TargetHandle {
     pub(crate) migration: String,
     pub(crate) epoch: Epoch,
     pub(crate) source_node: String,
+    /// Where the migration's trace goes on.
+    pub(crate) trace: Option<Parent>,
     /// Set once a session (or a recovery) serves it.
     pub(crate) serving: Option<Serving>,
 }

@@ -153,6 +153,7 @@ impl Migrations {
                         migration: order.migration.clone(),
                         epoch: order.epoch,
                         source_node: order.source_node.clone(),
+                        trace: order.trace.clone(),
                         serving: None,
                     };
                     table.targets.insert(container.clone(), handle);

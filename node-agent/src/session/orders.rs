@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use proto::telemetry::Parent;
+
 use crate::commit::{Answer, Owner};
 use crate::transfer::squeeze::Compression;
 
@@ -18,6 +20,8 @@ pub struct Prepare {
     pub source_node: String,
     /// Memory that the container uses, bytes; 0 = not known.
     pub memory_bytes: u64,
+    /// Where the migration's trace goes on.
+    pub trace: Option<Parent>,
 }
 
 /// The answer to [`Prepare`].
@@ -46,6 +50,8 @@ pub struct Start {
     pub target_incarnation: u64,
     /// Limits.
     pub policy: Limits,
+    /// Where the migration's trace goes on.
+    pub trace: Option<Parent>,
 }
 
 /// What to do when the container dirties memory faster than the limits allow.

@@ -12,6 +12,7 @@ use image::packed::Codec;
 use image::shape::Ahead;
 use image::shape::Shape;
 use image::{Refusal, Subject};
+use proto::telemetry::Parent;
 
 use super::agent::{Agent, Cancel, Publisher, is_frozen};
 use super::clocks::{Distance, HostClocks};
@@ -46,6 +47,8 @@ pub(super) struct Session {
     pub(super) committed: Option<AbortOnPanic>,
     pub(super) agent: Arc<Agent>,
     pub(super) begin: Begin,
+    /// Where the migration's trace goes on.
+    trace: Option<Parent>,
     pub(super) limits: Limits,
     target_incarnation: u64,
     pub(super) cancel: Arc<Cancel>,
@@ -88,6 +91,7 @@ impl Session {
             committed: None,
             agent,
             begin,
+            trace: order.trace.clone(),
             limits: order.policy,
             target_incarnation: order.target_incarnation,
             cancel,
@@ -116,6 +120,7 @@ impl Session {
         // Unwinding gives back what it can; what it cannot the next run of the agent does.
         let _guard = AbortOnPanic;
         let span = tracing::info_span!("migration", id = %self.begin.migration, role = "source", epoch = self.begin.epoch);
+        Parent::adopt(self.trace.as_ref(), &span);
         let _entered = span.enter();
         match self.until_ready() {
             Ok(frozen) => match self.commit_point() {

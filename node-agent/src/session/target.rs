@@ -17,6 +17,8 @@ use engine::account;
 use engine::target::{PageWriter, Target};
 use image::packed::Codec;
 use image::state::Image;
+use proto::telemetry::Parent;
+use tracing::Span;
 
 use super::agent::{Agent, Cancel, Mail, Publisher, Serving};
 use super::clocks::{Distance, HostClocks};
@@ -44,6 +46,10 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 pub(crate) struct Session {
     agent: Arc<Agent>,
     begin: Begin,
+    /// Where the migration's trace goes on.
+    trace: Option<Parent>,
+    /// The phase's.
+    span: Span,
     cancel: Arc<Cancel>,
     publish: Publisher,
     inbox: Receiver<Mail>,
@@ -67,7 +73,7 @@ pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Sess
     let (inbox_sender, inbox) = channel();
     let (arrivals, streams) = Arrivals::new();
     let cancel = Arc::new(Cancel::default());
-    {
+    let trace = {
         let mut table = agent.table();
         let Some(handle) = table.targets.get_mut(&hello.container) else {
             return Err(format!("no migration of {} is expected", hello.container));
@@ -95,7 +101,8 @@ pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Sess
         }
         handle.serving =
             Some(Serving { cancel: Arc::clone(&cancel), bulk: Some(arrivals), inbox: inbox_sender });
-    }
+        handle.trace.clone()
+    };
     let begin = Begin {
         container: hello.container.clone(),
         migration: hello.migration.clone(),
@@ -111,6 +118,8 @@ pub(crate) fn open(agent: &Arc<Agent>, peer: &str, hello: &Hello) -> Result<Sess
         publish: agent.publish(Role::Target, &hello.migration, hello.epoch, &hello.container),
         agent: Arc::clone(agent),
         begin,
+        trace,
+        span: Span::none(),
         cancel,
         inbox,
         streams,
@@ -131,13 +140,15 @@ impl Session {
         // Unwinding gives back what it can; what it cannot the next run of the agent does.
         let _guard = AbortOnPanic;
         let span = tracing::info_span!("migration", id = %self.begin.migration, role = "target", epoch = self.begin.epoch);
+        Parent::adopt(self.trace.as_ref(), &span);
         let _entered = span.enter();
         #[cfg(feature = "failpoints")]
         proto::failpoints::load(&self.agent.state_dir);
         match self.until_ready(&mut link) {
             Ok((ready, held)) => {
                 let Some(container) = self.container.take() else { return };
-                let Self { agent, begin, publish, inbox, .. } = self;
+                let Self { agent, begin, publish, inbox, span, .. } = self;
+                drop(span);
                 Waiting {
                     agent,
                     begin,
@@ -244,6 +255,7 @@ impl Session {
     }
 
     fn enter(&mut self, phase: Phase) -> Result<(), Failure> {
+        self.span = tracing::info_span!("phase", phase = phase.name());
         self.publish.update(|status| status.phase = phase);
         failpoint(&format!("session-target-{}-begin", phase.name()))
     }

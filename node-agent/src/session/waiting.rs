@@ -189,6 +189,7 @@ impl Waiting {
             self.agent.journal.append(std::slice::from_ref(&seen))
         });
         pass("session-target-completing-seen");
+        let _span = tracing::info_span!("phase", phase = Phase::Completing.name()).entered();
         self.publish.update(|status| status.phase = Phase::Completing);
         account::lap("network.journal");
         retry("attach the container's network", &self.publish, || self.container.attach());
@@ -406,6 +407,7 @@ pub(super) fn register(agent: &Agent, begin: &Begin) -> Receiver<Mail> {
         migration: begin.migration.clone(),
         epoch: begin.epoch,
         source_node: begin.peer.clone(),
+        trace: None,
         serving: Some(Serving { cancel: Arc::new(Cancel::default()), bulk: None, inbox }),
     };
     agent.table().targets.insert(begin.container.clone(), handle);

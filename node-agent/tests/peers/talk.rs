@@ -21,6 +21,7 @@ pub(crate) fn prepare(epoch: u64, container: &str, source: &str) -> Prepare {
         container: container.to_owned(),
         source_node: source.to_owned(),
         memory_bytes: 0,
+        trace: None,
     }
 }
 

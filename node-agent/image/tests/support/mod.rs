@@ -1,13 +1,14 @@
 //! Any value of a type, made by driving its `Deserialize` with random choices: a field or variant that is
 //! added to a type is covered without a line here.
 
+use fastrand::Rng;
 use proptest::prelude::*;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, EnumAccess, SeqAccess, VariantAccess, Visitor};
 
 /// Any `T`. Sequences get shorter with depth, so values stay small.
 pub(crate) fn any_value<T: DeserializeOwned + std::fmt::Debug>() -> impl Strategy<Value = T> {
     any::<u64>().prop_map(|seed| {
-        let mut random = Random { state: seed | 1, depth: 0 };
+        let mut random = Random { rng: Rng::with_seed(seed), depth: 0 };
         T::deserialize(&mut random).expect("every type of this crate can be made")
     })
 }
@@ -15,7 +16,7 @@ pub(crate) fn any_value<T: DeserializeOwned + std::fmt::Debug>() -> impl Strateg
 /// Names of the enum variants that making a `T` from `seed` came through, `Type::Variant`.
 #[allow(dead_code, reason = "not every test file asks")]
 pub(crate) fn variants_of<T: DeserializeOwned>(seed: u64, seen: &mut std::collections::BTreeSet<String>) {
-    let mut random = Random { state: seed | 1, depth: 0 };
+    let mut random = Random { rng: Rng::with_seed(seed), depth: 0 };
     VARIANTS.with_borrow_mut(std::collections::BTreeSet::clear);
     let _ = T::deserialize(&mut random);
     VARIANTS.with_borrow(|variants| seen.extend(variants.iter().cloned()));
@@ -26,7 +27,7 @@ thread_local! {
 }
 
 struct Random {
-    state: u64,
+    rng: Rng,
     depth: u32,
 }
 
@@ -48,27 +49,14 @@ impl de::Error for Never {
 }
 
 impl Random {
-    /// SplitMix64.
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     /// A number that is often small, zero or all ones.
     fn number(&mut self) -> u64 {
-        match self.next() % 4 {
+        match self.rng.u8(..4) {
             0 => 0,
-            1 => self.next() % 256,
+            1 => self.rng.u64(..256),
             2 => u64::MAX,
-            _ => self.next(),
+            _ => self.rng.u64(..),
         }
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(limit.max(1)).unwrap()).unwrap()
     }
 
     fn length(&mut self) -> usize {
@@ -77,12 +65,12 @@ impl Random {
             3..=5 => 2,
             _ => 1,
         };
-        self.below(most + 1)
+        self.rng.usize(..=most)
     }
 
     fn text(&mut self) -> String {
-        let length = self.below(12);
-        (0..length).map(|_| ['/', 'a', 'é', '\0', '𝄞', ' '][self.below(6)]).collect()
+        let length = self.rng.usize(..12);
+        (0..length).map(|_| ['/', 'a', 'é', '\0', '𝄞', ' '][self.rng.usize(..6)]).collect()
     }
 }
 
@@ -113,7 +101,7 @@ impl<'de> de::Deserializer<'de> for &mut Random {
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Never> {
-        visitor.visit_bool(self.next().is_multiple_of(2))
+        visitor.visit_bool(self.rng.bool())
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Never> {
@@ -125,7 +113,7 @@ impl<'de> de::Deserializer<'de> for &mut Random {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Never> {
-        if self.next().is_multiple_of(2) { visitor.visit_none() } else { visitor.visit_some(self) }
+        if self.rng.bool() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
     fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Never> {
@@ -167,7 +155,7 @@ impl<'de> de::Deserializer<'de> for &mut Random {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Never> {
-        let index = self.below(variants.len());
+        let index = self.rng.usize(..variants.len());
         VARIANTS.with_borrow_mut(|seen| seen.insert(format!("{name}::{}", variants[index])));
         visitor.visit_enum(Variant { random: self, index: u32::try_from(index).unwrap() })
     }
@@ -177,7 +165,7 @@ impl<'de> de::Deserializer<'de> for &mut Random {
     }
 
     fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Never> {
-        let bytes: Vec<u8> = (0..self.length()).map(|_| self.next().to_le_bytes()[0]).collect();
+        let bytes: Vec<u8> = (0..self.length()).map(|_| self.rng.u8(..)).collect();
         visitor.visit_byte_buf(bytes)
     }
 
