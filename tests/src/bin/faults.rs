@@ -139,7 +139,7 @@ fn line(outcome: &Outcome) -> String {
 
 const HEAD: &str = "# Fault matrix
 
-Written by `cargo run -p tests --bin faults -- --out docs/fault-matrix.md`, the last time with `--every 4`.
+Written by `cargo run -p tests --bin faults -- --out docs/fault-matrix.md`.
 
 A container under clients that check every answer moves between two nodes. At each boundary the process in the second column
 waits, something is done to one of the three processes, and it goes on: `kill` is SIGKILL, `stop` SIGSTOP for 10 s, `cut` 10 s without a
@@ -147,7 +147,7 @@ link, `full` a disk without room. In the end one copy serves on the connections 
 agents hold nothing of it, and the record and the command's exit code say what happened; otherwise the cell says WRONG. Then the next
 cell begins, on the same hosts and connections.
 
-*S*: it stayed, *M*: it moved. A dot: not run; with `--every 4` every fourth cell is of the faults that last ten seconds.
+*S*: it stayed, *M*: it moved. A dot: not run.
 
 ";
 
