@@ -20,6 +20,17 @@ pub struct Spec<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
+/// Whom a paused child runs as: one user and one group, without any capability, in a user namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'a> {
+    /// `None` = this process's own.
+    pub user_namespace: Option<BorrowedFd<'a>>,
+    /// Its real, effective and saved user, as the namespace numbers it.
+    pub uid: u32,
+    /// The same of its group.
+    pub gid: u32,
+}
+
 /// A process that was made here.
 #[derive(Debug)]
 pub struct Child {
@@ -125,6 +136,19 @@ impl Drop for Blocked {
 /// flags that share with this process, `EAGAIN`, `ENOMEM`, `EBUSY` or `EOPNOTSUPP` the cgroup takes no
 /// process.
 pub fn spawn_paused(spec: &Spec<'_>, keep: &[BorrowedFd<'_>]) -> Result<Child> {
+    spawn(spec, keep, None)
+}
+
+/// As [`spawn_paused`], and the process has become somebody else by the time that this returns. Others of that identity
+/// may look at it (PR_SET_DUMPABLE).
+///
+/// # Errors
+/// As [`spawn_paused`]; `ECHILD` also when it could not become that.
+pub fn spawn_paused_as(spec: &Spec<'_>, identity: &Identity<'_>) -> Result<Child> {
+    spawn(spec, &[], Some(identity))
+}
+
+fn spawn(spec: &Spec<'_>, keep: &[BorrowedFd<'_>], identity: Option<&Identity<'_>>) -> Result<Child> {
     let mut numbers: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
     numbers.sort_unstable();
     numbers.dedup();
@@ -133,7 +157,7 @@ pub fn spawn_paused(spec: &Spec<'_>, keep: &[BorrowedFd<'_>]) -> Result<Child> {
     // SAFETY: the child only goes through `sleep_for_ever`: system calls and a slice that exists already.
     let side = unsafe { clone3(spec) };
     match side {
-        Ok(Side::Child) => sleep_for_ever(&numbers, &flag),
+        Ok(Side::Child) => sleep_for_ever(&numbers, &flag, identity),
         Ok(Side::Parent(child)) => {
             drop(blocked);
             flag.wait(&child)?;
@@ -200,7 +224,12 @@ impl Drop for Flag {
 }
 
 /// The whole life of a paused child: no allocation, no lock, no panic.
-fn sleep_for_ever(keep: &[RawFd], ready: &Flag) -> ! {
+fn sleep_for_ever(keep: &[RawFd], ready: &Flag, identity: Option<&Identity<'_>>) -> ! {
+    if identity.is_some_and(|identity| !identity.take()) {
+        // SAFETY: ends this process, which shares nothing with another.
+        unsafe { libc::syscall(libc::SYS_exit_group, 1) };
+    }
+    // A change of users has taken it away.
     // SAFETY: prctl with integers only.
     unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
     let mut from: libc::c_uint = 0;
@@ -216,6 +245,28 @@ fn sleep_for_ever(keep: &[RawFd], ready: &Flag) -> ! {
     loop {
         // SAFETY: pause takes nothing; with all signals blocked it does not return.
         unsafe { libc::syscall(libc::SYS_pause) };
+    }
+}
+
+impl Identity<'_> {
+    /// In the paused child: system calls alone. False when one of them failed.
+    fn take(&self) -> bool {
+        /// `struct __user_cap_header_struct` of version 3, of the caller.
+        const HEADER: [u32; 2] = [0x2008_0522, 0];
+        const NONE: [u32; 6] = [0; 6];
+        let ok = |answer: libc::c_long| answer == 0;
+        let entered = self.user_namespace.is_none_or(|fd| {
+            // SAFETY: integers only; this process has one thread.
+            ok(unsafe { libc::syscall(libc::SYS_setns, fd.as_raw_fd(), libc::CLONE_NEWUSER) })
+        });
+        // SAFETY: integers and null pointers only.
+        entered && ok(unsafe { libc::syscall(libc::SYS_setresgid, self.gid, self.gid, self.gid) })
+            // SAFETY: as above.
+            && ok(unsafe { libc::syscall(libc::SYS_setresuid, self.uid, self.uid, self.uid) })
+            // SAFETY: both structures have the size that this version says.
+            && ok(unsafe { libc::syscall(libc::SYS_capset, HEADER.as_ptr(), NONE.as_ptr()) })
+            // SAFETY: integers only.
+            && ok(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0) })
     }
 }
 

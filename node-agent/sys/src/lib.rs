@@ -26,6 +26,7 @@ pub mod fanotify;
 pub mod fds;
 pub mod kcmp;
 pub mod keys;
+pub mod landlock;
 pub mod mount;
 pub mod net;
 pub mod ns;

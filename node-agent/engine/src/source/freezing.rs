@@ -113,7 +113,15 @@ impl Source {
             }
             let places = places(&process.tids);
             stopped.sort_by_key(|thread| places.get(&thread.tid()).copied());
-            match send_process(&mut self.tracked, frozen, process, stopped) {
+            let witness = match self.witnesses.number(&process.status) {
+                Ok(witness) => witness,
+                Err(error) => {
+                    frozen.held.stopped.append(&mut stopped);
+                    result = Err(error);
+                    continue;
+                }
+            };
+            match send_process(&mut self.tracked, frozen, process, stopped, witness) {
                 Ok(Some(sent)) => under_way.push((process, sent)),
                 Ok(None) => {}
                 Err(error) => result = Err(error),
@@ -255,6 +263,7 @@ fn send_process(
     frozen: &mut Frozen,
     process: &Process,
     mut stopped: Vec<Stopped>,
+    witness: Option<i32>,
 ) -> Result<Option<SentOff>, SourceError> {
     if stopped.is_empty() {
         return Ok(None);
@@ -267,11 +276,11 @@ fn send_process(
         }
     };
     let mut whole = Program::new();
-    let thread_ask = ThreadAsk::add(&mut whole);
+    let thread_ask = ThreadAsk::add(&mut whole, witness);
     let process_ask = ProcessAsk::add(&mut whole, &timers);
     let mut own = Program::new();
     // The first calls are the same ones: what they leave where is the same, too.
-    ThreadAsk::add(&mut own);
+    ThreadAsk::add(&mut own, witness);
     let program = |index: usize| if index == 0 { whole.clone() } else { own.clone() };
     frozen.asks.insert(process.pid, (thread_ask, process_ask));
     let tapes = tracked.get_mut(&process.pid).and_then(|tracked| tracked.tapes.as_mut());

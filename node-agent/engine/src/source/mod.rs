@@ -35,6 +35,7 @@ mod tree;
 mod undo;
 mod view;
 mod watches;
+mod witness;
 mod written;
 
 /// Stops here in a build with the feature `failpoints`, or fails, or does nothing: as the test says.

@@ -33,6 +33,7 @@ use super::stopping::{Held, stop_one, stop_tree};
 use super::told;
 use super::traced::{ParkedThread, Tapes};
 use super::tree::Process;
+use super::witness::{self, Witnesses};
 use super::{FreezeReport, RoundStats};
 use crate::PageSink;
 use crate::proc::{status, tasks};
@@ -61,6 +62,8 @@ pub struct Source {
     pub(super) looked: Option<Instant>,
     /// A process that was tracked is gone: what it wrote last to shared memory nobody saw.
     pub(super) lost_writer: bool,
+    /// They end before the tree does.
+    pub(super) witnesses: Witnesses,
     pub(super) state: State,
     not_send: PhantomData<*const ()>,
 }
@@ -119,6 +122,7 @@ impl Source {
         }
         // Flags of userfaultfd are our own then.
         looker.tracked = trackers.pagemap_scan;
+        let witnesses = Witnesses::of(spec.root, &looker.view.ids);
         let mut source = Self {
             looker,
             tracked: BTreeMap::new(),
@@ -130,6 +134,7 @@ impl Source {
             last_pid: None,
             looked: None,
             lost_writer: false,
+            witnesses,
             state: State::Tracking,
             not_send: PhantomData,
         };
@@ -343,7 +348,8 @@ impl Source {
     fn track_one(&mut self, process: &Process, clock: &SchedulerClock) -> Result<(), SourceError> {
         let pid = process.pid;
         let mut findings = Findings::default();
-        let (tracker, tapes) = inject(process, clock, self.soft_dirty, &mut findings)?;
+        let witness = self.witnesses.number(&process.status)?;
+        let (tracker, tapes) = inject(process, clock, self.soft_dirty, witness, &mut findings)?;
         let sent = self.left_behind.remove(&process.inner).unwrap_or_default();
         let memory = TrackedMemory::new(pid, process.inner, tracker, sent)?;
         self.tracked.insert(pid, Tracked { key: process.key(), memory, tapes: Some(tapes) });
@@ -448,6 +454,7 @@ fn inject(
     process: &Process,
     clock: &SchedulerClock,
     soft_dirty: bool,
+    witness: Option<i32>,
     findings: &mut Findings,
 ) -> Result<(Box<dyn Tracker>, Tapes), SourceError> {
     let pid = process.pid;
@@ -462,10 +469,14 @@ fn inject(
         (Some(uffd), parked)
     };
     let mut program = Program::new();
-    let ask = keyrings::Ask::add(&mut program);
+    let keys = keyrings::Ask::add(&mut program);
+    let sandbox = witness::Ask::add(&mut program, witness);
     let parked = tapes.again(parked, program)?;
-    if let Some((reason, way_out)) = parked.outcomes.last().and_then(|outcome| ask.refusal(outcome)) {
-        findings.process(process.inner, reason, way_out);
+    if let Some(outcome) = parked.outcomes.last() {
+        let sandbox = sandbox.refusal(outcome, &process.status, &parked.status);
+        for (reason, way_out) in [keys.refusal(outcome), sandbox].into_iter().flatten() {
+            findings.process(process.inner, reason, way_out);
+        }
     }
     tapes.detach(parked)?;
     let tracker: Box<dyn Tracker> = match uffd {

@@ -11,6 +11,7 @@ use super::session::{Frozen, Source, State};
 use super::stopping::stop_one;
 use super::traced::{ParkedThread, Tapes};
 use super::tree;
+use super::witness::Witnesses;
 use crate::proc::status;
 
 /// Longest time until killed processes are gone.
@@ -35,6 +36,8 @@ impl Source {
             State::Tracking | State::Done => Box::default(),
         };
         let root = self.looker.spec.root;
+        // The pid namespace would wait for them.
+        self.witnesses = Witnesses::of(root, &self.looker.view.ids);
         // Pidfds first: numbers are free for others once the processes are gone.
         let mut pidfds: Vec<(i32, OwnedFd)> = Vec::new();
         for process in tree::walk(root).unwrap_or_default() {

@@ -19,6 +19,7 @@ use crate::source::keyrings;
 use crate::source::look::ProcessLook;
 use crate::source::stopping::trace_error;
 use crate::source::traced::ParkedThread;
+use crate::source::witness;
 
 const SIGNALS: i32 = 64;
 const SIGSET_BYTES: u64 = 8;
@@ -40,11 +41,12 @@ pub(crate) struct ThreadAsk {
     policy_call: CallId,
     keyrings: keyrings::Ask,
     switches: switches::Ask,
+    sandbox: witness::Ask,
 }
 
 impl ThreadAsk {
-    /// Adds the calls to a program.
-    pub(crate) fn add(program: &mut Program) -> Self {
+    /// Adds the calls to a program; `witness` is the process's, see [`witness`].
+    pub(crate) fn add(program: &mut Program, witness: Option<i32>) -> Self {
         let altstack = program.space(24);
         program.call(libc::SYS_sigaltstack, &[0.into(), altstack.into()]);
         let tid_address = program.space(8);
@@ -67,6 +69,7 @@ impl ThreadAsk {
             policy_call,
             keyrings,
             switches,
+            sandbox: witness::Ask::add(program, witness),
         }
     }
 }
@@ -201,6 +204,9 @@ pub(crate) fn thread(
         );
     }
     if let Some((reason, way_out)) = ask.keyrings.refusal(&outcome) {
+        findings.thread(found.process.inner, inner, reason, way_out);
+    }
+    if let Some((reason, way_out)) = ask.sandbox.refusal(&outcome, &found.process.status, status) {
         findings.thread(found.process.inner, inner, reason, way_out);
     }
     let seccomp_filters = match status.seccomp {
