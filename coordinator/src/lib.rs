@@ -14,6 +14,7 @@ mod config;
 mod core;
 mod drive;
 mod evacuate;
+mod fill;
 mod metrics;
 mod place;
 mod policy;
@@ -73,6 +74,16 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Fills the store of a state directory with migrations that ended, for measurements.
+    #[command(hide = true)]
+    Fill {
+        /// The state directory.
+        #[arg(long)]
+        state_dir: PathBuf,
+        /// How many.
+        #[arg(long)]
+        migrations: u64,
+    },
 }
 
 /// Runs the program `coordinator` with these arguments, the first being the program's name. Answers 0 after a
@@ -89,7 +100,10 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         }
     };
     telemetry::init();
-    let (Command::Serve { config: path } | Command::Health { config: path }) = &command;
+    let path = match &command {
+        Command::Serve { config } | Command::Health { config } => config,
+        Command::Fill { state_dir, migrations } => return ended(fill::fill(state_dir, *migrations)),
+    };
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(error) => {
@@ -98,11 +112,14 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
-    let ended = runtime.context("cannot make threads").and_then(|runtime| match command {
-        Command::Serve { .. } => runtime.block_on(serve(config)),
+    ended(runtime.context("cannot make threads").and_then(|runtime| match command {
         Command::Health { .. } => runtime.block_on(health(&config)),
-    });
-    match ended {
+        _ => runtime.block_on(serve(config)),
+    }))
+}
+
+fn ended(how: anyhow::Result<()>) -> ExitCode {
+    match how {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

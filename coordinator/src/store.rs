@@ -244,10 +244,19 @@ impl Store {
         Ok(())
     }
 
-    /// Every object of one kind as it is, at one revision.
-    pub(crate) fn snapshot(&self, kind: Kind) -> Result<(u64, Vec<Object>), StoreError> {
+    /// Every object of one kind as it is, at one revision; with a name only the one that has it.
+    pub(crate) fn snapshot(&self, kind: Kind, name: &str) -> Result<(u64, Vec<Object>), StoreError> {
         let inner = self.lock();
-        let all = match kind {
+        let objects = if name.is_empty() {
+            self.objects(kind)?
+        } else {
+            self.object(kind, name)?.into_iter().collect()
+        };
+        Ok((inner.revision, objects))
+    }
+
+    fn objects(&self, kind: Kind) -> Result<Vec<Object>, StoreError> {
+        Ok(match kind {
             Kind::Migration => {
                 let all = self.list("", usize::MAX, |_| true)?;
                 all.into_iter().map(|record| Object::Migration(record.migration)).collect()
@@ -257,8 +266,15 @@ impl Store {
                 let all = self.evacuations()?;
                 all.into_iter().map(|record| Object::Evacuation(record.evacuation)).collect()
             }
-        };
-        Ok((inner.revision, all))
+        })
+    }
+
+    fn object(&self, kind: Kind, name: &str) -> Result<Option<Object>, StoreError> {
+        Ok(match kind {
+            Kind::Migration => self.get(name)?.map(|record| Object::Migration(record.migration)),
+            Kind::Policy => self.policy(name)?.map(Object::Policy),
+            Kind::Evacuation => self.evacuation(name)?.map(|record| Object::Evacuation(record.evacuation)),
+        })
     }
 
     /// What changed after `revision`, at most `limit` changes.

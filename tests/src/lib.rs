@@ -9,7 +9,7 @@
 //! * [`matrix`] hurts each process of a migration at each of its boundaries.
 //! * [`aborts`] ends migrations at every boundary, [`crash`] kills agents at random moments.
 //! * [`lifecycle`] moves real programs there and back, [`evacuation`] a whole node of them.
-//! * [`mod@bench`] measures moves.
+//! * [`mod@bench`] measures moves, [`service`] the daemons around them.
 //! * [`vm`] boots other kernels, with the same programs and tests inside.
 //! * [`suite`] turns functions into tests that can be skipped with a reason.
 
@@ -26,6 +26,7 @@ pub mod lifecycle;
 pub mod matrix;
 mod monitoring;
 pub mod residue;
+pub mod service;
 pub mod stage;
 pub mod suite;
 pub mod vm;
