@@ -11,6 +11,7 @@
 //! * [`lifecycle`] moves real programs there and back, [`evacuation`] a whole node of them.
 //! * [`mod@bench`] measures moves, [`service`] the daemons around them.
 //! * [`vm`] boots other kernels, with the same programs and tests inside.
+//! * [`terminal`] has the CLI draw on a pseudo terminal.
 //! * [`suite`] turns functions into tests that can be skipped with a reason.
 
 #![forbid(unsafe_code)]
@@ -29,5 +30,6 @@ pub mod residue;
 pub mod service;
 pub mod stage;
 pub mod suite;
+pub mod terminal;
 pub mod vm;
 pub mod workload;
