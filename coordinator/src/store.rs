@@ -25,6 +25,8 @@ pub(crate) use record::{Change, EvacuationRecord, Kind, NodeRecord, Object, Reco
 
 /// Version of the trees' layout. 1 had changes of migrations alone in its log; it is not read any more.
 const FORMAT: u8 = 2;
+/// Bytes of the trees that stay in memory: what is not over is little, and history is seldom looked at.
+const CACHE: u64 = 64 << 20;
 /// Revisions that a watch can go back.
 const LOG_KEPT: u64 = 10_000;
 
@@ -146,7 +148,8 @@ impl Store {
     /// When the database is damaged, in use by another process or of another format.
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         remove_unfinished(dir);
-        let db = sled::Config::new().path(dir).mode(sled::Mode::LowSpace).flush_every_ms(Some(500)).open()?;
+        let config = sled::Config::new().path(dir).mode(sled::Mode::LowSpace).flush_every_ms(Some(500));
+        let db = config.cache_capacity(CACHE).open()?;
         let meta = db.open_tree("meta")?;
         match meta.get("format")?.as_deref() {
             Some([FORMAT]) => {}
@@ -372,8 +375,11 @@ impl Store {
     pub(crate) fn prune(&self, now: SystemTime, kept: Duration) -> Result<usize, StoreError> {
         let Some(before) = now.checked_sub(kept) else { return Ok(0) };
         let before = prost_types::Timestamp::from(before).seconds;
-        let inner = self.lock();
-        let removed = self.prune_migrations(&inner, before)? + self.prune_evacuations(before)?;
+        let mut removed = self.prune_migrations(before)?;
+        {
+            let _one_at_a_time = self.lock();
+            removed += self.prune_evacuations(before)?;
+        }
         for entry in &self.requests {
             let (key, value) = entry?;
             if decode::<Request>("request", &value)?.created < before {
