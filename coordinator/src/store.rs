@@ -12,11 +12,12 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
 
 use prost::Message;
 use proto::v1::Decision;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 
 pub(crate) use evacuations::EvacuationError;
@@ -137,6 +138,16 @@ fn decode<M: Message + Default>(what: &'static str, value: &[u8]) -> Result<M, S
     M::decode(value).map_err(|e| StoreError::Decode(what, e))
 }
 
+/// Does what may wait for the disk. The runtime's other tasks go on meanwhile, on another thread: a disk that is slow must not
+/// hold up who only reads.
+fn aside<T>(wait: impl FnOnce() -> T) -> T {
+    let threads = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    match threads {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
+        _ => wait(),
+    }
+}
+
 fn number(value: &[u8]) -> u64 {
     value.try_into().map_or(0, u64::from_be_bytes)
 }
@@ -198,13 +209,20 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        self.db.flush()?;
+        aside(|| self.db.flush())?;
         Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Inner is changed only after the database was; a panic between leaves it consistent.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        match self.inner.try_lock() {
+            Ok(inner) => inner,
+            // Whoever has it may be waiting for the disk.
+            Err(TryLockError::WouldBlock) => {
+                aside(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+            }
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        }
     }
 
     /// Writes one object and its change under the next revision, durably.
@@ -242,7 +260,7 @@ impl Store {
                     sled::Error::ReportableBug("a transaction that never aborts was aborted".into())
                 }
             })?;
-        self.db.flush()?;
+        self.flush()?;
         inner.revision = revision;
         Ok(())
     }
@@ -314,7 +332,7 @@ impl Store {
         let stored = self.epochs.get(container)?.map_or(0, |value| number(&value));
         let epoch = stored.max(reported) + 1;
         self.epochs.insert(container, &epoch.to_be_bytes())?;
-        self.db.flush()?;
+        self.flush()?;
         Ok(epoch)
     }
 
@@ -347,7 +365,7 @@ impl Store {
         if self.decision(migration, epoch)? != Decision::Committed {
             let value = (decision as i32).to_be_bytes();
             self.decisions.insert(format!("{migration}/{epoch}"), &value)?;
-            self.db.flush()?;
+            self.flush()?;
         }
         Ok(())
     }
