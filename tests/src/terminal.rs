@@ -20,7 +20,7 @@ const SCROLLED: usize = 100;
 /// What the terminal sends for Ctrl-C.
 const CTRL_C: &[u8] = b"\x03";
 /// Containers that do nothing: more than a small terminal has lines.
-const SLEEPERS: usize = 9;
+const SLEEPERS: usize = 5;
 
 /// A command on a terminal of its own.
 struct Terminal {
@@ -174,7 +174,7 @@ const PARTS: [&str; 6] = ["PreCopy", "round ", "remaining ", "dirty ", "transfer
 pub fn live_view() -> Result<()> {
     let cluster = Cluster::up()?;
     let program = binary()?.to_str().context("path")?;
-    let workload = [program, "__workload", "--memory-mib", "12", "--threads", "1", "--dirty-mb-per-s", "1"];
+    let workload = [program, "__workload", "--memory-mib", "8", "--threads", "1", "--dirty-mb-per-s", "1"];
     let workload = [&workload[..], &["--listen", "0.0.0.0:7000"]].concat();
     cluster.run_container("web", "node-a", "10.77.0.100/24", &[], &workload)?;
     // Slow enough that it can be seen.
@@ -249,7 +249,7 @@ fn drained(cluster: &Cluster) -> Result<()> {
     std::fs::write(&policy, crate::evacuation::POLICY)?;
     cluster.must(["apply", "-f", policy.to_str().context("path")?])?;
     let drain = cluster.command(["drain", "node-a", "--policy", "patient"])?;
-    let mut terminal = Terminal::start(&drain, [10, 40], "drain-node-a-1")?;
+    let mut terminal = Terminal::start(&drain, [7, 40], "drain-node-a-1")?;
     let last = terminal.finish(0)?;
     terminal.showed(&["drain-node-a-1 Running", "CONTAINER", "Migrating", "Moved", "more"])?;
     ensure!(last.contains("drain-node-a-1 Succeeded"), "the last word is missing:\n{last}");
