@@ -14,6 +14,7 @@ mod config;
 mod core;
 mod drive;
 mod evacuate;
+mod fill;
 mod metrics;
 mod place;
 mod policy;
@@ -73,6 +74,16 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Fills the store of a state directory with migrations that ended, for measurements.
+    #[command(hide = true)]
+    Fill {
+        /// The state directory.
+        #[arg(long)]
+        state_dir: PathBuf,
+        /// How many.
+        #[arg(long)]
+        migrations: u64,
+    },
 }
 
 /// Runs the program `coordinator` with these arguments, the first being the program's name. Answers 0 after a
@@ -88,7 +99,13 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let (Command::Serve { config: path } | Command::Health { config: path }) = &command;
+    let path = match &command {
+        Command::Serve { config } | Command::Health { config } => config,
+        Command::Fill { state_dir, migrations } => {
+            let _exporting = telemetry::init(None, "fill");
+            return ended(fill::fill(state_dir, *migrations));
+        }
+    };
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(error) => {
@@ -100,21 +117,24 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let collector = config.collector.as_ref().filter(|_| matches!(command, Command::Serve { .. }));
     let exporting = telemetry::init(collector, config.tls.identity().name());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
-    let ended = runtime.context("cannot make threads").and_then(|runtime| match command {
-        Command::Serve { .. } => runtime.block_on(serve(config)),
+    let code = ended(runtime.context("cannot make threads").and_then(|runtime| match command {
         Command::Health { .. } => runtime.block_on(health(&config)),
-    });
-    let code = match ended {
+        _ => runtime.block_on(serve(config)),
+    }));
+    if let Some(exporting) = exporting {
+        exporting.end();
+    }
+    code
+}
+
+fn ended(how: anyhow::Result<()>) -> ExitCode {
+    match how {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
-    };
-    if let Some(exporting) = exporting {
-        exporting.end();
     }
-    code
 }
 
 async fn health(config: &Config) -> anyhow::Result<()> {

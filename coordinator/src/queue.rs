@@ -30,13 +30,19 @@ pub(crate) async fn run(core: Arc<Core>) {
             tracing::error!(error = &error as &dyn std::error::Error, "the queue cannot go on");
         }
         if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
-            match core.store.prune(SystemTime::now(), core.settings.history) {
-                Ok(removed) => tracing::debug!(removed, "history pruned"),
-                Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot prune"),
-            }
+            // A long history takes a while, and migrations shall not wait for it.
+            let core = Arc::clone(&core);
+            drop(tokio::task::spawn_blocking(move || prune(&core)));
             pruned = Some(Instant::now());
         }
         let _woken_or_time = tokio::time::timeout(TICK, core.wake.notified()).await;
+    }
+}
+
+fn prune(core: &Core) {
+    match core.store.prune(SystemTime::now(), core.settings.history) {
+        Ok(removed) => tracing::debug!(removed, "history pruned"),
+        Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot prune"),
     }
 }
 

@@ -12,11 +12,12 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
 
 use prost::Message;
 use proto::v1::Decision;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 
 pub(crate) use evacuations::EvacuationError;
@@ -25,6 +26,8 @@ pub(crate) use record::{Change, EvacuationRecord, Kind, NodeRecord, Object, Reco
 
 /// Version of the trees' layout. 1 had changes of migrations alone in its log; it is not read any more.
 const FORMAT: u8 = 2;
+/// Bytes of the trees that stay in memory: what is not over is little, and history is seldom looked at.
+const CACHE: u64 = 64 << 20;
 /// Revisions that a watch can go back.
 const LOG_KEPT: u64 = 10_000;
 
@@ -135,6 +138,16 @@ fn decode<M: Message + Default>(what: &'static str, value: &[u8]) -> Result<M, S
     M::decode(value).map_err(|e| StoreError::Decode(what, e))
 }
 
+/// Does what may wait for the disk. The runtime's other tasks go on meanwhile, on another thread: a disk that is slow must not
+/// hold up who only reads.
+fn aside<T>(wait: impl FnOnce() -> T) -> T {
+    let threads = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    match threads {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
+        _ => wait(),
+    }
+}
+
 fn number(value: &[u8]) -> u64 {
     value.try_into().map_or(0, u64::from_be_bytes)
 }
@@ -146,7 +159,8 @@ impl Store {
     /// When the database is damaged, in use by another process or of another format.
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         remove_unfinished(dir);
-        let db = sled::Config::new().path(dir).mode(sled::Mode::LowSpace).flush_every_ms(Some(500)).open()?;
+        let config = sled::Config::new().path(dir).mode(sled::Mode::LowSpace).flush_every_ms(Some(500));
+        let db = config.cache_capacity(CACHE).open()?;
         let meta = db.open_tree("meta")?;
         match meta.get("format")?.as_deref() {
             Some([FORMAT]) => {}
@@ -195,13 +209,20 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        self.db.flush()?;
+        aside(|| self.db.flush())?;
         Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Inner is changed only after the database was; a panic between leaves it consistent.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        match self.inner.try_lock() {
+            Ok(inner) => inner,
+            // Whoever has it may be waiting for the disk.
+            Err(TryLockError::WouldBlock) => {
+                aside(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+            }
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        }
     }
 
     /// Writes one object and its change under the next revision, durably.
@@ -239,15 +260,24 @@ impl Store {
                     sled::Error::ReportableBug("a transaction that never aborts was aborted".into())
                 }
             })?;
-        self.db.flush()?;
+        self.flush()?;
         inner.revision = revision;
         Ok(())
     }
 
-    /// Every object of one kind as it is, at one revision.
-    pub(crate) fn snapshot(&self, kind: Kind) -> Result<(u64, Vec<Object>), StoreError> {
+    /// Every object of one kind as it is, at one revision; with a name only the one that has it.
+    pub(crate) fn snapshot(&self, kind: Kind, name: &str) -> Result<(u64, Vec<Object>), StoreError> {
         let inner = self.lock();
-        let all = match kind {
+        let objects = if name.is_empty() {
+            self.objects(kind)?
+        } else {
+            self.object(kind, name)?.into_iter().collect()
+        };
+        Ok((inner.revision, objects))
+    }
+
+    fn objects(&self, kind: Kind) -> Result<Vec<Object>, StoreError> {
+        Ok(match kind {
             Kind::Migration => {
                 let all = self.list("", usize::MAX, |_| true)?;
                 all.into_iter().map(|record| Object::Migration(record.migration)).collect()
@@ -257,8 +287,15 @@ impl Store {
                 let all = self.evacuations()?;
                 all.into_iter().map(|record| Object::Evacuation(record.evacuation)).collect()
             }
-        };
-        Ok((inner.revision, all))
+        })
+    }
+
+    fn object(&self, kind: Kind, name: &str) -> Result<Option<Object>, StoreError> {
+        Ok(match kind {
+            Kind::Migration => self.get(name)?.map(|record| Object::Migration(record.migration)),
+            Kind::Policy => self.policy(name)?.map(Object::Policy),
+            Kind::Evacuation => self.evacuation(name)?.map(|record| Object::Evacuation(record.evacuation)),
+        })
     }
 
     /// What changed after `revision`, at most `limit` changes.
@@ -295,7 +332,7 @@ impl Store {
         let stored = self.epochs.get(container)?.map_or(0, |value| number(&value));
         let epoch = stored.max(reported) + 1;
         self.epochs.insert(container, &epoch.to_be_bytes())?;
-        self.db.flush()?;
+        self.flush()?;
         Ok(epoch)
     }
 
@@ -328,7 +365,7 @@ impl Store {
         if self.decision(migration, epoch)? != Decision::Committed {
             let value = (decision as i32).to_be_bytes();
             self.decisions.insert(format!("{migration}/{epoch}"), &value)?;
-            self.db.flush()?;
+            self.flush()?;
         }
         Ok(())
     }
@@ -356,8 +393,11 @@ impl Store {
     pub(crate) fn prune(&self, now: SystemTime, kept: Duration) -> Result<usize, StoreError> {
         let Some(before) = now.checked_sub(kept) else { return Ok(0) };
         let before = prost_types::Timestamp::from(before).seconds;
-        let inner = self.lock();
-        let removed = self.prune_migrations(&inner, before)? + self.prune_evacuations(before)?;
+        let mut removed = self.prune_migrations(before)?;
+        {
+            let _one_at_a_time = self.lock();
+            removed += self.prune_evacuations(before)?;
+        }
         for entry in &self.requests {
             let (key, value) = entry?;
             if decode::<Request>("request", &value)?.created < before {

@@ -434,6 +434,7 @@ mod tests {
         );
         assert_eq!(first["client_max_gap_ms"], 7.0, "only gaps during this move count");
         assert_eq!(first["downtime"]["freeze_ms"], 1.0);
+        crate::render::documented::compare("Demo", &object);
         assert!(text(&moves, &report).contains("nothing was lost"));
     }
 

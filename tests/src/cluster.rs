@@ -201,7 +201,11 @@ impl Cluster {
         self.dir.to_str().unwrap_or_default()
     }
 
-    fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Command> {
+    /// `migrate ARGS`, as it would be run.
+    ///
+    /// # Errors
+    /// When the binary does not build.
+    pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Command> {
         let mut command = Command::new(binary()?);
         command.args(args).envs(self.env.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
         Ok(command)

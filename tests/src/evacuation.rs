@@ -10,7 +10,7 @@ use crate::cluster::{Cluster, Finished, wait_for};
 use crate::workload::{HOLDER_PROGRAM, PYTHON_PROGRAM, SERVED_PROGRAM, python, redis};
 
 /// Debug builds pause longer than the default allows.
-const POLICY: &str = "
+pub(crate) const POLICY: &str = "
 apiVersion: gantry.dev/v1alpha1
 kind: MigrationPolicy
 metadata: {name: patient}

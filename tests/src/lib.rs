@@ -9,8 +9,9 @@
 //! * [`matrix`] hurts each process of a migration at each of its boundaries.
 //! * [`aborts`] ends migrations at every boundary, [`crash`] kills agents at random moments.
 //! * [`lifecycle`] moves real programs there and back, [`evacuation`] a whole node of them.
-//! * [`mod@bench`] measures moves.
+//! * [`mod@bench`] measures moves, [`service`] the daemons around them.
 //! * [`vm`] boots other kernels, with the same programs and tests inside.
+//! * [`terminal`] has the CLI draw on a pseudo terminal.
 //! * [`suite`] turns functions into tests that can be skipped with a reason.
 
 #![forbid(unsafe_code)]
@@ -28,8 +29,10 @@ pub mod matrix;
 mod monitoring;
 mod renewal;
 pub mod residue;
+pub mod service;
 pub mod stage;
 pub mod suite;
+pub mod terminal;
 mod versions;
 pub mod vm;
 pub mod workload;

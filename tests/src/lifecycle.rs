@@ -70,6 +70,11 @@ pub const CASES: &[Case] = &[
         programs: &["redis-server", "python3"],
         run: crate::evacuation::drain,
     },
+    Case {
+        name: "moves_and_drains_are_drawn_in_place",
+        programs: &["setsid"],
+        run: crate::terminal::live_view,
+    },
     Case { name: "mounts_made_by_a_program_move_there_and_back", programs: &["python3"], run: mounts },
 ];
 

@@ -59,7 +59,7 @@ impl Api {
     /// changed since are shown once as they are, then every change after it; without one, everything as it is now,
     /// then every change.
     pub(super) fn watch<E: Event>(&self, name: String, revision: u64) -> Result<Events<E>, Status> {
-        let (now, objects) = self.core.store.snapshot(E::KIND)?;
+        let (now, objects) = self.core.store.snapshot(E::KIND, &name)?;
         let from = if revision == 0 { now } else { revision };
         if let Changes::Compacted(oldest) = self.core.store.changes(from, 1)? {
             return Err(compacted(from, oldest));

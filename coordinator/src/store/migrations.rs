@@ -145,20 +145,32 @@ impl Store {
         self.lock().active.get(container).cloned()
     }
 
-    /// An evacuation that is not over still reads its migrations, so those are kept.
-    pub(super) fn prune_migrations(&self, inner: &Inner, before: i64) -> Result<usize, StoreError> {
+    /// Looks at every migration without holding up writers, then removes those that nobody needs.
+    pub(super) fn prune_migrations(&self, before: i64) -> Result<usize, StoreError> {
+        let mut old = Vec::new();
+        for value in self.migrations.iter().values() {
+            let record: Record = decode("migration", &value?)?;
+            if is_unneeded(&record, &self.lock(), before) {
+                old.push(record.migration.name);
+            }
+        }
         let mut removed = 0;
-        for entry in &self.migrations {
-            let (key, value) = entry?;
-            let record: Record = decode("migration", &value)?;
-            let owed = record.resolution.as_ref().is_some_and(|r| !r.fenced_told);
-            let read = inner.evacuating.values().any(|name| *name == record.migration.evacuation);
-            let old = record.migration.finished.is_some_and(|finished| finished.seconds < before);
-            if record.is_over() && old && !owed && !read {
-                self.migrations.remove(key)?;
+        for name in old {
+            let inner = self.lock();
+            if self.get(&name)?.is_some_and(|record| is_unneeded(&record, &inner, before)) {
+                self.migrations.remove(&name)?;
                 removed += 1;
             }
         }
         Ok(removed)
     }
+}
+
+/// Whether a migration ended before a time, and nothing of it is owed to anybody. An evacuation that is not over still reads
+/// its migrations.
+fn is_unneeded(record: &Record, inner: &Inner, before: i64) -> bool {
+    let owed = record.resolution.as_ref().is_some_and(|r| !r.fenced_told);
+    let read = || inner.evacuating.values().any(|name| *name == record.migration.evacuation);
+    let old = record.migration.finished.is_some_and(|finished| finished.seconds < before);
+    record.is_over() && old && !owed && !read()
 }

@@ -195,10 +195,17 @@ proptest! {
         }
         prop_assert_eq!(*store.latest().borrow(), seen);
         let kinds = [Kind::Migration, Kind::Policy, Kind::Evacuation];
-        let snapshots: Vec<_> = kinds.into_iter().map(|kind| store.snapshot(kind).unwrap()).collect();
+        let snapshots: Vec<_> = kinds.into_iter().map(|kind| store.snapshot(kind, "").unwrap()).collect();
         prop_assert!(snapshots.iter().all(|(at, _)| *at == seen));
         let newest = snapshots.iter().flat_map(|(_, all)| all).map(Object::revision).max();
         prop_assert_eq!(newest, Some(seen));
+        for (kind, (_, all)) in kinds.into_iter().zip(&snapshots) {
+            for object in all {
+                let alone = store.snapshot(kind, object.name()).unwrap();
+                prop_assert_eq!(alone, (seen, vec![object.clone()]));
+            }
+            prop_assert_eq!(store.snapshot(kind, "nobody").unwrap(), (seen, vec![]));
+        }
     }
 }
 

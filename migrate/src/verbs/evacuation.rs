@@ -1,7 +1,6 @@
 //! `drain`, `pause`, `resume`, and bringing back what was drained.
 
-use std::io::{IsTerminal as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use proto::v1::{
@@ -16,6 +15,7 @@ use super::{print_object, refused};
 use crate::api::Api;
 use crate::dev::args::interrupted;
 use crate::exit::{self, Exit, Failure};
+use crate::progress::Live;
 use crate::render::{evacuation, units};
 use crate::settings::{Output, Settings};
 
@@ -175,8 +175,11 @@ async fn to_its_end(api: &mut Api, name: &str, tried: &str, settings: &Settings)
     let mut view = View::new(settings);
     let ended = tokio::select! {
         ended = follow(api, name, settings, &mut view) => ended?,
-        () = interrupted() => return Err(Failure::new(Exit::Other, format!("follow {name}"), "interrupted")
-            .advise(format!("the evacuation goes on; `migrate cancel evacuation/{name}` ends it"))),
+        () = interrupted() => {
+            view.live.clear();
+            return Err(Failure::new(Exit::Other, format!("follow {name}"), "interrupted")
+                .advise(format!("the evacuation goes on; `migrate cancel evacuation/{name}` ends it")));
+        }
     };
     view.end(&ended, settings);
     match exit::of_evacuation(&ended) {
@@ -266,8 +269,7 @@ enum Mode {
 #[derive(Debug)]
 struct View {
     mode: Mode,
-    /// Lines of the table that is on the screen.
-    drawn: usize,
+    live: Live,
     told: std::collections::HashMap<String, String>,
 }
 
@@ -281,7 +283,7 @@ impl View {
             Output::Table | Output::Wide => Mode::Lines,
             Output::Yaml | Output::Name => Mode::Silent,
         };
-        Self { mode, drawn: 0, told: std::collections::HashMap::new() }
+        Self { mode, live: Live::default(), told: std::collections::HashMap::new() }
     }
 
     fn show(&mut self, e: &Evacuation) {
@@ -289,14 +291,11 @@ impl View {
             Mode::Silent => {}
             Mode::Json => println!("{}", evacuation::object(e)),
             Mode::Live => {
-                self.clear();
-                let columns = sys::tty::window_size(std::io::stderr().as_fd()).map_or(0, |size| size.columns);
                 // Without colours: a cut one would never end.
-                let table = cut(&evacuation::items(e).render(false), columns.into());
-                self.drawn = table.lines().count() + 1;
-                eprint!("{} {}\n{table}", e.name, evacuation::phase(e.phase()));
-                // The terminal may be gone; the evacuation goes on.
-                drop(std::io::stderr().flush());
+                let table = evacuation::items(e).render(false);
+                let mut lines = vec![format!("{} {}", e.name, evacuation::phase(e.phase()))];
+                lines.extend(table.lines().map(str::to_owned));
+                self.live.draw(&lines, str::to_owned);
             }
             Mode::Lines => self.changed(e).iter().for_each(|line| println!("{line}")),
         }
@@ -323,16 +322,9 @@ impl View {
         lines
     }
 
-    fn clear(&mut self) {
-        if self.mode == Mode::Live && self.drawn > 0 {
-            eprint!("\x1b[{}A\x1b[J", self.drawn);
-            self.drawn = 0;
-        }
-    }
-
     /// The last word: nothing is said twice.
     fn end(&mut self, e: &Evacuation, settings: &Settings) {
-        self.clear();
+        self.live.clear();
         match self.mode {
             Mode::Json => {}
             Mode::Lines => println!("{} {}  {}", e.name, evacuation::phase(e.phase()), e.reason),
@@ -342,17 +334,6 @@ impl View {
             }),
         }
     }
-}
-
-/// Lines that fit into so many columns: one that wraps would be two to the terminal. All of them when that is 0.
-fn cut(text: &str, columns: usize) -> String {
-    let fits = |line: &str| -> String {
-        match line.char_indices().nth(columns) {
-            Some((end, _)) if columns > 0 => format!("{}\n", &line[..end]),
-            _ => format!("{line}\n"),
-        }
-    };
-    text.lines().map(fits).collect()
 }
 
 #[cfg(test)]
@@ -387,13 +368,6 @@ mod tests {
         e.items[0].reason = "PreCopy".into();
         assert_eq!(view.changed(&e), ["web Migrating  to node-b as web-1 PreCopy"]);
         assert!(view.changed(&e).is_empty());
-    }
-
-    #[test]
-    fn lines_fit_the_terminal() {
-        assert_eq!(cut("abc\nde\n", 2), "ab\nde\n");
-        assert_eq!(cut("äöü\n", 2), "äö\n");
-        assert_eq!(cut("abc\n", 0), "abc\n");
     }
 
     #[test]

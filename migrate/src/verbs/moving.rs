@@ -19,6 +19,9 @@ use crate::settings::Settings;
 /// How long a coordinator that went away in the middle of a move is waited for.
 pub(super) const RECONNECT_LIMIT: Duration = Duration::from_secs(60);
 
+/// The live view tells the time this often when nothing else changes.
+const TICK: Duration = Duration::from_secs(1);
+
 /// Arguments of `move`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -218,7 +221,16 @@ async fn watch(
     // From the start each time: the current object comes first, so that an end is never missed.
     let request = WatchMigrationsRequest { name: name.into(), revision: 0 };
     let mut events = api.client.watch_migrations(request).await?.into_inner();
-    while let Some(event) = events.message().await? {
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        let event = tokio::select! {
+            event = events.message() => event?,
+            _ = ticks.tick() => {
+                view.again();
+                continue;
+            }
+        };
+        let Some(event) = event else { return Ok(None) };
         *heard = Instant::now();
         let Some(migration) = event.migration.filter(|m| m.name == name) else { continue };
         if event.revision < *revision {
@@ -230,7 +242,6 @@ async fn watch(
             return Ok(Some(migration));
         }
     }
-    Ok(None)
 }
 
 /// One line on how it went.

@@ -31,13 +31,7 @@ impl Agents {
     /// # Errors
     /// When one has ended.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        let ticks = sysconf(SysconfVar::CLK_TCK)?.context("the length of a tick is not known")?;
-        let mut all = 0;
-        for pid in self.pids {
-            let stat = fs::read_to_string(proc(pid, "stat")).context("an agent has ended")?;
-            all += cpu_ticks(&stat).with_context(|| format!("parse {stat:?}"))?;
-        }
-        Ok(all as f64 / ticks as f64)
+        self.pids.into_iter().map(cpu_seconds).sum()
     }
 
     /// From now on [`Agents::peak_mib`] counts anew.
@@ -64,6 +58,17 @@ impl Agents {
         ensure!(kib.is_some(), "no VmHWM in {status:?}");
         Ok(kib.unwrap_or_default() as f64 / 1024.0)
     }
+}
+
+/// CPU seconds that a process has used, in user and kernel mode, without its children.
+///
+/// # Errors
+/// When it has ended.
+pub(crate) fn cpu_seconds(pid: Pid) -> Result<f64> {
+    let ticks = sysconf(SysconfVar::CLK_TCK)?.context("the length of a tick is not known")?;
+    let stat = fs::read_to_string(proc(pid, "stat")).context("a daemon has ended")?;
+    let used = cpu_ticks(&stat).with_context(|| format!("parse {stat:?}"))?;
+    Ok(used as f64 / ticks as f64)
 }
 
 fn proc(pid: Pid, name: &str) -> PathBuf {
