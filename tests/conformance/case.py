@@ -7,10 +7,14 @@ of the form `# key: value` tell the suite more:
 
     # refused: TEXT       cannot be carried: it must be refused with a reason that has TEXT in it, and be as before
     # refused-here: WAYS: TEXT   the same in some ways only (host, boxed, move)
+    # lost: TEXT          is neither carried nor noticed, and what is lost has TEXT in it
     # not: WAYS: REASON   cannot be tried in these ways
     # needs: PROGRAM ...  must be installed
 
     case.py [--init] PROGRAM SCRATCH
+
+It mounts nothing: without a checkpoint, and in the way "host", it is in the namespaces of the machine, and its scratch
+directory is removed in the end with all that is below it.
 
 The program says `ready PID` on standard output and, after SIGUSR2, `ok` or what was lost. With --init it is the child of
 a first process that reaps what is left to it.

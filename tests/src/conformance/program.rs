@@ -19,6 +19,8 @@ pub struct Program {
     pub needs: Vec<String>,
     /// What the refusal must say, and in which ways it is expected.
     refused: Vec<(Vec<Way>, String)>,
+    /// What is lost, and in which ways that is known.
+    lost: Vec<(Vec<Way>, String)>,
     /// Ways in which it cannot be tried, and why.
     not: Vec<(Vec<Way>, String)>,
 }
@@ -32,6 +34,7 @@ impl Program {
             title: title.context("the first line is not a docstring")?.to_owned(),
             needs: Vec::new(),
             refused: Vec::new(),
+            lost: Vec::new(),
             not: Vec::new(),
         };
         for line in text.lines().skip(1).map_while(|line| line.strip_prefix("# ")) {
@@ -40,6 +43,7 @@ impl Program {
                 "needs" => program.needs.extend(value.split_whitespace().map(str::to_owned)),
                 "refused" => program.refused.push((Way::ALL.to_vec(), value.to_owned())),
                 "refused-here" => program.refused.push(ways(value)?),
+                "lost" => program.lost.push((Way::ALL.to_vec(), value.to_owned())),
                 "not" => program.not.push(ways(value)?),
                 _ => bail!("{key:?} is not known"),
             }
@@ -56,19 +60,22 @@ impl Program {
     /// Why it cannot be tried in this way.
     #[must_use]
     pub fn not(&self, way: Way) -> Option<&str> {
-        self.not.iter().find(|(ways, _)| ways.contains(&way)).map(|(_, reason)| reason.as_str())
+        find(&self.not, way)
     }
 
     /// What a refusal in this way must say; `None` when none is expected.
     #[must_use]
     pub fn refusal(&self, way: Way) -> Option<&str> {
-        self.refused.iter().find(|(ways, _)| ways.contains(&way)).map(|(_, text)| text.as_str())
+        find(&self.refused, way)
     }
 
     /// Why this outcome is not what the program says.
     #[must_use]
     pub fn wrong(&self, way: Way, outcome: &Outcome) -> Option<String> {
+        let known = find(&self.lost, way);
         match (outcome, self.refusal(way)) {
+            (Outcome::Lost(what), _) if known.is_some_and(|text| what.contains(text)) => None,
+            (Outcome::Kept, None) if known.is_some() => Some("kept, and a loss was expected".to_owned()),
             (Outcome::Kept, None) | (Outcome::Not(_), _) => None,
             (Outcome::Refused(reasons), Some(text)) if reasons.contains(text) => None,
             (Outcome::Kept, Some(text)) => Some(format!("kept, and a refusal was expected: {text}")),
@@ -76,6 +83,11 @@ impl Program {
             (Outcome::Lost(what), _) => Some(format!("lost: {what}")),
         }
     }
+}
+
+/// What is said of this way.
+fn find(said: &[(Vec<Way>, String)], way: Way) -> Option<&str> {
+    said.iter().find(|(ways, _)| ways.contains(&way)).map(|(_, text)| text.as_str())
 }
 
 /// `host boxed: TEXT`.
@@ -132,6 +144,11 @@ mod tests {
         assert!(program.wrong(Way::Move, &refused("fd 3: a lock")).is_some());
         assert!(program.wrong(Way::Move, &Outcome::Kept).is_some());
         assert!(program.wrong(Way::Boxed, &Outcome::Lost("all".to_owned())).is_some());
+        let known = Program::parse("files", "x", "\"\"\"X\"\"\"\n# lost: waited\n").unwrap();
+        assert_eq!(known.wrong(Way::Move, &Outcome::Lost("waited 1 s".to_owned())), None);
+        assert!(known.wrong(Way::Move, &Outcome::Lost("offset".to_owned())).is_some());
+        assert!(known.wrong(Way::Move, &Outcome::Kept).is_some());
+        assert_eq!(known.wrong(Way::Null, &Outcome::Kept), None);
         assert!(Program::parse("files", "x", "import os").is_err());
         assert!(Program::parse("files", "x", "\"\"\"X\"\"\"\n# refusd: y\n").is_err());
     }

@@ -17,7 +17,7 @@ all of it is still so: after a checkpoint and a restore on disk in the host's na
 (*boxed*), and after live moves of a container to another node and back (*move*). Without any of it every program passes.
 
 *kept*: as it was. *refused*: by name, with the reason and the way out, before anything was frozen; the program goes on as if nothing
-had been. A dash: it cannot be tried in this way.
+had been. **lost**: neither carried nor noticed, as [limits.md](limits.md) says. A dash: it cannot be tried in this way.
 
 ";
 
@@ -28,6 +28,7 @@ fn mark(program: &Program, way: Way, results: &Results) -> String {
             (Some(_), _) => "**WRONG**".to_owned(),
             (None, Outcome::Kept) => "kept".to_owned(),
             (None, Outcome::Refused(_)) => "refused".to_owned(),
+            (None, Outcome::Lost(_)) => "**lost**".to_owned(),
             (None, _) => "–".to_owned(),
         },
         Some(Err(_)) => "**FAILED**".to_owned(),
@@ -45,10 +46,11 @@ pub fn table(programs: &[Program], results: &Results) -> String {
             .filter(|mark| mark == wanted)
             .count()
     };
-    let (kept, refused, wrong) = (count("kept"), count("refused"), count("**WRONG**") + count("**FAILED**"));
+    let (kept, refused, lost) = (count("kept"), count("refused"), count("**lost**"));
+    let wrong = count("**WRONG**") + count("**FAILED**");
     let _ = writeln!(
         text,
-        "{} programs: {kept} times kept, {refused} times refused, {wrong} times wrong.\n",
+        "{} programs: {kept} times kept, {refused} times refused, {lost} times lost, {wrong} times wrong.\n",
         programs.len()
     );
     let _ = writeln!(text, "| program | what | host | boxed | move |\n|---|---|---|---|---|");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -150,7 +151,31 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = fs::write(self.group.0.join("cgroup.kill"), "1");
         let _ = self.child.wait();
+        // What is mounted below would be removed with the directory: another view of this machine's files, perhaps.
+        let alone = wait_for("the group is empty", LIMIT, || self.group.is_empty().then_some(()))
+            .and_then(|()| detach_below(self.dir.path()));
+        if let Err(error) = alone {
+            self.dir.disable_cleanup(true);
+            eprintln!("conformance: {} is left behind: {error:#}", self.dir.path().display());
+        }
     }
+}
+
+/// Detaches every mount below a directory.
+fn detach_below(dir: &Path) -> Result<()> {
+    let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
+    for point in mounts_below(&dir)?.iter().rev() {
+        umount2(point, MntFlags::MNT_DETACH).with_context(|| format!("detach {}", point.display()))?;
+    }
+    ensure!(mounts_below(&dir)?.is_empty(), "something is mounted there");
+    Ok(())
+}
+
+/// The mount points at or below a directory whose path has no characters that mountinfo escapes.
+fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = mounts.lines().filter_map(|line| line.split_whitespace().nth(4).map(PathBuf::from));
+    Ok(points.filter(|point| point.starts_with(dir)).collect())
 }
 
 fn children(pid: i32) -> Result<Vec<i32>> {
@@ -186,4 +211,31 @@ pub(super) fn on_disk(program: &Program, boxed: bool) -> Result<Outcome> {
     ensure!(restored.success(), "the restore: {}", running.output());
     let root = fs::read_to_string(&pidfile)?.trim().parse().context("the pidfile")?;
     running.verify(root)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::mount::{MsFlags, mount};
+
+    use super::*;
+
+    #[test]
+    fn what_a_program_mounted_is_not_removed_with_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (below, beside) = (dir.path().join("scratch/on"), dir.path().join("scratch2"));
+        fs::create_dir_all(&below).unwrap();
+        fs::create_dir(&beside).unwrap();
+        let plain = MsFlags::empty();
+        mount(Some("tmpfs"), &below, Some("tmpfs"), plain, None::<&str>).unwrap();
+        mount(Some("tmpfs"), &beside, Some("tmpfs"), plain, None::<&str>).unwrap();
+        fs::write(below.join("kept"), "").unwrap();
+        let held = File::open(&below).unwrap();
+        detach_below(&dir.path().join("scratch")).unwrap();
+        assert_eq!(mounts_below(dir.path()).unwrap(), [beside.canonicalize().unwrap()]);
+        assert_eq!(fs::read_dir(&below).unwrap().count(), 0);
+        let mounted = format!("/proc/self/fd/{}/kept", std::os::fd::AsRawFd::as_raw_fd(&held));
+        assert!(Path::new(&mounted).exists(), "what was mounted is whole");
+        detach_below(dir.path()).unwrap();
+        assert!(mounts_below(dir.path()).unwrap().is_empty());
+    }
 }
