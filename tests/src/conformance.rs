@@ -12,7 +12,9 @@ mod tree;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 pub use moves::Moves;
 pub use program::{Program, all};
@@ -63,6 +65,16 @@ pub enum Outcome {
     Lost(String),
     /// It could not be tried in this way; the program says why.
     Not(String),
+}
+
+/// Moves this process into a mount namespace of its own: what a program mounts reaches nobody else.
+///
+/// # Errors
+/// When it has several threads or no capability.
+pub fn apart() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make its mounts private")
 }
 
 /// Tries a program in a way that needs no hosts.

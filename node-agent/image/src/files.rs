@@ -264,6 +264,10 @@ pub struct Ghost {
     pub uid: u32,
     /// Group, in the host's numbering.
     pub gid: u32,
+    /// Times of the last access and change of its content, nanoseconds since the epoch.
+    pub times_ns: [i64; 2],
+    /// Extended attributes: name and value.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Content.
     #[serde(with = "serde_bytes")]
     pub content: Vec<u8>,

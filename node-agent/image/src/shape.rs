@@ -199,8 +199,10 @@ pub enum ObjectKind {
     Memfd {
         /// Its name without the `memfd:` prefix.
         name: String,
-        /// F_GET_SEALS.
+        /// F_GET_SEALS; known when nothing runs any more.
         seals: u32,
+        /// Permissions; known when nothing runs any more.
+        mode: u32,
     },
 }
 

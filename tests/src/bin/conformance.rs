@@ -69,6 +69,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<usize> {
+    conformance::apart()?;
     let all = conformance::all()?;
     let programs: Vec<&Program> = all.iter().filter(|program| program.path().contains(&args.only)).collect();
     let mut results = Results::new();

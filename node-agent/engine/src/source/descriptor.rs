@@ -244,6 +244,12 @@ impl MmReader<'_> {
     ) -> Result<Option<Class>, InspectError> {
         let fs_type = self.fs_type(process.pid, info.mount)?;
         Ok(match fs_type.as_deref() {
+            Some("proc") if path.contains("/task/") => {
+                Some(self.refuse(process.inner, fd, format!("{path}: belongs to a thread"), CLOSE))
+            }
+            Some("proc") if !there(process.pid, &path) => {
+                Some(self.refuse(process.inner, fd, format!("{path}: its process has ended"), CLOSE))
+            }
             Some("proc" | "sysfs" | "cgroup" | "cgroup2") => Some(Class::Pseudo { path }),
             Some("mqueue") => Some(self.refuse(
                 process.inner,
@@ -304,6 +310,11 @@ impl MmReader<'_> {
         self.findings.fd(pid, fd, reason, way_out);
         Class::Refused
     }
+}
+
+/// Whether a path leads anywhere, as that process sees it.
+fn there(pid: i32, path: &str) -> bool {
+    std::fs::symlink_metadata(format!("/proc/{pid}/root{path}")).is_ok()
 }
 
 /// Why a file of the kernel's own cannot move, and what to do.

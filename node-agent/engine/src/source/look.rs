@@ -295,6 +295,16 @@ impl Looker {
 
 fn exe(reader: &mut MmReader<'_>, process: &Process) -> Result<FileIdentity, InspectError> {
     let file = reader.view.file(process.pid, "exe")?;
+    if file.deleted {
+        // The kernel takes no file as a program that is open for writing, as a deleted one is while it is filled.
+        let shown = String::from_utf8_lossy(&file.path).into_owned();
+        reader.findings.process(
+            process.inner,
+            format!("its program {shown} was deleted, or replaced by another file, while it runs"),
+            "restart it from the file that is there now",
+        );
+        return Ok(FileIdentity::default());
+    }
     let handle = Handle { pid: process.pid, link: "exe".to_owned() };
     let identity = reader.identity(process.inner, image::Subject::Process, &file, handle);
     Ok(identity.unwrap_or_default())

@@ -14,6 +14,7 @@ use image::files::{Files, Ghost};
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use rustix::fs::{Timespec, Timestamps, XattrFlags, fsetxattr, futimens};
 
 use super::error::TargetError;
 use super::rootfs::RootFs;
@@ -66,6 +67,14 @@ impl Ghosts {
 }
 
 fn make(dir: &File, name: &str, id: u32) -> io::Result<File> {
+    if never_had_a_name(name) {
+        let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
+        match openat(dir, ".", flags, Mode::from_bits_truncate(0o600)) {
+            // This file system has none; the file cannot be given a name then.
+            Err(nix::errno::Errno::EOPNOTSUPP) => {}
+            made => return Ok(File::from(made?)),
+        }
+    }
     // The name that /proc/PID/fd and maps(5) show is the one it was made by.
     let free = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) == Err(nix::errno::Errno::ENOENT);
     let name = if free { name.to_owned() } else { format!(".{name}.gantry-{id}") };
@@ -75,9 +84,26 @@ fn make(dir: &File, name: &str, id: u32) -> io::Result<File> {
     Ok(file)
 }
 
+/// Files of O_TMPFILE show `#` and their inode's number; they can still be given a name (open(2)).
+fn never_had_a_name(name: &str) -> bool {
+    name.strip_prefix('#')
+        .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 fn fill(file: &File, ghost: &Ghost) -> io::Result<()> {
     file.set_len(ghost.content.len() as u64)?;
     file.write_all_at(&ghost.content, 0)?;
     std::os::unix::fs::fchown(file, Some(ghost.uid), Some(ghost.gid))?;
-    file.set_permissions(Permissions::from_mode(ghost.mode & 0o7777))
+    file.set_permissions(Permissions::from_mode(ghost.mode & 0o7777))?;
+    for (name, value) in &ghost.xattrs {
+        fsetxattr(file, name.as_slice(), value, XattrFlags::empty())?;
+    }
+    let [accessed, modified] = ghost.times_ns.map(timespec);
+    futimens(file, &Timestamps { last_access: accessed, last_modification: modified })?;
+    Ok(())
+}
+
+fn timespec(nanoseconds: i64) -> Timespec {
+    const SECOND: i64 = 1_000_000_000;
+    Timespec { tv_sec: nanoseconds.div_euclid(SECOND), tv_nsec: nanoseconds.rem_euclid(SECOND) }
 }

@@ -297,7 +297,7 @@ impl Target {
         times.descriptors = watch.lap("restore.descriptors");
         fail::fail_point!("target-descriptors");
         restorer.processes()?;
-        objects.seal()?;
+        objects.seal(&image.shape.objects)?;
         times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");
         restorer.threads()?;

@@ -1,8 +1,9 @@
 //! Memory that several mappings can share.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::Arc;
 
 use image::shape::{MemoryObject, ObjectKind};
@@ -62,12 +63,24 @@ impl Objects {
         Ok(())
     }
 
-    /// Seals memory files: when all is written and mapped.
-    pub(crate) fn seal(&self) -> Result<(), TargetError> {
-        for (object, file) in self.held.values() {
-            if let ObjectKind::Memfd { seals, .. } = &object.kind
-                && *seals != 0
-            {
+    /// Finishes memory files when all is written and mapped, with what `shape` says of them in the end: pages were written
+    /// as a whole, a file may end in the middle of one; no seal stands against it yet.
+    pub(crate) fn seal(&mut self, shape: &[MemoryObject]) -> Result<(), TargetError> {
+        for object in shape {
+            let (Some((_, file)), ObjectKind::Memfd { seals, mode, .. }) =
+                (self.held.get(&object.id), &object.kind)
+            else {
+                continue;
+            };
+            let metadata = file.metadata().map_err(TargetError::system("look at a memory file"))?;
+            if metadata.len() != object.size {
+                file.set_len(object.size).map_err(TargetError::system("resize a memory file"))?;
+            }
+            if metadata.mode() & 0o7777 != *mode {
+                let permissions = Permissions::from_mode(*mode);
+                file.set_permissions(permissions).map_err(TargetError::system("set a memory file's mode"))?;
+            }
+            if *seals != 0 {
                 let seals = nix::fcntl::SealFlag::from_bits_retain(seals.cast_signed());
                 nix::fcntl::fcntl(file.as_ref(), nix::fcntl::FcntlArg::F_ADD_SEALS(seals))
                     .map_err(TargetError::errno("seal a memory file"))?;

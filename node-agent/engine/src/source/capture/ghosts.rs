@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::linux::fs::MetadataExt;
 
 use image::files::Ghost;
+use rustix::fs::{fgetxattr, flistxattr};
 
 use crate::source::SourceError;
 use crate::source::findings::Findings;
@@ -38,6 +39,7 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
             );
             continue;
         }
+        let xattrs = xattrs(&file).map_err(fail)?;
         let mut content = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
         file.take(MAX_GHOST).read_to_end(&mut content).map_err(fail)?;
         ghosts.push(Ghost {
@@ -46,8 +48,37 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
             mode: metadata.st_mode(),
             uid: metadata.st_uid(),
             gid: metadata.st_gid(),
+            times_ns: [
+                nanoseconds(metadata.st_atime(), metadata.st_atime_nsec()),
+                nanoseconds(metadata.st_mtime(), metadata.st_mtime_nsec()),
+            ],
+            xattrs,
             content,
         });
     }
     Ok(ghosts)
+}
+
+fn nanoseconds(seconds: i64, more: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(more)
+}
+
+/// None on a file system without them.
+fn xattrs(file: &File) -> std::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    /// What all names and each value take at most (XATTR_LIST_MAX, XATTR_SIZE_MAX of xattr(7)).
+    const MAX: usize = 64 << 10;
+    let mut buffer = vec![0; MAX];
+    let names = match flistxattr(file, buffer.as_mut_slice()) {
+        Ok(length) => buffer[..length].to_vec(),
+        Err(rustix::io::Errno::OPNOTSUPP) => Vec::new(),
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut all = Vec::new();
+    // A label of SELinux is the node's.
+    let carried = |name: &&[u8]| !name.is_empty() && *name != b"security.selinux";
+    for name in names.split(|byte| *byte == 0).filter(carried) {
+        let length = fgetxattr(file, name, buffer.as_mut_slice())?;
+        all.push((name.to_vec(), buffer[..length].to_vec()));
+    }
+    Ok(all)
 }

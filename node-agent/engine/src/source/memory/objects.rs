@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt};
 use std::time::{Duration, Instant, SystemTime};
 
 use image::PAGE_SIZE;
@@ -145,16 +145,19 @@ fn open(object: &Object) -> io::Result<Option<File>> {
     }
 }
 
-/// Reads the seals of all memfds into the shape.
+/// Reads the seals and permissions of all memfds into the shape.
 pub(crate) fn seals(registry: &Registry, shape: &mut image::shape::Shape) {
     for object in registry.alive() {
         let found = shape.objects.iter_mut().find(|known| known.id == object.object.id);
         if let Some(image::shape::MemoryObject {
-            kind: image::shape::ObjectKind::Memfd { seals, .. }, ..
+            kind: image::shape::ObjectKind::Memfd { seals, mode, .. },
+            ..
         }) = found
             && let Ok(file) = File::open(object.handle.path())
             && let Ok(value) = sys::fds::seals(std::os::fd::AsFd::as_fd(&file))
+            && let Ok(metadata) = file.metadata()
         {
+            *mode = metadata.mode() & 0o7777;
             *seals = u32::try_from(value).unwrap_or(0);
         }
     }

@@ -1,0 +1,13 @@
+"""A device that belongs to the host"""
+# refused: device
+# not: move: it is not in the container
+import os
+
+from case import case
+
+
+@case
+def kmsg():
+    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    yield
+    assert os.read(fd, 8192)
