@@ -158,8 +158,10 @@ fn stdio(pid: i32, own_mounts: bool) -> anyhow::Result<Vec<External>> {
         let path = format!("/proc/{pid}/fd/{number}");
         let Ok(file) = fs::metadata(&path) else { continue };
         let kind = file.file_type();
-        let terminal = kind.is_char_device() && rustix::fs::major(file.rdev()) != 1;
-        let outside = own_mounts && !is_visible(pid, number)?;
+        // null, zero and the like are the same everywhere, whatever mount they were opened on.
+        let plain = kind.is_char_device() && rustix::fs::major(file.rdev()) == 1;
+        let terminal = kind.is_char_device() && !plain;
+        let outside = own_mounts && !plain && !is_visible(pid, number)?;
         let known = externals.iter().any(|external| (external.dev, external.ino) == (file.dev(), file.ino()));
         if (terminal || kind.is_fifo() || kind.is_socket() || outside) && !known {
             externals.push(External { key: key.to_owned(), dev: file.dev(), ino: file.ino() });

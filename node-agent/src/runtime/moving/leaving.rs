@@ -112,6 +112,34 @@ impl Leaving {
     }
 }
 
+/// How long after a record could not be written it is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+impl Leaving {
+    /// It runs here, and a disk without room stood against saying so: nothing could move it until that is said.
+    fn record_later(&self, epoch: u64) {
+        let (runtime, name) = (Arc::clone(&self.runtime), self.record.name.clone());
+        let again = move || {
+            loop {
+                thread::sleep(AGAIN);
+                // A later attempt says for itself how it ended.
+                let settled = runtime.update(&name, |record| {
+                    if record.epoch <= epoch {
+                        (record.stage, record.epoch) = (Stage::Here, epoch);
+                    }
+                });
+                match settled {
+                    Ok(_) | Err(RuntimeError::NotFound(_)) => return,
+                    Err(error) => tracing::debug!(container = %name, %error, "still not recorded"),
+                }
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("record".to_owned()).spawn(again) {
+            tracing::error!(%error, "its state will not be recorded before the agent starts again");
+        }
+    }
+}
+
 impl ContainerSource for Leaving {
     fn tree(&self) -> TreeSpec {
         let log = File::open(self.log()).and_then(|file| file.metadata());
@@ -239,6 +267,9 @@ impl ContainerSource for Leaving {
         });
         if let Err(error) = settled {
             tracing::error!(container = %self.record.name, error = %error, "its state could not be recorded");
+            if how == Settled::Running {
+                self.record_later(epoch);
+            }
         }
     }
 
