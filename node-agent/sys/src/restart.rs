@@ -88,6 +88,8 @@ pub struct Interruption<'a> {
     pub slept_ns: u64,
     /// The timeout read from [`timeout_address`], nanoseconds.
     pub timeout_ns: Option<u64>,
+    /// What remains of a restart block's time, nanoseconds, where that is known otherwise ([`Note`]).
+    pub remaining_ns: Option<u64>,
     /// The call that it was in before an earlier stop turned it into restart_syscall(2).
     pub origin: Option<u64>,
     /// A signal that is not blocked and has a handler is pending: it, not our stop, interrupted the call.
@@ -209,6 +211,7 @@ fn restart_block(stop: &Interruption<'_>) -> Resume {
     let timeout = block_timeout(nr, stop.regs);
     let remaining_ns = match timeout {
         Timeout::None => None,
+        _ if stop.remaining_ns.is_some() => stop.remaining_ns,
         Timeout::Millis(arg) => millis_left(stop.regs.argument(arg).unwrap_or(0), stop.slept_ns),
         Timeout::Timespec(_) => stop.timeout_ns.map(|total| total.saturating_sub(stop.slept_ns)),
     };
@@ -283,6 +286,44 @@ pub fn origin_from_wchan(wchan: &str, regs: &UserRegs) -> Option<u64> {
     Some(nr.cast_unsigned())
 }
 
+/// Bytes below the stack pointer that a function may use without moving it (System V ABI, x86-64).
+pub const RED_ZONE: u64 = 128;
+
+/// Below the red zone the memory is nobody's: there it may stand what a thread that sleeps has no register for. A signal
+/// frame may be written over it, but then the call is not entered again.
+#[must_use]
+pub fn spare(rsp: u64) -> u64 {
+    rsp.wrapping_sub(RED_ZONE + 64) & !15
+}
+
+/// Until when a restored thread sleeps in its restart block, left at [`spare`] for whoever moves it on: its arguments still
+/// say how long it wanted to sleep in all, and the kernel tells nobody what is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The call.
+    pub nr: u64,
+    /// CLOCK_MONOTONIC of this host, nanoseconds.
+    pub deadline_ns: u64,
+}
+
+impl Note {
+    const MARK: u64 = 0x4761_6e74_7279_0001;
+
+    /// As it stands in memory.
+    #[must_use]
+    pub fn words(&self, rip: u64) -> [u64; 2] {
+        [Self::MARK ^ self.nr ^ rip << 16, self.deadline_ns]
+    }
+
+    /// What remains at `now_ns` of call `nr` at `rip`, if the words are a note about it. One whose time is over is about an
+    /// earlier call: nobody sleeps beyond its deadline.
+    #[must_use]
+    pub fn remaining(words: [u64; 2], nr: u64, rip: u64, now_ns: u64) -> Option<u64> {
+        let note = Self { nr, deadline_ns: words[1] };
+        (note.words(rip) == words).then(|| words[1].checked_sub(now_ns)).flatten().filter(|left| *left > 0)
+    }
+}
+
 /// A critical section of rseq(2): `struct rseq_cs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CriticalSection {
@@ -318,7 +359,24 @@ mod tests {
     }
 
     fn stop(regs: &UserRegs) -> Interruption<'_> {
-        Interruption { regs, slept_ns: 0, timeout_ns: None, origin: None, handled_signal_pending: false }
+        Interruption {
+            regs,
+            slept_ns: 0,
+            timeout_ns: None,
+            remaining_ns: None,
+            origin: None,
+            handled_signal_pending: false,
+        }
+    }
+
+    #[test]
+    fn a_note_is_about_one_call_that_has_not_ended() {
+        let words = Note { nr: 35, deadline_ns: 1_000 }.words(0x1002);
+        assert_eq!(Note::remaining(words, 35, 0x1002, 400), Some(600));
+        assert_eq!(Note::remaining(words, 35, 0x1002, 1_000), None);
+        assert_eq!(Note::remaining(words, 230, 0x1002, 400), None);
+        assert_eq!(Note::remaining(words, 35, 0x1004, 400), None);
+        assert_eq!(Note::remaining([0, 1_000], 35, 0x1002, 400), None);
     }
 
     #[test]

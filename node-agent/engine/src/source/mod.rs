@@ -5,7 +5,7 @@
 //! process leaves behind either restores itself or is removed by [`recover`].
 
 mod capture;
-mod clock;
+pub(crate) mod clock;
 mod descriptor;
 mod error;
 mod facts;

@@ -205,6 +205,7 @@ fn continue_call(stopped: &mut Stopped, nap: &Nap) -> Result<(), TraceError> {
     let decision = restart::decide(&Interruption {
         regs: &regs,
         slept_ns: nap.unbroken(&now).slept_ns(),
+        remaining_ns: None,
         timeout_ns: None,
         origin: None,
         handled_signal_pending: about_to_handle || handled_signal_pending(&now),

@@ -75,8 +75,10 @@ impl Tapes {
         let stopped = Instant::now();
         let parked = tapes.add(process, thread, nap)?;
         let slept = nap.unbroken(&parked.status).slept;
-        tapes.asleep =
-            stopped.checked_sub(slept).filter(|_| !slept.is_zero()).map(|since| (parked.tid, since));
+        // Of a call that goes on already only its own note tells.
+        let fresh = parked.parked.context().regs().syscall() != Some(restart::NR_RESTART_SYSCALL);
+        let known = fresh && !slept.is_zero();
+        tapes.asleep = stopped.checked_sub(slept).filter(|_| known).map(|since| (parked.tid, since));
         Ok((tapes, parked))
     }
 
@@ -409,7 +411,7 @@ fn as_landed(
     match super::stopping::memory(pid) {
         Ok(memory) => {
             let now = status::read(parked.thread().tid()).unwrap_or_default();
-            decide(&memory, parked.context(), &nap, &now)
+            decide(&memory, parked.context(), &nap, &now, None)
         }
         Err(_) => restart::Resume::AsIs,
     }
@@ -447,11 +449,17 @@ fn read_context(
     let nap = &nap;
     let context =
         Context::read(thread, memory, nap.slept).map_err(|error| tape_error("read a thread", pid, error))?;
-    let resume = decide(memory, &context, nap, &status);
+    let resume = decide(memory, &context, nap, &status, earlier);
     Ok((context, resume, status))
 }
 
-fn decide(memory: &ProcessMemory, context: &Context, nap: &Nap, now: &Status) -> restart::Resume {
+fn decide(
+    memory: &ProcessMemory,
+    context: &Context,
+    nap: &Nap,
+    now: &Status,
+    earlier: Option<Duration>,
+) -> restart::Resume {
     let regs = context.regs();
     // A thread that an earlier stop interrupted sleeps in restart_syscall(2). Which call it was shows in what it
     // slept on.
@@ -463,10 +471,16 @@ fn decide(memory: &ProcessMemory, context: &Context, nap: &Nap, now: &Status) ->
         let nanos = memory.read_u64(address + 8).ok()?;
         seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
     });
+    let remaining_ns = origin.filter(|_| earlier.is_none()).and_then(|nr| {
+        let at = restart::spare(regs.rsp);
+        let words = [memory.read_u64(at).ok()?, memory.read_u64(at + 8).ok()?];
+        restart::Note::remaining(words, nr, regs.rip, super::clock::monotonic_ns())
+    });
     restart::decide(&Interruption {
         regs,
         slept_ns: nap.slept_ns(),
         timeout_ns,
+        remaining_ns,
         origin,
         handled_signal_pending: super::stopping::handled_signal_pending(now),
     })

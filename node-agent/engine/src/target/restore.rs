@@ -13,6 +13,7 @@ use sys::regs::NO_SYSCALL;
 use sys::tape::target::TargetTape;
 
 use crate::account;
+use crate::source::clock::monotonic_ns;
 
 use super::attributes::{self, Capabilities, Filters};
 use super::error::TargetError;
@@ -21,7 +22,7 @@ use super::mapping;
 use super::plan::fds;
 use super::plant::Channel;
 use super::priority;
-use super::resume;
+use super::resume::{self, Entered};
 use super::rootfs::RootFs;
 use super::script::{Block, Call, call, load};
 use super::skeleton::{Skeleton, TAPE_SIZE, Task, lost, trace};
@@ -255,7 +256,7 @@ impl Restorer<'_> {
 
     /// Threads whose call the kernel restarts by itself enter it for the time that remains, and are
     /// interrupted. What each was answered, by its tid.
-    pub(crate) fn enter_calls(&mut self) -> Result<BTreeMap<Pid, i64>, TargetError> {
+    pub(crate) fn enter_calls(&mut self) -> Result<BTreeMap<Pid, Entered>, TargetError> {
         let mut answers = BTreeMap::new();
         let image = self.image;
         for process in live(image) {
@@ -268,9 +269,11 @@ impl Restorer<'_> {
                 .collect();
             for chunk in sleepers.chunks_mut(TAPE_SIZE.slots) {
                 let mut runs = Vec::with_capacity(chunk.len());
+                let mut deadlines = Vec::with_capacity(chunk.len());
                 for (thread, task) in &mut *chunk {
                     let Resume::RestartBlock { nr, remaining_ns } = thread.resume else { continue };
                     let call = resume::entering(&thread.regs, nr, remaining_ns);
+                    deadlines.push(remaining_ns.map(|left| left.saturating_add(monotonic_ns())));
                     let program = load(&[call], TAPE_SIZE).program;
                     runs.push(self.tape.start(task.take()?, program).map_err(on_tape(thread.tid))?);
                 }
@@ -279,11 +282,11 @@ impl Restorer<'_> {
                     let one = self.tape.interrupt_asleep(run, SLEEP_LIMIT);
                     asked.push(one.map_err(on_tape(thread.tid))?);
                 }
-                for ((thread, task), asked) in chunk.iter_mut().zip(asked) {
-                    let (stopped, value) =
+                for (((thread, task), asked), deadline_ns) in chunk.iter_mut().zip(asked).zip(deadlines) {
+                    let (stopped, answer) =
                         self.tape.interrupted(asked, SLEEP_LIMIT).map_err(on_tape(thread.tid))?;
                     task.put(stopped);
-                    answers.insert(thread.tid, value);
+                    answers.insert(thread.tid, Entered { answer, deadline_ns });
                 }
             }
         }
@@ -291,7 +294,7 @@ impl Restorer<'_> {
     }
 
     /// Registers, xsave area and signal mask of every thread; the tape goes from each process.
-    pub(crate) fn registers(&mut self, entered: &BTreeMap<Pid, i64>) -> Result<(), TargetError> {
+    pub(crate) fn registers(&mut self, entered: &BTreeMap<Pid, Entered>) -> Result<(), TargetError> {
         let image = self.image;
         for process in live(image) {
             let skeleton = self.tree.get(process.pid)?;
@@ -301,8 +304,8 @@ impl Restorer<'_> {
             let memory = skeleton.memory.clone();
             let tasks = std::iter::once(&mut skeleton.leader).chain(&mut skeleton.threads);
             for (thread, task) in process.threads.iter().zip(tasks) {
-                let primed = entered.get(&thread.tid).copied();
-                let (regs, store) = resume::registers(&thread.regs, &thread.resume, primed);
+                let entered = entered.get(&thread.tid).copied();
+                let (regs, store) = resume::registers(&thread.regs, &thread.resume, entered);
                 if let Some((at, words)) = store {
                     let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
                     memory.write_all_at(&bytes, at).map_err(TargetError::system(format!(

@@ -3,12 +3,12 @@
 use image::state::{Regs, Resume};
 use libc::{SYS_clock_nanosleep, SYS_futex, SYS_nanosleep, SYS_poll};
 use sys::regs::{NO_SYSCALL, UserRegs};
-use sys::restart::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, by_kernel};
+use sys::restart::{
+    ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Note, by_kernel, spare,
+};
 
 use super::script::{Arg, Block, Call};
 
-/// Bytes below the stack pointer that belong to the program (the red zone).
-const RED_ZONE: u64 = 128;
 const FUTEX_CMD_MASK: u64 = 127;
 const FUTEX_WAIT_BITSET: u64 = 9;
 const TIMER_ABSTIME: u64 = 1;
@@ -46,16 +46,26 @@ pub(crate) fn user_regs(r: &Regs) -> UserRegs {
     }
 }
 
-/// The registers to set, and a `timespec` to store first: address and contents. `primed` is what the
-/// entered call of a [`Resume::RestartBlock`] thread answered.
+/// The call of a [`Resume::RestartBlock`] thread, entered and interrupted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entered {
+    /// What it answered.
+    pub(crate) answer: i64,
+    /// Until when it sleeps at most, by CLOCK_MONOTONIC; `None` = not by a time that remained.
+    pub(crate) deadline_ns: Option<u64>,
+}
+
+/// The registers to set, and two words to store first, a `timespec` or a note: address and contents. `entered` is for a
+/// [`Resume::RestartBlock`] thread.
 ///
 /// The kernel enters the call, not the program: a signal that comes first ends it, as it would have at the source.
 pub(crate) fn registers(
     regs: &Regs,
     resume: &Resume,
-    primed: Option<i64>,
+    entered: Option<Entered>,
 ) -> (UserRegs, Option<(u64, [u64; 2])>) {
     let found = user_regs(regs);
+    let primed = entered.map(|entered| entered.answer);
     let mut store = None;
     let out = match *resume {
         Resume::AsIs => UserRegs { orig_rax: NO_SYSCALL, ..found },
@@ -67,15 +77,16 @@ pub(crate) fn registers(
         }
         Resume::ReissueTimespec { nr, arg, remaining_ns } => {
             let mut out = by_kernel(&found, nr);
-            // Below the red zone the memory is nobody's: a signal frame may be written there, but then the call
-            // is not entered again.
-            let at = regs.rsp.wrapping_sub(RED_ZONE + 64) & !15;
+            let at = spare(regs.rsp);
             out.set_argument(arg, at);
             store = Some((at, timespec(remaining_ns)));
             out
         }
         Resume::RestartBlock { nr, .. } => match primed {
             Some(code @ (ERESTART_RESTARTBLOCK | ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND)) => {
+                if let Some(deadline_ns) = entered.and_then(|entered| entered.deadline_ns) {
+                    store = Some((spare(regs.rsp), Note { nr, deadline_ns }.words(regs.rip)));
+                }
                 UserRegs { orig_rax: nr, rax: code.cast_unsigned(), ..found }
             }
             Some(result) => UserRegs { orig_rax: NO_SYSCALL, rax: result.cast_unsigned(), ..found },
@@ -151,17 +162,22 @@ mod tests {
         let resume = Resume::ReissueTimespec { nr: 128, arg: 2, remaining_ns: 2_500_000_000 };
         let (out, store) = registers(&regs(), &resume, None);
         let (at, value) = store.unwrap();
-        assert!(at + 16 <= regs().rsp - RED_ZONE && at.is_multiple_of(16));
+        assert!(at + 16 <= regs().rsp - sys::restart::RED_ZONE && at.is_multiple_of(16));
         assert_eq!((out.rdx, value), (at, [2, 500_000_000]));
+    }
+
+    fn entered(answer: i64) -> Option<Entered> {
+        Some(Entered { answer, deadline_ns: Some(77) })
     }
 
     #[test]
     fn a_primed_thread_goes_on_through_its_restart_block() {
         let resume = Resume::RestartBlock { nr: 35, remaining_ns: Some(1) };
-        let (out, _) = registers(&regs(), &resume, Some(-516));
+        let (out, store) = registers(&regs(), &resume, entered(-516));
+        assert_eq!(store, Some((spare(regs().rsp), Note { nr: 35, deadline_ns: 77 }.words(0x1002))));
         assert_eq!((out.result(), out.orig_rax, out.rip), (ERESTART_RESTARTBLOCK, 35, 0x1002));
-        let (done, _) = registers(&regs(), &resume, Some(0));
+        let (done, _) = registers(&regs(), &resume, entered(0));
         assert_eq!((done.rax, done.orig_rax, done.rip), (0, NO_SYSCALL, 0x1002));
-        assert_eq!(registers(&regs(), &resume, Some(-514)).0.result(), ERESTARTNOHAND);
+        assert_eq!(registers(&regs(), &resume, entered(-514)).0.result(), ERESTARTNOHAND);
     }
 }

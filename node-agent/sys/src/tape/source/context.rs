@@ -60,6 +60,7 @@ impl Context {
             regs: &found,
             slept_ns: u64::try_from(slept.as_nanos()).unwrap_or(u64::MAX),
             timeout_ns: None,
+            remaining_ns: None,
             origin: None,
             handled_signal_pending: found.result() == EINTR
                 && found.syscall().is_some()
