@@ -202,7 +202,7 @@ async fn pause_cancel_and_deadline() {
     assert_eq!(reason(&late), "EVACUATION_ENDED");
 
     // The deadline: what runs goes on to its end, what waits stays.
-    let deadline = Some(prost_types::Duration { seconds: 3, nanos: 0 });
+    let deadline = Some(prost_types::Duration { seconds: 6, nanos: 0 });
     let soon = |request: &mut CreateEvacuationRequest| {
         *request.spec.as_mut().unwrap() =
             EvacuationSpec { node: "node-a".into(), deadline, max_parallel: 1, ..Default::default() };
