@@ -23,6 +23,7 @@ import ctypes
 import mmap
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -108,6 +109,50 @@ def until(what, condition, limit=10.0):
         if time.monotonic() > end:
             raise Lost(f"waited {limit} s for {what}")
         time.sleep(0.002)
+
+
+def tcp_pair(address="127.0.0.1"):
+    """The two ends of a connection: the one that connected, the one that was accepted."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as listener:
+        client = socket.create_connection(listener.getsockname()[:2])
+        return client, listener.accept()[0]
+
+
+def set_options(sock, options):
+    """Sets options, each (level, name, value), of which none may be as it was before; answers what checks them."""
+    before = {}
+    for level, name, value in options:
+        fresh = sock.getsockopt(level, name, 64)
+        sock.setsockopt(level, name, value)
+        before[level, name] = sock.getsockopt(level, name, 64)
+        assert before[level, name] != fresh, f"option {level}/{name} was {fresh} already"
+
+    def check():
+        changed = [key for key, value in before.items() if sock.getsockopt(*key, 64) != value]
+        same("options that changed", changed, [])
+
+    return check
+
+
+def mapping(address):
+    """The fields of /proc/self/smaps of what is mapped at an address; "name" is the line's end, "mode" its protection."""
+    found = None
+    for line in read("/proc/self/smaps").splitlines():
+        head = line.split(None, 5)
+        if not head[0].endswith(":"):
+            start, end = (int(word, 16) for word in head[0].split("-"))
+            found = {"mode": head[1], "name": (head + [""])[5], "range": (start, end)} if start <= address < end else None
+        elif found is not None:
+            key, value = line.split(":", 1)
+            found[key] = set(value.split()) if key == "VmFlags" else value.strip()
+            if key == "VmFlags":
+                return found
+    raise KeyError(hex(address))
+
+
+def address_of(memory):
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def say(text):

@@ -85,6 +85,8 @@ pub struct TcpConnection {
     pub buffers: [u32; 3],
     /// SO_REUSEADDR, which repair mode overwrites.
     pub reuse_address: bool,
+    /// shutdown(2) for reading.
+    pub shut_reading: bool,
     /// It was not yet taken by accept(2): the id of the listening description.
     pub pending_on: Option<u32>,
 }

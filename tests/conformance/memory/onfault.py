@@ -1,26 +1,14 @@
 """Memory that is locked when it is touched (MLOCK_ONFAULT)"""
 import ctypes
 import mmap
-import re
 
-from case import case, libc, read, same, syscall
-
-
-def flags(address):
-    inside = False
-    for line in read("/proc/self/smaps").splitlines():
-        if re.match(r"[0-9a-f]+-", line):
-            start, end = (int(word, 16) for word in line.split()[0].split("-"))
-            inside = start <= address < end
-        elif inside and line.startswith("VmFlags:"):
-            return set(line.split()[1:])
-    raise KeyError(hex(address))
+from case import address_of, case, libc, mapping, same, syscall
 
 
 @case
 def onfault():
     memory = mmap.mmap(-1, 64 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    address = address_of(memory)
     # mlock2(MLOCK_ONFAULT)
     syscall(325, address, 32 * mmap.PAGESIZE, 1)
     touched = [0]
@@ -35,9 +23,9 @@ def onfault():
         return sum(byte & 1 for byte in vector)
 
     change()
-    before = flags(address)
+    before = mapping(address)["VmFlags"]
     assert {"lo", "lf"} <= before, before
     yield change
-    same("flags of the locked part", flags(address), before)
-    same("flags of the rest", flags(address + 32 * mmap.PAGESIZE) & {"lo", "lf"}, set())
+    same("flags of the locked part", mapping(address)["VmFlags"], before)
+    same("flags of the rest", mapping(address + 32 * mmap.PAGESIZE)["VmFlags"] & {"lo", "lf"}, set())
     assert resident() <= 8, f"{resident()} pages are resident, not more than 8 were touched"

@@ -3,6 +3,7 @@
 use std::os::linux::fs::MetadataExt;
 
 use image::shape::FileIdentity;
+use nix::sys::statfs::{FsType, statfs};
 
 use super::error::InspectError;
 use super::facts::DescriptorFacts;
@@ -70,6 +71,8 @@ pub(crate) enum Class {
 }
 
 const CLOSE: &str = "have the program close it before the move";
+/// `MQUEUE_MAGIC` of the kernel.
+const MQUEUE: FsType = FsType(0x1980_0202);
 const O_PATH: u32 = 0o10_000_000;
 const S_IFMT: u32 = 0o170_000;
 
@@ -242,7 +245,14 @@ impl MmReader<'_> {
         path: String,
         info: &FdInfo,
     ) -> Result<Option<Class>, InspectError> {
-        let fs_type = self.fs_type(process.pid, info.mount)?;
+        let mut fs_type = self.fs_type(process.pid, info.mount)?;
+        // mq_open(3) needs no mount.
+        if fs_type.is_none()
+            && statfs(format!("/proc/{}/fd/{fd}", process.pid).as_str())
+                .is_ok_and(|found| found.filesystem_type() == MQUEUE)
+        {
+            fs_type = Some("mqueue".to_owned());
+        }
         Ok(match fs_type.as_deref() {
             Some("proc") if path.contains("/task/") => {
                 Some(self.refuse(process.inner, fd, format!("{path}: belongs to a thread"), CLOSE))

@@ -178,16 +178,7 @@ impl Source {
         let look = self.looker.look_at(tree, Flags::Remembered, Depth::Everything, &mut findings);
         self.looker.stopped = None;
         let mut look = look?;
-        for tracked in self.tracked.values() {
-            if let Some(address) = tracked.memory.guards.first() {
-                findings.address(
-                    tracked.memory.inner,
-                    *address,
-                    "guard pages (MADV_GUARD_INSTALL), which are not carried yet",
-                    "start the program with a C library that does not use them",
-                );
-            }
-        }
+        self.guards(&mut findings);
         let State::Frozen(frozen) = &mut self.state else {
             return Ok(());
         };

@@ -247,6 +247,14 @@ fn unmapped(status: &Status, ids: &IdMaps) -> Option<String> {
 fn namespace(pid: i32, name: &str) -> Result<Option<u64>, InspectError> {
     match links::namespace(pid, name) {
         Ok(number) => Ok(Some(number)),
+        // Nobody lives in the one that its children will begin. What is ending has no other namespaces either.
+        Err(ProcError::Read { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound
+                && name == "pid_for_children"
+                && links::namespace(pid, "net").is_ok() =>
+        {
+            Ok(None)
+        }
         Err(ProcError::Read { source, .. })
             if source.kind() == std::io::ErrorKind::NotFound
                 // A process that is ending has none of any kind.

@@ -420,7 +420,25 @@ impl Source {
         self.objects.round(&self.looker.registry, objects, hidden, self.readers.own(), sink)?;
         self.last_pid = forks;
         self.lost_writer = false;
-        Ok(())
+        let mut findings = Findings::default();
+        if matches!(self.state, State::Frozen(_)) {
+            self.guards(&mut findings);
+        }
+        refuse(findings)
+    }
+
+    /// Guard pages that a round has met.
+    pub(super) fn guards(&self, findings: &mut Findings) {
+        for tracked in self.tracked.values() {
+            if let Some(address) = tracked.memory.guards.first() {
+                findings.address(
+                    tracked.memory.inner,
+                    *address,
+                    "guard pages (MADV_GUARD_INSTALL), which are not carried yet",
+                    "start the program with a C library that does not use them",
+                );
+            }
+        }
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) mod tcp_state {
 }
 
 const TCP_INFO: i32 = 11;
+const TCP_SAVED_SYN: i32 = 28;
 const TCP_ULP: i32 = 31;
 const IPPROTO_MPTCP: i32 = 262;
 const IP_RECVERR: i32 = 11;
@@ -136,7 +137,20 @@ fn tcp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<Kind, Reason
             "start the program without kernel TLS",
         )));
     }
+    // A buffer that is too small leaves it there. See `TCP_SAVE_SYN` of tcp(7).
+    if sock::get_into(fd, IPPROTO_TCP, TCP_SAVED_SYN, &mut [0]) == Err(Errno::EINVAL) {
+        return Ok(Err((
+            "TCP connection with headers of its SYN that nobody has read (TCP_SAVED_SYN): not carried"
+                .to_owned(),
+            "have the program read them, or start it without TCP_SAVE_SYN",
+        )));
+    }
     Ok(match state {
+        // What it was, what is left to read, why it ended: none of it can be given to a fresh socket.
+        tcp_state::CLOSE if now && sock::events(fd, libc::POLLRDHUP)? & libc::POLLRDHUP != 0 => Err((
+            "TCP connection that has ended, which the program has not closed: not carried yet".to_owned(),
+            "try again in a moment; a program that keeps it must close it",
+        )),
         tcp_state::SYN_SENT | tcp_state::SYN_RECV if now => {
             Err(("TCP connection that is just being made".to_owned(), "try again in a moment"))
         }

@@ -54,6 +54,8 @@ pub struct TcpDump {
     pub buffers: Buffers,
     /// SO_REUSEADDR, which repair mode overwrites.
     pub reuse_address: bool,
+    /// IPV6_V6ONLY, which cannot be set once the socket is bound.
+    pub v6only: bool,
 }
 
 /// Why a connection could not be read. Whatever the cause, the socket is out of repair mode again and as before.
@@ -202,8 +204,11 @@ fn dump_in_repair(fd: BorrowedFd<'_>, reuse_address: bool) -> Result<TcpDump, Du
     let address = |name: crate::Result<sock::Address>, what| {
         name.dumping(what)?.inet().ok_or(DumpError::Kernel { what, source: Errno::EAFNOSUPPORT })
     };
+    let family = sock::domain(fd).dumping("SO_DOMAIN")?;
+    let v6only = family == libc::AF_INET6
+        && sock::get_int(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY).dumping("IPV6_V6ONLY")? != 0;
     Ok(TcpDump {
-        family: sock::domain(fd).dumping("SO_DOMAIN")?,
+        family,
         local: address(sock::local_name(fd), "getsockname")?,
         peer: address(sock::peer_name(fd), "getpeername")?,
         state: known.state,
@@ -220,6 +225,7 @@ fn dump_in_repair(fd: BorrowedFd<'_>, reuse_address: bool) -> Result<TcpDump, Du
         window: repair_window(fd).dumping("TCP_REPAIR_WINDOW")?,
         buffers: buffers(fd).dumping("SO_SNDBUF, SO_RCVBUF")?,
         reuse_address,
+        v6only,
     })
 }
 
@@ -286,8 +292,9 @@ pub fn restore(dump: &TcpDump) -> Result<OwnedFd, RestoreError> {
         ..dump.buffers
     };
     set_buffers(socket, &wide).restoring("SO_SNDBUFFORCE, SO_RCVBUFFORCE")?;
-    if dump.family == libc::AF_INET6 && dump.local.ip().to_canonical().is_ipv4() {
-        sock::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0).restoring("IPV6_V6ONLY")?;
+    if dump.family == libc::AF_INET6 {
+        let v6only = i32::from(dump.v6only);
+        sock::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, v6only).restoring("IPV6_V6ONLY")?;
     }
     sock::bind(socket, &dump.local.into()).restoring("bind")?;
     set_seq(socket, Queue::Receive, dump.recv_seq.wrapping_sub(recv_len))?;

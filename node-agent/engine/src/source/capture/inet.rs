@@ -7,6 +7,7 @@ use std::sync::Arc;
 use image::sockets::{Datagram, Tcp, TcpConnection, TcpState, Udp};
 use libc::{IPPROTO_TCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM};
 use rayon::prelude::*;
+use sys::tcp::state;
 use sys::udp::Destination;
 use sys::{Errno, ns, sock, tcp, udp};
 
@@ -62,11 +63,18 @@ pub(crate) fn read_tcp(
 fn one_tcp(open: &Open, family: i32, state: u8, options: &Reader) -> Result<Read, SourceError> {
     let fd = open.file.as_fd();
     let fail = |what: &str, errno| SourceError::kernel(what, open.holder_pid, errno);
-    let options = options.changed(fd, family, SOCK_STREAM, IPPROTO_TCP);
+    let options = options.changed_tcp(fd, family, state);
     let local = || sock::local_name(fd).map_err(|errno| fail("getsockname", errno));
     let (mut in_repair, mut refusal) = (None, None);
     let state = match state {
-        tcp_state::CLOSE => TcpState::Closed { local: local()?.inet().filter(|address| address.port() != 0) },
+        tcp_state::CLOSE => {
+            // The port of an address alone is chosen when it connects.
+            let alone = sock::get_int(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT).unwrap_or(0) != 0;
+            let bound = |address: &SocketAddr| {
+                address.port() != 0 || alone && !address.ip().to_canonical().is_unspecified()
+            };
+            TcpState::Closed { local: local()?.inet().filter(bound) }
+        }
         tcp_state::LISTEN => {
             let info = tcp::info(fd).map_err(|errno| fail("TCP_INFO", errno))?;
             TcpState::Listen {
@@ -74,11 +82,15 @@ fn one_tcp(open: &Open, family: i32, state: u8, options: &Reader) -> Result<Read
                 backlog: info.sacked,
             }
         }
+        // The peer's FIN shows in the same way; of that the state tells.
         _ => match tcp::dump(fd) {
             Ok(dump) => {
+                let events = sock::events(fd, libc::POLLRDHUP).map_err(|errno| fail("poll", errno))?;
+                let shut_reading = events & libc::POLLRDHUP != 0
+                    && matches!(dump.state, state::ESTABLISHED | state::FIN_WAIT1 | state::FIN_WAIT2);
                 let socket = Arc::clone(&open.file);
                 in_repair = Some(InRepair { socket, reuse_address: dump.reuse_address });
-                TcpState::Connected(Box::new(connection(dump)))
+                TcpState::Connected(Box::new(TcpConnection { shut_reading, ..connection(dump) }))
             }
             Err(error @ tcp::DumpError::Kernel { .. }) => {
                 return Err(SourceError::kernel(
@@ -115,6 +127,7 @@ fn connection(dump: tcp::TcpDump) -> TcpConnection {
         fin_unsent: dump.fin_unsent,
         buffers: [dump.buffers.send, dump.buffers.receive, dump.buffers.locks],
         reuse_address: dump.reuse_address,
+        shut_reading: false,
         pending_on: None,
     }
 }

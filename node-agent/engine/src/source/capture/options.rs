@@ -6,46 +6,64 @@ use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use image::sockets::SockOpt;
-use libc::{AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SOL_SOCKET};
+use libc::{
+    AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, SOL_SOCKET,
+};
 use sys::{Errno, sock};
+
+use crate::source::sockets::tcp_state;
 
 /// Level and names, in the order in which they are set again.
 type Table = (i32, &'static [i32]);
 
-/// SO_DEBUG, REUSEADDR, DONTROUTE, BROADCAST, KEEPALIVE, OOBINLINE, PRIORITY, LINGER, REUSEPORT, PASSCRED, RCVLOWAT,
+/// SO_DEBUG, REUSEADDR, DONTROUTE, BROADCAST, KEEPALIVE, OOBINLINE, NO_CHECK, LINGER, REUSEPORT, PASSCRED, RCVLOWAT,
 /// RCVTIMEO, SNDTIMEO, BINDTODEVICE, TIMESTAMP, PASSSEC, TIMESTAMPNS, MARK, TIMESTAMPING, RXQ_OVFL, WIFI_STATUS,
 /// PEEK_OFF, NOFCS, SELECT_ERR_QUEUE, BUSY_POLL, MAX_PACING_RATE, ZEROCOPY, PREFER_BUSY_POLL, PASSPIDFD, RCVPRIORITY,
-/// PASSRIGHTS, INQ.
+/// PASSRIGHTS, INQ, INCOMING_CPU, TXTIME, TIMESTAMP_NEW, TIMESTAMPNS_NEW, TIMESTAMPING_NEW, TXREHASH.
 const SOCKET: Table = (
     SOL_SOCKET,
     &[
-        1, 2, 5, 6, 9, 10, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 37, 40, 41, 42, 43, 45, 46, 47,
-        60, 69, 76, 82, 83, 84,
+        1, 2, 5, 6, 9, 10, 11, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 37, 40, 41, 42, 43, 45, 46, 47,
+        60, 69, 76, 82, 83, 84, 49, 61, 63, 64, 65, 74,
     ],
 );
-/// SO_SNDBUF, SO_RCVBUF and then SO_BUF_LOCK. TCP carries them apart.
+/// SO_PRIORITY, which IP_TOS sets as well, and SO_LOCK_FILTER: after all others.
+const LAST: Table = (SOL_SOCKET, &[12, 44]);
+/// SO_SNDBUF, SO_RCVBUF and then SO_BUF_LOCK. Connections of TCP carry them apart.
 const BUFFERS: Table = (SOL_SOCKET, &[7, 8, 72]);
 /// NODELAY, KEEPIDLE, KEEPINTVL, KEEPCNT, SYNCNT, LINGER2, DEFER_ACCEPT, CONGESTION, THIN_LINEAR_TIMEOUTS,
-/// USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT, SAVE_SYN, FASTOPEN_CONNECT, FASTOPEN_NO_COOKIE, INQ, TX_DELAY; CORK last,
+/// USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT, SAVE_SYN, FASTOPEN_CONNECT, FASTOPEN_NO_COOKIE, INQ, TX_DELAY, RTO_MAX_MS, RTO_MIN_US, DELACK_MAX_US; CORK last,
 /// because it holds back.
-const TCP: Table = (IPPROTO_TCP, &[1, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 27, 30, 34, 36, 37, 3]);
-/// SEGMENT, GRO, NO_CHECK6_TX, NO_CHECK6_RX.
-const UDP: Table = (IPPROTO_UDP, &[103, 104, 101, 102]);
+const TCP: Table =
+    (IPPROTO_TCP, &[1, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 27, 30, 34, 36, 37, 44, 45, 46, 3]);
+/// MAXSEG and WINDOW_CLAMP, which for a connection are not what the program set; FASTOPEN_KEY.
+const TCP_UNCONNECTED: Table = (IPPROTO_TCP, &[2, 10, 33]);
+/// SEGMENT, GRO, NO_CHECK6_TX, NO_CHECK6_RX; CORK, which nothing is held back by.
+const UDP: Table = (IPPROTO_UDP, &[103, 104, 101, 102, 1]);
+/// SEND_CSCOV, RECV_CSCOV.
+const UDPLITE: Table = (IPPROTO_UDPLITE, &[10, 11]);
 /// TOS, TTL, OPTIONS, RECVOPTS, RETOPTS, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, TRANSPARENT,
-/// RECVORIGDSTADDR, MINTTL, BIND_ADDRESS_NO_PORT, UNICAST_IF, LOCAL_PORT_RANGE.
-const IP: Table = (IPPROTO_IP, &[1, 2, 4, 6, 7, 8, 10, 11, 12, 13, 15, 19, 20, 21, 24, 50, 51]);
-/// MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL: not for streams, which take none of them.
-const IP_MULTICAST: Table = (IPPROTO_IP, &[33, 34, 49]);
-/// MULTICAST_HOPS, MULTICAST_LOOP, MULTICAST_ALL.
-const IPV6_MULTICAST: Table = (IPPROTO_IPV6, &[18, 19, 29]);
+/// RECVORIGDSTADDR, MINTTL, BIND_ADDRESS_NO_PORT, UNICAST_IF, LOCAL_PORT_RANGE, PASSSEC, CHECKSUM, RECVFRAGSIZE, RECVERR_RFC4884.
+const IP: Table =
+    (IPPROTO_IP, &[1, 2, 4, 6, 7, 8, 10, 11, 12, 13, 15, 19, 20, 21, 24, 50, 51, 18, 23, 25, 26]);
+/// MULTICAST_IF, MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL: not for streams, which take none of them.
+const IP_MULTICAST: Table = (IPPROTO_IP, &[32, 33, 34, 49]);
+/// MULTICAST_IF, MULTICAST_HOPS, MULTICAST_LOOP, MULTICAST_ALL.
+const IPV6_MULTICAST: Table = (IPPROTO_IPV6, &[17, 18, 19, 29]);
 /// FLOWINFO_SEND, UNICAST_HOPS, MTU_DISCOVER, RECVERR, V6ONLY, RECVPKTINFO, RECVHOPLIMIT, DONTFRAG, RECVTCLASS, TCLASS, AUTOFLOWLABEL, ADDR_PREFERENCES, MINHOPCOUNT, ORIGDSTADDR,
-/// TRANSPARENT, UNICAST_IF, RECVFRAGSIZE, FREEBIND.
-const IPV6: Table = (IPPROTO_IPV6, &[33, 16, 23, 25, 26, 49, 51, 62, 66, 67, 70, 72, 73, 74, 75, 76, 77, 78]);
+/// TRANSPARENT, UNICAST_IF, RECVFRAGSIZE, FREEBIND, FLOWINFO,
+/// RECVERR_RFC4884, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, RECVPATHMTU.
+const IPV6: Table = (
+    IPPROTO_IPV6,
+    &[33, 16, 23, 25, 26, 49, 51, 62, 66, 67, 70, 72, 73, 74, 75, 76, 77, 78, 11, 31, 53, 56, 58, 60],
+);
 /// PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK.
 const NETLINK: Table = (libc::SOL_NETLINK, &[3, 4, 5, 8, 10, 11, 12]);
 const TCP_CONGESTION: (i32, i32) = (IPPROTO_TCP, 13);
 const SO_REUSEADDR: (i32, i32) = (SOL_SOCKET, 2);
 const SO_PEEK_OFF: (i32, i32) = (SOL_SOCKET, 42);
+const SO_INCOMING_CPU: (i32, i32) = (SOL_SOCKET, 49);
+const TCP_FASTOPEN_KEY: (i32, i32) = (IPPROTO_TCP, 33);
 
 /// Reads options; remembers what a fresh socket of each kind has.
 #[derive(Debug, Default)]
@@ -94,6 +112,23 @@ impl Reader {
         }
         changed
     }
+
+    /// As [`Reader::changed`], for a TCP socket in this state: without what a connection carries in another way, or
+    /// has from the kernel and not from its program.
+    pub(crate) fn changed_tcp(&self, fd: BorrowedFd<'_>, family: i32, state: u8) -> Vec<SockOpt> {
+        let mut changed = self.changed(fd, family, libc::SOCK_STREAM, IPPROTO_TCP);
+        let connected = !matches!(state, tcp_state::CLOSE | tcp_state::LISTEN);
+        changed.retain(|option| {
+            let key = (option.level, option.name);
+            let apart = [BUFFERS, TCP_UNCONNECTED]
+                .iter()
+                .any(|(level, names)| *level == key.0 && names.contains(&key.1));
+            // The keys of the network namespace show where the socket has none of its own.
+            let key_of_listener = state == tcp_state::LISTEN && !option.value.is_empty();
+            !(connected && (apart || key == SO_INCOMING_CPU)) && (key != TCP_FASTOPEN_KEY || key_of_listener)
+        });
+        changed
+    }
 }
 
 fn tables(family: i32, protocol: i32) -> Vec<Table> {
@@ -101,13 +136,16 @@ fn tables(family: i32, protocol: i32) -> Vec<Table> {
     if family == libc::AF_NETLINK {
         tables.extend([BUFFERS, NETLINK]);
     } else if protocol == IPPROTO_TCP && family != libc::AF_UNIX {
-        tables.push(TCP);
+        tables.extend([BUFFERS, TCP_UNCONNECTED, TCP]);
     } else {
         tables.push(BUFFERS);
     }
     if matches!(family, AF_INET | AF_INET6) {
         if protocol != IPPROTO_TCP {
             tables.extend([UDP, IP_MULTICAST]);
+        }
+        if protocol == IPPROTO_UDPLITE {
+            tables.push(UDPLITE);
         }
         tables.push(IP);
     }
@@ -117,6 +155,7 @@ fn tables(family: i32, protocol: i32) -> Vec<Table> {
             tables.push(IPV6_MULTICAST);
         }
     }
+    tables.push(LAST);
     tables
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use image::files::{FileKind, Files, OpenFile};
 use image::sockets::{SockOpt, Tcp, TcpConnection, TcpState};
+use nix::sys::socket::Shutdown;
 use sys::sock;
 use sys::tcp::{self, Buffers, RepairWindow, TcpDump};
 
@@ -151,6 +152,10 @@ fn connected(file: &OpenFile, socket: &Tcp, connection: &TcpConnection) -> Resul
     }
     let [snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup] = connection.window;
     let [send, receive, locks] = connection.buffers;
+    // Not on a bound socket.
+    let is_v6only = |option: &SockOpt| (option.level, option.name) == (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+    let (before, options): (Vec<SockOpt>, Vec<SockOpt>) =
+        socket.options.iter().cloned().partition(|option| is_v6only(option));
     let dump = TcpDump {
         family: socket.family,
         local: connection.local,
@@ -169,6 +174,7 @@ fn connected(file: &OpenFile, socket: &Tcp, connection: &TcpConnection) -> Resul
         window: RepairWindow { snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup },
         buffers: Buffers { send, receive, locks },
         reuse_address: connection.reuse_address,
+        v6only: before.iter().any(|option| option.value.iter().any(|byte| *byte != 0)),
     };
     let what = || format!("{} to {}", connection.local, connection.peer);
     let fd = tcp::restore(&dump).map_err(|source| TargetError::Connection {
@@ -176,7 +182,10 @@ fn connected(file: &OpenFile, socket: &Tcp, connection: &TcpConnection) -> Resul
         addresses: what(),
         source,
     })?;
-    set_options(file, fd.as_fd(), &socket.options)?;
+    set_options(file, fd.as_fd(), &options)?;
+    if connection.shut_reading {
+        sock::shutdown(fd.as_fd(), Shutdown::Read).map_err(fail_errno(file, "shutdown"))?;
+    }
     let in_repair = InRepair { id: file.id, window: dump.window, reuse_address: connection.reuse_address };
     Ok(Made { fd, in_repair })
 }

@@ -1,0 +1,22 @@
+"""A child in a ipc namespace of its own"""
+# refused: ipc namespace
+import os
+
+from case import case, forever, fork, same, syscall
+
+
+@case
+def namespace_ipc():
+    reader, writer = os.pipe()
+
+    def child():
+        syscall(272, 0x8000000)
+        os.write(writer, b"%d" % os.getpid())
+        forever()
+
+    fork(child)
+    pid = int(os.read(reader, 9))
+    name = os.readlink(f"/proc/{pid}/ns/ipc")
+    assert name != os.readlink("/proc/self/ns/ipc"), "it is the same"
+    yield
+    same("namespace", os.readlink(f"/proc/{pid}/ns/ipc"), name)

@@ -1,0 +1,22 @@
+"""A child in a mnt namespace of its own"""
+# refused: mnt namespace
+import os
+
+from case import case, forever, fork, same, syscall
+
+
+@case
+def namespace_mnt():
+    reader, writer = os.pipe()
+
+    def child():
+        syscall(272, 0x20000)
+        os.write(writer, b"%d" % os.getpid())
+        forever()
+
+    fork(child)
+    pid = int(os.read(reader, 9))
+    name = os.readlink(f"/proc/{pid}/ns/mnt")
+    assert name != os.readlink("/proc/self/ns/mnt"), "it is the same"
+    yield
+    same("namespace", os.readlink(f"/proc/{pid}/ns/mnt"), name)

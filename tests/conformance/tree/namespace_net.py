@@ -1,0 +1,22 @@
+"""A child in a net namespace of its own"""
+# refused: net namespace
+import os
+
+from case import case, forever, fork, same, syscall
+
+
+@case
+def namespace_net():
+    reader, writer = os.pipe()
+
+    def child():
+        syscall(272, 0x40000000)
+        os.write(writer, b"%d" % os.getpid())
+        forever()
+
+    fork(child)
+    pid = int(os.read(reader, 9))
+    name = os.readlink(f"/proc/{pid}/ns/net")
+    assert name != os.readlink("/proc/self/ns/net"), "it is the same"
+    yield
+    same("namespace", os.readlink(f"/proc/{pid}/ns/net"), name)

@@ -1,0 +1,22 @@
+"""A child in a uts namespace of its own"""
+# refused: uts namespace
+import os
+
+from case import case, forever, fork, same, syscall
+
+
+@case
+def namespace_uts():
+    reader, writer = os.pipe()
+
+    def child():
+        syscall(272, 0x4000000)
+        os.write(writer, b"%d" % os.getpid())
+        forever()
+
+    fork(child)
+    pid = int(os.read(reader, 9))
+    name = os.readlink(f"/proc/{pid}/ns/uts")
+    assert name != os.readlink("/proc/self/ns/uts"), "it is the same"
+    yield
+    same("namespace", os.readlink(f"/proc/{pid}/ns/uts"), name)
