@@ -144,3 +144,19 @@ pub(crate) fn has(fd: BorrowedFd<'_>, event: PollFlags) -> Result<bool, Errno> {
     poll(&mut polled, PollTimeout::ZERO)?;
     Ok(polled[0].revents().is_some_and(|got| got.contains(event)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_told_from_bytes() {
+        let parts = |lengths: &[usize]| lengths.iter().map(|len| vec![0; *len]).collect::<Vec<_>>();
+        assert_eq!(lengths(&[], true), Some(Vec::new()));
+        assert_eq!(lengths(&parts(&[5]), false), Some(Vec::new()));
+        assert_eq!(lengths(&parts(&[5]), true), Some(vec![5]));
+        assert_eq!(lengths(&parts(&[5, 4096, 1]), false), Some(vec![5, 4096, 1]));
+        assert_eq!(lengths(&parts(&[PEEKED, PEEKED, 9]), true), Some(Vec::new()));
+        assert_eq!(lengths(&parts(&[5, 4097]), true), None);
+    }
+}
