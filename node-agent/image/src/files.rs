@@ -281,6 +281,8 @@ pub struct Pipe {
     /// Unread bytes.
     #[serde(with = "serde_bytes")]
     pub content: Vec<u8>,
+    /// Their lengths, when they are packets of a writer in packet mode; empty for plain bytes.
+    pub packets: Vec<u32>,
     /// The path of a fifo; `None` for pipe(2).
     pub fifo: Option<String>,
 }

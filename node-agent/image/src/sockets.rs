@@ -162,6 +162,8 @@ pub struct Unix {
     pub queue: Vec<UnixMessage>,
     /// shutdown(2): bit 0 = reading, bit 1 = writing.
     pub shutdown: u8,
+    /// Its peer closed without having read everything: `ECONNRESET` waits to be told.
+    pub reset: bool,
 }
 
 /// Where a unix socket stands.

@@ -184,6 +184,9 @@ pub fn peek_packets(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
     PipePeek::default().packets(fd)
 }
 
+/// What one piece of [`peek_packets`] has at most.
+pub const PEEKED: usize = 65536;
+
 /// Looks into pipes one after the other, through a pipe of its own.
 #[derive(Debug, Default)]
 pub struct PipePeek {
@@ -224,7 +227,7 @@ impl Scratch {
         // tee copies slots; O_DIRECT on our write end makes the reads below keep the boundaries that the slots carry.
         let (read, write) = pipe(libc::O_NONBLOCK | libc::O_DIRECT)?;
         let size = pipe_size(write.as_fd())?;
-        Ok(Self { read, write, size, buffer: vec![0; 65536] })
+        Ok(Self { read, write, size, buffer: vec![0; PEEKED] })
     }
 
     fn packets(&mut self, fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {

@@ -79,7 +79,7 @@ fn a_stream_with_descriptors_in_flight_is_looked_at_and_stays() {
         assert_eq!(data.len(), 100_010);
         let with: Vec<_> = queue.iter().filter(|part| !part.fds.is_empty()).collect();
         assert_eq!(with.len(), 1);
-        assert!(with[0].data.ends_with(b"files"), "the descriptors belong to these bytes");
+        assert_eq!(with[0].data, b"files", "the descriptors belong to these bytes");
         assert_eq!(with[0].fds.len(), 2);
         let pid = i32::try_from(std::process::id()).unwrap();
         let same = sys::kcmp::file(pid, with[0].fds[0].as_raw_fd(), pid, read.as_raw_fd());
@@ -91,6 +91,24 @@ fn a_stream_with_descriptors_in_flight_is_looked_at_and_stays() {
     let mut all = Vec::new();
     UnixStream::from(two).read_to_end(&mut all).unwrap();
     assert_eq!(all.len(), 100_010);
+}
+
+#[test]
+fn empty_messages_are_not_the_end() {
+    for kind in [libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
+        for close in [false, true] {
+            let (one, two) = sock::pair(libc::AF_UNIX, kind, 0).unwrap();
+            for data in [&b""[..], b"one", b"", b"", b"two", b""] {
+                sock::send(one.as_fd(), data, &[], None, None, 0).unwrap();
+            }
+            let one = (!close).then_some(one);
+            let queue = sock::peek_queue(two.as_fd()).unwrap();
+            let lengths: Vec<_> = queue.iter().map(|part| part.data.len()).collect();
+            assert_eq!(lengths, [0, 3, 0, 0, 3, 0], "kind {kind}");
+            assert_eq!(sock::get_int(two.as_fd(), libc::SOL_SOCKET, libc::SO_PASSCRED), Ok(0));
+            drop(one);
+        }
+    }
 }
 
 #[test]

@@ -108,6 +108,23 @@ pub(crate) fn capture(look: &Look, table: &Table) -> Vec<FileLock> {
             }
         }
     }
+    // What is open in a message alone has locks as well.
+    for open in table.open.iter().filter(|open| open.holder.0 == 0) {
+        for line in open.info.locks.iter().filter_map(|line| parse(line)) {
+            let kind = match line.kind {
+                Kind::Flock => LockKind::Flock,
+                Kind::Ofd => LockKind::Ofd,
+                Kind::Posix => continue,
+            };
+            locks.push(FileLock {
+                file: open.id,
+                kind,
+                write: line.write,
+                start: line.start,
+                length: line.length,
+            });
+        }
+    }
     locks
 }
 

@@ -227,19 +227,32 @@ pub fn receive_fds(fd: BorrowedFd<'_>, count: usize) -> Result<Vec<OwnedFd>> {
 /// # Errors
 /// `EOPNOTSUPP` this kind of socket has no SO_PEEK_OFF, `ENOTCONN`, `EMFILE` descriptors did not fit.
 pub fn peek_queue(fd: BorrowedFd<'_>) -> Result<Vec<Received>> {
+    let kind = super::kind(fd)?;
     let before = peek_offset(fd)?;
     set_peek_offset(fd, 0)?;
-    let result = peek_all(fd);
+    // An empty message has a sender, the end has none.
+    let senders = if kind == libc::SOCK_SEQPACKET {
+        let senders = super::get_int(fd, libc::SOL_SOCKET, libc::SO_PASSCRED)?;
+        super::set_int(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, 1)?;
+        Some(senders)
+    } else {
+        None
+    };
+    let result = peek_all(fd, kind);
+    if let Some(senders) = senders {
+        super::set_int(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, senders)?;
+    }
     set_peek_offset(fd, before)?;
     result
 }
 
-fn peek_all(fd: BorrowedFd<'_>) -> Result<Vec<Received>> {
-    let stream = super::kind(fd)? == libc::SOCK_STREAM;
+fn peek_all(fd: BorrowedFd<'_>, kind: i32) -> Result<Vec<Received>> {
+    // Behind the last byte of a stream may be an error, which looking would take away.
+    let total = if kind == libc::SOCK_STREAM { crate::tcp::inq(fd)? as usize } else { usize::MAX };
     let mut queue = Vec::new();
     let mut limit = 65536;
     let mut offset = 0_usize;
-    loop {
+    while offset < total {
         // MSG_TRUNC is left out: it would report a length without the data being here.
         match receive(fd, limit, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
             Ok(part) if part.flags & libc::MSG_CTRUNC != 0 => return Err(Errno::EMFILE),
@@ -247,9 +260,18 @@ fn peek_all(fd: BorrowedFd<'_>) -> Result<Vec<Received>> {
                 limit = limit.checked_mul(4).ok_or(Errno::EMSGSIZE)?;
                 set_peek_offset(fd, i32::try_from(offset).map_err(|_| Errno::EMSGSIZE)?)?;
             }
-            // The end of a stream, or of a connected seqpacket socket, reads as an empty message without a sender.
-            Ok(part) if part.data.is_empty() && (stream || part.from.is_none()) => return Ok(queue),
-            Ok(part) => {
+            Ok(part) if part.data.is_empty() && is_end(kind, &part) => return Ok(queue),
+            Ok(mut part) => {
+                if kind == libc::SOCK_STREAM && !part.fds.is_empty() {
+                    let before = before_descriptors(fd, offset, part.data.len())?;
+                    if before > 0 {
+                        let rest = part.data.split_off(before);
+                        let mut first = plain(&part);
+                        first.data = std::mem::replace(&mut part.data, rest);
+                        queue.push(first);
+                        offset += before;
+                    }
+                }
                 offset += part.data.len();
                 queue.push(part);
             }
@@ -257,5 +279,56 @@ fn peek_all(fd: BorrowedFd<'_>) -> Result<Vec<Received>> {
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error),
         }
+    }
+    Ok(queue)
+}
+
+/// How many bytes of a piece of a stream come before the message that its descriptors came with: a reader of fewer
+/// bytes does not get these yet.
+///
+/// Every look goes on to the next descriptors, however short it is. But a message whose last byte cannot be copied is
+/// not counted.
+fn before_descriptors(fd: BorrowedFd<'_>, offset: usize, length: usize) -> Result<usize> {
+    let at = |offset: usize| set_peek_offset(fd, i32::try_from(offset).map_err(|_| Errno::EMSGSIZE)?);
+    let mut data = vec![0_u8; length.saturating_sub(1)];
+    let mut iov = [
+        libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() },
+        libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 },
+    ];
+    let mut msg = header(std::ptr::null_mut(), 0, &mut iov[0], std::ptr::null_mut(), 0);
+    msg.msg_iov = iov.as_mut_ptr();
+    msg.msg_iovlen = iov.len();
+    at(offset)?;
+    // SAFETY: `msg` leads to two places: one of `data`, which outlives the call, and one at address zero, where the
+    // kernel's copy fails.
+    let ret = unsafe {
+        libc::recvmsg(fd.as_raw_fd(), std::ptr::from_mut(&mut msg), libc::MSG_PEEK | libc::MSG_DONTWAIT)
+    };
+    at(offset + length)?;
+    match Errno::result(ret) {
+        Ok(before) => Ok(usize::try_from(before).unwrap_or(0)),
+        Err(Errno::EFAULT) => Ok(0),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The same message without its payload and descriptors.
+fn plain(part: &Received) -> Received {
+    Received {
+        data: Vec::new(),
+        fds: Vec::new(),
+        credentials: part.credentials,
+        control: part.control.clone(),
+        from: part.from.clone(),
+        flags: part.flags,
+    }
+}
+
+/// Whether an empty answer is the end and not a message.
+fn is_end(kind: i32, part: &Received) -> bool {
+    match kind {
+        libc::SOCK_DGRAM => false,
+        libc::SOCK_SEQPACKET => part.credentials.is_none(),
+        _ => true,
     }
 }

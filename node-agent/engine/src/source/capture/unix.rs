@@ -13,6 +13,7 @@ use super::options::Reader;
 use super::table::{Open, Table};
 use crate::proc::fdinfo;
 use crate::source::descriptor::{Class, Descriptor};
+use crate::source::error::TRY_AGAIN;
 use crate::source::facts;
 use crate::source::sockets::{self, Kind};
 use crate::source::tree::Process;
@@ -30,6 +31,7 @@ const CLOSE: &str = "have the program close it before the move";
 const CONNECTED: u8 = 1;
 const LISTENING: u8 = 10;
 const BOTH_WAYS: u8 = 3;
+const SO_PASSPIDFD: i32 = 76;
 
 impl Peers {
     /// Asks the kernel, in the network namespace of the tree.
@@ -45,6 +47,16 @@ impl Peers {
     pub(crate) fn peer_of(&self, inode: u64) -> Option<u64> {
         let peer = self.sockets.get(&inode)?.peer?;
         (peer != 0).then_some(u64::from(peer))
+    }
+
+    /// Whether a message can come from this name again: from a socket of the tree, from none, or from one whose abstract
+    /// name is free by now.
+    fn can_send(&self, name: &[u8], tree: &HashMap<u64, u32>) -> bool {
+        let mut named =
+            self.sockets.values().filter(|socket| socket.name.as_deref() == Some(name)).peekable();
+        name.is_empty()
+            || name[0] == 0 && named.peek().is_none()
+            || named.any(|socket| tree.contains_key(&u64::from(socket.inode)))
     }
 
     fn of(&self, open: &Open) -> Option<&UnixSocket> {
@@ -99,17 +111,45 @@ pub(crate) fn capture(
 fn queue(open: &Open, context: &mut Context<'_>) -> Result<Vec<sock::Received>, SourceError> {
     // A listening socket's queue holds connections, not data.
     let known = context.unix.of(open);
+    let fd = open.file.as_fd();
+    let fail = |errno| SourceError::kernel("ask a unix socket", open.holder_pid, errno);
+    let stream = sock::kind(fd) == Ok(libc::SOCK_STREAM);
+    // Looking at messages would take it away.
+    if !stream && sock::events(fd, 0).map_err(fail)? & libc::POLLERR != 0 {
+        let (pid, number) = open.holder;
+        context.findings.fd(pid, number, "unix socket with an error that waits to be told", TRY_AGAIN);
+        return Ok(Vec::new());
+    }
     if known.is_some_and(|socket| socket.state == LISTENING) {
         return Ok(Vec::new());
     }
     // In a stream there is no message without a byte.
-    if known.is_some_and(|socket| socket.unread == 0)
-        && sock::kind(open.file.as_fd()) == Ok(libc::SOCK_STREAM)
-    {
+    if stream && known.is_some_and(|socket| socket.unread == 0) {
         return Ok(Vec::new());
     }
-    match sock::peek_queue(open.file.as_fd()) {
-        Ok(queue) => Ok(queue),
+    if stream && sock::receive(fd, 1, libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT).is_ok() {
+        let (pid, number) = open.holder;
+        context.findings.fd(
+            pid,
+            number,
+            "unix socket with a byte out of band (MSG_OOB) that waits",
+            TRY_AGAIN,
+        );
+    }
+    match sock::peek_queue(fd) {
+        Ok(queue) => {
+            let told = |name| sock::get_int(fd, libc::SOL_SOCKET, name).is_ok_and(|value| value != 0);
+            if !queue.is_empty() && (told(libc::SO_PASSCRED) || told(SO_PASSPIDFD)) {
+                let (pid, number) = open.holder;
+                context.findings.fd(
+                    pid,
+                    number,
+                    "messages wait in a unix socket with their senders' credentials (SO_PASSCRED): not carried yet",
+                    TRY_AGAIN,
+                );
+            }
+            Ok(queue)
+        }
         // Not connected, or reset by its peer: nothing can be read from it.
         Err(Errno::EINVAL | Errno::ENOTCONN | Errno::ECONNRESET) => Ok(Vec::new()),
         Err(Errno::EOPNOTSUPP) => {
@@ -198,8 +238,30 @@ fn one(
         _ if socket.shutdown == BOTH_WAYS && sock_type != libc::SOCK_DGRAM => UnixState::PeerClosed,
         _ => UnixState::Unconnected,
     };
+    let peers_own = match state {
+        UnixState::Connected { .. } => context.unix.peer_of(socket.peer.map_or(0, u64::from)),
+        _ => None,
+    };
+    if !queue.is_empty()
+        && sock_type == libc::SOCK_DGRAM
+        && state != UnixState::PeerClosed
+        && peers_own != Some(open.key.1)
+    {
+        let reason = if name.is_empty() || name[0] != 0 && !name_exists {
+            Some("datagrams wait in a unix socket that has no name any more")
+        } else if queue.iter().any(|message| !context.unix.can_send(&message.from, by_inode)) {
+            Some("datagrams wait in a unix socket whose sender has closed, or is outside of the container")
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            context.findings.fd(pid, number, reason, TRY_AGAIN);
+        }
+    }
     Ok(Unix {
         sock_type,
+        reset: sock_type == libc::SOCK_STREAM
+            && sock::events(fd, 0).map_err(|errno| fail("ask a socket", errno))? & libc::POLLERR != 0,
         options: options
             .options(fd, libc::AF_UNIX, sock_type, 0)
             .map_err(|errno| fail("read socket options", errno))?,
@@ -222,6 +284,7 @@ fn empty(sock_type: i32) -> Unix {
         state: UnixState::Unconnected,
         queue: Vec::new(),
         shutdown: 0,
+        reset: false,
     }
 }
 

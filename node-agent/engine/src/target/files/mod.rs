@@ -131,7 +131,7 @@ impl Descriptions {
             simple::make(file, &mut all, shop)?;
         }
         // What is under way in a unix socket can be any description.
-        unix::fill(files, &all)?;
+        all.in_netns(shop.netns, |all| unix::fill(files, all, shop))?;
         for file in &files.open {
             all.set_flags(file)?;
         }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use image::files::{FileKind, Files, OpenFile, Pipe};
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use sys::fds;
 
 use super::{Descriptions, Workshop, fail, fail_errno, reopen};
@@ -59,7 +59,8 @@ fn unnamed(
         if both || seen[direction] {
             let base = own.iter().flatten().next().map(AsFd::as_fd);
             let base = base.ok_or_else(|| TargetError::Image(format!("pipe of open file {}", file.id)))?;
-            let flags = file.flags.cast_signed() | libc::O_NONBLOCK;
+            // Packet mode can be set, but not opened.
+            let flags = file.flags.cast_signed() & !libc::O_DIRECT | libc::O_NONBLOCK;
             all.put(file.id, reopen(base, flags).map_err(fail(file, "open again"))?);
         } else {
             seen[direction] = true;
@@ -81,5 +82,21 @@ fn fill(file: &OpenFile, pipe: &Pipe, mut end: &File) -> Result<(), TargetError>
     if capacity != 0 && capacity != have {
         fds::set_pipe_size(end.as_fd(), capacity).map_err(fail_errno(file, "F_SETPIPE_SZ"))?;
     }
-    end.write_all(&pipe.content).map_err(fail(file, "put its contents back"))
+    if pipe.packets.is_empty() {
+        return end.write_all(&pipe.content).map_err(fail(file, "put its contents back"));
+    }
+    let mode =
+        |end: &File, flags| fcntl(end, FcntlArg::F_SETFL(flags)).map_err(fail_errno(file, "set packet mode"));
+    mode(end, OFlag::O_NONBLOCK | OFlag::O_DIRECT)?;
+    let mut left = pipe.content.as_slice();
+    for length in &pipe.packets {
+        let (packet, rest) =
+            usize::try_from(*length)
+                .ok()
+                .and_then(|length| left.split_at_checked(length))
+                .ok_or_else(|| TargetError::Image(format!("packets of the pipe of open file {}", file.id)))?;
+        end.write_all(packet).map_err(fail(file, "put a packet back"))?;
+        left = rest;
+    }
+    mode(end, OFlag::O_NONBLOCK).map(drop)
 }

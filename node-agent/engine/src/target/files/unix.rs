@@ -74,7 +74,7 @@ pub(super) fn make(
                 all.put(file.id, fd);
             }
             UnixState::Connected { peer } => connected(file, socket, peer, &sockets, all, shop)?,
-            UnixState::PeerClosed => lonely(file, socket, all)?,
+            UnixState::PeerClosed => lonely(file, socket, &sockets, all, shop)?,
         }
     }
     Ok(())
@@ -210,14 +210,9 @@ fn connected(
         (one, other)
     } else {
         // One of the two was accepted, and has its listener's name.
-        let listener = |s: &Unix| {
-            let same =
-                |l: &&(&OpenFile, &Unix)| l.1.name == s.name && matches!(l.1.state, UnixState::Listen { .. });
-            named(s).then(|| sockets.values().find(same)).flatten().map(|(f, l)| (f.id, *l))
-        };
-        if let Some((id, l)) = listener(peer_socket) {
+        if let Some((id, l)) = listener(peer_socket, sockets) {
             accept(file, socket, id, l, all, shop)?
-        } else if let Some((id, l)) = listener(socket) {
+        } else if let Some((id, l)) = listener(socket, sockets) {
             let (other, one) = accept(peer_file, peer_socket, id, l, all, shop)?;
             (one, other)
         } else {
@@ -233,6 +228,14 @@ fn connected(
     all.put(file.id, one);
     all.put(peer, other);
     Ok(())
+}
+
+/// The listener whose name an accepted socket has.
+fn listener<'a>(accepted: &Unix, sockets: &BTreeMap<u32, (&OpenFile, &'a Unix)>) -> Option<(u32, &'a Unix)> {
+    let same =
+        |(_, l): &&(&OpenFile, &Unix)| l.name == accepted.name && matches!(l.state, UnixState::Listen { .. });
+    let found = (!accepted.name.is_empty()).then(|| sockets.values().find(same)).flatten();
+    found.map(|(file, socket)| (file.id, *socket))
 }
 
 /// Connects a client to a listener of the image: (client, accepted).
@@ -261,20 +264,22 @@ fn connect_in_container(
     name: &[u8],
     shop: &Workshop<'_>,
 ) -> Result<(), TargetError> {
+    let (to, _dir) = reach(name, shop)?;
+    sock::connect(fd, &to).map_err(fail_errno(file, format!("connect to {}", String::from_utf8_lossy(name))))
+}
+
+/// The address by which the agent reaches a name of the container, good as long as what comes with it is open.
+fn reach(name: &[u8], shop: &Workshop<'_>) -> Result<(Address, Option<OwnedFd>), TargetError> {
     use std::os::fd::AsRawFd;
     if name.first() == Some(&0) {
-        return sock::connect(fd, &Address::Unix(name.to_vec())).map_err(fail_errno(file, "connect"));
+        return Ok((Address::Unix(name.to_vec()), None));
     }
     let path = String::from_utf8_lossy(name);
     let (parent, leaf) = path.rsplit_once('/').unwrap_or(("", &path));
-    let dir = shop.root.open(
-        0,
-        if parent.is_empty() { "/" } else { parent },
-        OFlag::O_PATH | OFlag::O_DIRECTORY,
-    )?;
+    let parent = if parent.is_empty() { "/" } else { parent };
+    let dir = shop.root.open(0, parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
     let through = format!("/proc/self/fd/{}/{leaf}", dir.as_raw_fd());
-    sock::connect(fd, &Address::Unix(through.into_bytes()))
-        .map_err(fail_errno(file, format!("connect to {path}")))
+    Ok((Address::Unix(through.into_bytes()), Some(dir.into())))
 }
 
 /// A datagram socket connected to one that is not connected back.
@@ -299,24 +304,44 @@ fn one_way(
 }
 
 /// A socket whose peer has closed: the peer is made, gives what was still unread, and closes.
-fn lonely(file: &OpenFile, socket: &Unix, all: &mut Descriptions) -> Result<(), TargetError> {
-    if !socket.name.is_empty() && socket.name.first() != Some(&0) {
-        tracing::warn!(file = file.id, "the name of a closed connection is not restored");
-    }
-    let (one, other) = sock::pair(AF_UNIX, socket.sock_type, 0).map_err(fail_errno(file, "socketpair"))?;
+fn lonely(
+    file: &OpenFile,
+    socket: &Unix,
+    sockets: &BTreeMap<u32, (&OpenFile, &Unix)>,
+    all: &mut Descriptions,
+    shop: &mut Workshop<'_>,
+) -> Result<(), TargetError> {
+    let (one, other) = match listener(socket, sockets) {
+        Some((id, listening)) if listening.name.first() == Some(&0) || listening.name_exists => {
+            let client = Unix { name: Vec::new(), ..socket.clone() };
+            let (client, accepted) = accept(file, &client, id, listening, all, shop)?;
+            (accepted, client)
+        }
+        _ => {
+            if !socket.name.is_empty() {
+                tracing::warn!(file = file.id, "the name of a closed connection is not restored");
+            }
+            sock::pair(AF_UNIX, socket.sock_type, 0).map_err(fail_errno(file, "socketpair"))?
+        }
+    };
     set_options(file, one.as_fd(), &socket.options)?;
     let empty = Descriptions::default();
     if socket.queue.iter().any(|m| !m.files.is_empty()) {
         return Err(refuse(file, "descriptors wait in a closed connection", "let the program read them"));
     }
     send_queue(file, socket, other.as_fd(), &empty)?;
+    if socket.reset {
+        // What it has not read when it closes makes the error.
+        sock::send(one.as_fd(), &[0], &[], None, None, libc::MSG_DONTWAIT)
+            .map_err(fail_errno(file, "leave something unread"))?;
+    }
     drop(other);
     all.put(file.id, one);
     Ok(())
 }
 
 /// Puts unread messages back and shuts down what was shut down.
-pub(super) fn fill(files: &Files, all: &Descriptions) -> Result<(), TargetError> {
+pub(super) fn fill(files: &Files, all: &Descriptions, shop: &Workshop<'_>) -> Result<(), TargetError> {
     let sockets = all_unix(files);
     for (file, socket) in sockets.values() {
         match socket.state {
@@ -328,10 +353,10 @@ pub(super) fn fill(files: &Files, all: &Descriptions) -> Result<(), TargetError>
                 if peer_back {
                     send_queue(file, socket, all.require(peer)?, all)?;
                 } else {
-                    send_datagrams(file, socket, &sockets, all)?;
+                    send_datagrams(file, socket, &sockets, all, shop)?;
                 }
             }
-            UnixState::Unconnected => send_datagrams(file, socket, &sockets, all)?,
+            UnixState::Unconnected => send_datagrams(file, socket, &sockets, all, shop)?,
             UnixState::Listen { .. } => {
                 if !socket.queue.is_empty() {
                     return Err(refuse(file, "connections wait to be accepted", "try again when they were"));
@@ -385,14 +410,12 @@ fn send_datagrams(
     socket: &Unix,
     sockets: &BTreeMap<u32, (&OpenFile, &Unix)>,
     all: &Descriptions,
+    shop: &Workshop<'_>,
 ) -> Result<(), TargetError> {
     if socket.queue.is_empty() {
         return Ok(());
     }
-    let to = Address::Unix(socket.name.clone());
-    if socket.name.first() != Some(&0) {
-        return Err(refuse(file, "datagrams wait in a socket with a path", "try again when they were read"));
-    }
+    let (to, _dir) = reach(&socket.name, shop)?;
     for message in &socket.queue {
         let named = sockets.values().find(|(_, s)| !s.name.is_empty() && s.name == message.from);
         let fds: Result<Vec<BorrowedFd<'_>>, TargetError> =
@@ -402,6 +425,11 @@ fn send_datagrams(
             Some((sender, _)) => all.require(sender.id)?,
             None => {
                 fresh = sock::socket(AF_UNIX, libc::SOCK_DGRAM, 0).map_err(fail_errno(file, "socket"))?;
+                if message.from.first() == Some(&0) {
+                    // Its sender has closed.
+                    sock::bind(fresh.as_fd(), &Address::Unix(message.from.clone()))
+                        .map_err(fail_errno(file, "take the name of a sender"))?;
+                }
                 fresh.as_fd()
             }
         };
