@@ -1,5 +1,5 @@
 """A process whose children would be in another pid namespace, which has none yet"""
-# refused: pid namespace
+# refused: pid_for_children namespace
 import os
 
 from case import case, forever, fork, same, syscall
