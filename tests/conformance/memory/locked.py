@@ -1,4 +1,5 @@
 """Memory that is locked: all that is there (mlockall) but for a part"""
+# not: move: the container may not lock so much (RLIMIT_MEMLOCK)
 import mmap
 
 from case import address_of, case, mapping, same, syscall

@@ -1,4 +1,5 @@
 """A connection whose peer has closed, with data before that"""
+# refused-here: move: has ended
 from case import case, same, tcp_pair
 
 

@@ -1,5 +1,6 @@
 """A packet filter on a socket (SO_ATTACH_FILTER)"""
 # refused: filter
+# not: move: a container without capabilities is not let attach one
 import ctypes
 import socket
 import struct

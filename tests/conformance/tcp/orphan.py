@@ -1,4 +1,6 @@
 """A connection that was closed while most of its data was still to be sent"""
+# lost: ConnectionResetError
+# not: host: it stays in the network namespace
 from case import case, same, tcp_pair
 
 

@@ -1,5 +1,6 @@
 """A child in a uts namespace of its own"""
 # refused: uts namespace
+# not: move: it takes a capability that the container does not have
 import os
 
 from case import case, forever, fork, same, syscall
