@@ -30,7 +30,7 @@ def session():
                 os.write(report[1], b"job:" + os.read(own, 99))
 
         child = fork(job)
-        os.write(report[1], b"%d" % child)
+        os.write(report[1], b"%d\n" % child)
         os.waitpid(child, os.WUNTRACED)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         os.write(report[1], b"stopped")
@@ -43,16 +43,17 @@ def session():
         forever()
 
     leader = fork(shell)
-    job = int(os.read(report[0], 99))
     text = b""
     while not text.endswith(b"!"):
         text += os.read(report[0], 99)
+    job = int(text.split(b"\n")[0])
     look = lambda: [(state(pid)[0],) + tuple(state(pid)[2:6]) for pid in (leader, job)]
     until("the shell waits", lambda: look()[0][0] == "S")
     before = look()
     same("stopped", before[1][0], "T")
     yield
-    same("state, group, session, terminal, foreground", look(), before)
+    # Let go by its tracer, what is stopped wakes up to stop again.
+    until(f"state, group, session, terminal, foreground as {before}", lambda: look() == before)
     os.kill(leader, signal.SIGUSR1)
     until("the foreground", lambda: state(job)[5] == str(job))
     os.write(master, b"typed\n")

@@ -54,6 +54,12 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+    /// A process was born while its parent was on a tape, and has a copy of it.
+    #[error("process {pid} holds what a tape left in its parent")]
+    Leftover {
+        /// The process, as this process sees it.
+        pid: i32,
+    },
     /// The sink did not take pages.
     #[error("cannot hand on page contents")]
     Sink(#[source] io::Error),

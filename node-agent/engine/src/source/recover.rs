@@ -33,22 +33,26 @@ pub fn recover(spec: &TreeSpec) -> Result<(), SourceError> {
         }
     }
     for process in tree.iter().filter(|process| !process.is_zombie()) {
-        let signal = choose_park_signal(process.status.sig_caught).unwrap_or(libc::SIGWINCH);
-        let tids = match tasks::threads(process.pid) {
-            Err(error) if error.is_gone() => continue,
-            other => other?,
-        };
-        match sys::tape::cleanup_leftovers(process.pid, &tids, signal, LIMIT) {
-            Ok(left) if left.in_use => {
-                tracing::warn!(pid = process.pid, "a thread is still inside an old tape: it is left there");
-            }
-            Ok(_) => {}
-            Err(error) => {
-                result = result.and(Err(super::traced::tape_error("remove an old tape", process.pid, error)));
-            }
-        }
+        result = result.and(clean(process.pid, process.status.sig_caught));
     }
     result
+}
+
+/// Removes a tape that nobody uses from a process whose threads run untraced.
+pub(crate) fn clean(pid: i32, sig_caught: u64) -> Result<(), SourceError> {
+    let signal = choose_park_signal(sig_caught).unwrap_or(libc::SIGWINCH);
+    let tids = match tasks::threads(pid) {
+        Err(error) if error.is_gone() => return Ok(()),
+        other => other?,
+    };
+    match sys::tape::cleanup_leftovers(pid, &tids, signal, LIMIT) {
+        Ok(left) if left.in_use => {
+            tracing::warn!(pid, "a thread is still inside an old tape: it is left there");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(super::traced::tape_error("remove an old tape", pid, error)),
+    }
 }
 
 fn sockets_out_of_repair(pid: i32) -> Result<(), SourceError> {

@@ -28,6 +28,7 @@ use super::memory::soft_dirty::SoftDirty;
 use super::memory::tracker::{PagemapScan, Tracker};
 use super::numa;
 use super::outside;
+use super::recover::clean;
 use super::spec::TreeSpec;
 use super::stopping::{Held, stop_one, stop_tree};
 use super::told;
@@ -206,6 +207,12 @@ impl Source {
                     self.thaw()?;
                     std::thread::sleep(Duration::from_millis(turn.into()));
                 }
+                // A child of a thread that was on its tape.
+                Err(SourceError::Leftover { pid }) if turn < FREEZE_TRIES => {
+                    self.thaw()?;
+                    let caught = status::read(pid).map_or(0, |status| status.sig_caught);
+                    clean(pid, caught)?;
+                }
                 // It stood still before, too.
                 Ok(report) if turn > 1 => return Ok(FreezeReport { began, ..report }),
                 other => return other,
@@ -349,7 +356,14 @@ impl Source {
         let pid = process.pid;
         let mut findings = Findings::default();
         let witness = self.witnesses.number(&process.status)?;
-        let (tracker, tapes) = inject(process, clock, self.soft_dirty, witness, &mut findings)?;
+        let inject = |findings: &mut Findings| inject(process, clock, self.soft_dirty, witness, findings);
+        let (tracker, tapes) = match inject(&mut findings) {
+            Err(SourceError::Leftover { .. }) => {
+                clean(pid, process.status.sig_caught)?;
+                inject(&mut findings)?
+            }
+            other => other?,
+        };
         let sent = self.left_behind.remove(&process.inner).unwrap_or_default();
         let memory = TrackedMemory::new(pid, process.inner, tracker, sent)?;
         self.tracked.insert(pid, Tracked { key: process.key(), memory, tapes: Some(tapes) });

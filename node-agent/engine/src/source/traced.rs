@@ -6,7 +6,7 @@ use sys::mem::ProcessMemory;
 use sys::ptrace::{Stop, Stopped};
 use sys::restart::{self, Interruption};
 use sys::tape::source::{Config, Context, Parked, SourceTape, choose_park_signal};
-use sys::tape::{Program, Size};
+use sys::tape::{Program, Size, VdsoError};
 use sys::uffd::Uffd;
 
 use super::error::SourceError;
@@ -24,6 +24,7 @@ const UFFD_FLAGS: u64 = 0o2_000_000 | 0o4_000 | 1;
 pub(crate) fn tape_error(what: &str, pid: i32, error: sys::tape::source::SourceError) -> SourceError {
     match error {
         sys::tape::source::SourceError::Trace(error) => super::stopping::trace_error(what, error),
+        sys::tape::source::SourceError::Vdso(VdsoError::Leftover { pid }) => SourceError::Leftover { pid },
         other => SourceError::kernel(what, pid, std::io::Error::other(other)),
     }
 }
