@@ -11,6 +11,7 @@ mod error;
 mod facts;
 mod findings;
 mod freezing;
+mod inject;
 mod inspect;
 mod ipc;
 mod keyrings;

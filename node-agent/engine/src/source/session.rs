@@ -8,7 +8,6 @@ use image::Pid;
 use image::shape::{Ahead, Shape};
 use image::state::Image;
 use sys::cgroup::Freezer;
-use sys::tape::Program;
 
 use super::capture::inet::InRepair;
 use super::capture::threads::{ProcessAsk, ThreadAsk};
@@ -17,24 +16,22 @@ use super::clock::SchedulerClock;
 use super::error::{SourceError, all_pass};
 use super::failpoint;
 use super::findings::Findings;
-use super::keyrings;
+use super::inject::inject;
 use super::look::{Depth, Flags, Look, Looker, ProcessLook};
 use super::memory::last_pid;
 use super::memory::objects::ObjectMemory;
 use super::memory::process::{ObjectRanges, TrackedMemory};
 use super::memory::readers::Readers;
 use super::memory::sent::PageSet;
-use super::memory::soft_dirty::SoftDirty;
-use super::memory::tracker::{PagemapScan, Tracker};
 use super::numa;
 use super::outside;
 use super::recover::clean;
 use super::spec::TreeSpec;
-use super::stopping::{Held, stop_one, stop_tree};
+use super::stopping::{Held, stop_tree};
 use super::told;
 use super::traced::{ParkedThread, Tapes};
 use super::tree::Process;
-use super::witness::{self, Witnesses};
+use super::witness::Witnesses;
 use super::{FreezeReport, RoundStats};
 use crate::PageSink;
 use crate::proc::{status, tasks};
@@ -478,47 +475,6 @@ pub(super) fn still_there(pid: i32, tracked: &Tracked, look: &Look) -> bool {
         .find(|found| found.process.pid == pid && found.process.key() == tracked.key)
         .and_then(|found| found.mappings.first())
         .is_some_and(|mapping| tracked.memory.is_alive(mapping.vma.start))
-}
-
-/// Puts a tape, and a userfaultfd where that tracks, into a process, and asks it what can only be asked so; it runs on
-/// untraced.
-fn inject(
-    process: &Process,
-    clock: &SchedulerClock,
-    soft_dirty: bool,
-    witness: Option<i32>,
-    findings: &mut Findings,
-) -> Result<(Box<dyn Tracker>, Tapes), SourceError> {
-    let pid = process.pid;
-    let Some((thread, nap)) = stop_one(pid, clock)? else {
-        return Err(SourceError::ThreadGone { tid: pid });
-    };
-    let (tapes, parked) = Tapes::install(process, thread, &nap)?;
-    let (uffd, parked) = if soft_dirty {
-        (None, parked)
-    } else {
-        let (uffd, parked) = tapes.make_uffd(parked)?;
-        (Some(uffd), parked)
-    };
-    let mut program = Program::new();
-    let keys = keyrings::Ask::add(&mut program);
-    let sandbox = witness::Ask::add(&mut program, witness);
-    let parked = tapes.again(parked, program)?;
-    if let Some(outcome) = parked.outcomes.last() {
-        let sandbox = sandbox.refusal(outcome, &process.status, &parked.status);
-        for (reason, way_out) in [keys.refusal(outcome), sandbox].into_iter().flatten() {
-            findings.process(process.inner, reason, way_out);
-        }
-    }
-    tapes.detach(parked)?;
-    let tracker: Box<dyn Tracker> = match uffd {
-        None => Box::new(SoftDirty::new(pid)),
-        Some(uffd) => Box::new(
-            PagemapScan::new(uffd)
-                .map_err(|errno| SourceError::kernel("set up write tracking", pid, errno))?,
-        ),
-    };
-    Ok((tracker, tapes))
 }
 
 pub(super) fn refuse(findings: Findings) -> Result<(), SourceError> {

@@ -1,0 +1,55 @@
+//! What is put into a process before it is copied: a tape and a tracker.
+
+use sys::tape::Program;
+
+use super::clock::SchedulerClock;
+use super::error::SourceError;
+use super::findings::Findings;
+use super::keyrings;
+use super::memory::soft_dirty::SoftDirty;
+use super::memory::tracker::{PagemapScan, Tracker};
+use super::stopping::stop_one;
+use super::traced::Tapes;
+use super::tree::Process;
+use super::witness;
+
+/// Puts a tape, and a userfaultfd where that tracks, into a process, and asks it what can only be asked so; it runs on
+/// untraced.
+pub(super) fn inject(
+    process: &Process,
+    clock: &SchedulerClock,
+    soft_dirty: bool,
+    witness: Option<i32>,
+    findings: &mut Findings,
+) -> Result<(Box<dyn Tracker>, Tapes), SourceError> {
+    let pid = process.pid;
+    let Some((thread, nap)) = stop_one(pid, clock)? else {
+        return Err(SourceError::ThreadGone { tid: pid });
+    };
+    let (tapes, parked) = Tapes::install(process, thread, &nap)?;
+    let (uffd, parked) = if soft_dirty {
+        (None, parked)
+    } else {
+        let (uffd, parked) = tapes.make_uffd(parked)?;
+        (Some(uffd), parked)
+    };
+    let mut program = Program::new();
+    let keys = keyrings::Ask::add(&mut program);
+    let sandbox = witness::Ask::add(&mut program, witness);
+    let parked = tapes.again(parked, program)?;
+    if let Some(outcome) = parked.outcomes.last() {
+        let sandbox = sandbox.refusal(outcome, &process.status, &parked.status);
+        for (reason, way_out) in [keys.refusal(outcome), sandbox].into_iter().flatten() {
+            findings.process(process.inner, reason, way_out);
+        }
+    }
+    tapes.detach(parked)?;
+    let tracker: Box<dyn Tracker> = match uffd {
+        None => Box::new(SoftDirty::new(pid)),
+        Some(uffd) => Box::new(
+            PagemapScan::new(uffd)
+                .map_err(|errno| SourceError::kernel("set up write tracking", pid, errno))?,
+        ),
+    };
+    Ok((tracker, tapes))
+}
