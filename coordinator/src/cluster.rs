@@ -15,6 +15,8 @@ mod tests;
 /// Reports of a node after a container has come to it until it is sure to be in them, and free memory without its own: the
 /// first may have been under way.
 const REPORTS: u8 = 2;
+/// The same, at least: a coordinator that is busy may have several reports before it that were made earlier.
+const ARRIVING: Duration = Duration::from_secs(1);
 
 /// How long silence may last.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +39,9 @@ struct Member {
     labels: Arc<HashMap<String, String>>,
     /// Memory of containers that have come, which its facts may still show as free: bytes, and reports that are waited for.
     settling: Vec<(u64, u8)>,
-    /// Containers that migrations have brought, until a report has them: name, epoch, and reports that are waited for.
-    brought: Vec<(String, u64, u8)>,
+    /// Containers that migrations have brought, until a report has them: name, epoch, reports that are waited for, and since
+    /// when.
+    brought: Vec<(String, u64, u8, Instant)>,
 }
 
 impl Member {
@@ -97,15 +100,15 @@ impl Members {
     fn with_brought(&mut self, node: &str, mut reported: Vec<Container>) -> Vec<Container> {
         let Some(member) = self.nodes.get_mut(node) else { return reported };
         let known = &member.record.containers;
-        member.brought.retain_mut(|(name, epoch, reports)| {
+        member.brought.retain_mut(|(name, epoch, reports, since)| {
             if reported.iter().any(|copy| copy.name == *name && copy.epoch >= *epoch && lives(copy)) {
                 return false;
             }
             let Some(copy) = known.iter().find(|copy| copy.name == *name) else { return false };
             reported.retain(|stale| stale.name != *name);
             reported.push(copy.clone());
-            *reports -= 1;
-            *reports > 0
+            *reports = reports.saturating_sub(1);
+            *reports > 0 || since.elapsed() < ARRIVING
         });
         reported
     }
@@ -288,7 +291,7 @@ impl Cluster {
         if let (Some((memory, epoch)), Some(member)) = (moved.flatten(), members.nodes.get_mut(target)) {
             member.settling.push((memory, REPORTS));
             member.brought.retain(|(name, ..)| name != container);
-            member.brought.push((container.to_owned(), epoch, REPORTS));
+            member.brought.push((container.to_owned(), epoch, REPORTS, Instant::now()));
         }
     }
 
