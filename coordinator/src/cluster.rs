@@ -39,7 +39,7 @@ struct Member {
     labels: Arc<HashMap<String, String>>,
     /// Memory of containers that have come, which its facts may still show as free: bytes, and reports that are waited for.
     settling: Vec<(u64, u8)>,
-    /// Containers that migrations have brought, until a report has them: name, epoch, reports that are waited for, and since
+    /// Containers that migrations or calls have brought, until a report has them: name, epoch, reports that are waited for, and since
     /// when.
     brought: Vec<(String, u64, u8, Instant)>,
 }
@@ -249,13 +249,21 @@ impl Cluster {
         }
     }
 
-    /// An agent has answered a call about a container: what its next heartbeat will say.
+    /// An agent has answered a call about a container: what its next heartbeat will say, but for one that was made before.
     pub(crate) fn noted(&self, container: Container) {
-        let node = container.node.clone();
-        self.lock().change(&node, |containers| {
+        let (node, name, epoch) = (container.node.clone(), container.name.clone(), container.epoch);
+        let runs = container.state() == ContainerState::Running;
+        let mut members = self.lock();
+        members.change(&node, |containers| {
             containers.retain(|known| known.name != container.name);
             containers.push(container);
         });
+        if let Some(member) = members.nodes.get_mut(&node) {
+            member.brought.retain(|(known, ..)| *known != name);
+            if runs {
+                member.brought.push((name, epoch, REPORTS, Instant::now()));
+            }
+        }
     }
 
     /// A container was deleted.

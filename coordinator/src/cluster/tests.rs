@@ -119,3 +119,17 @@ fn a_report_that_was_under_way_does_not_hide_what_has_come() {
     cluster.heartbeat("b", Vec::new(), None);
     assert_eq!(at(), None);
 }
+
+#[test]
+fn a_report_from_while_a_container_was_made_does_not_hide_that_it_runs() {
+    use ContainerState::{Incoming, Running};
+    let cluster = Cluster::new(SILENCE, Vec::new());
+    cluster.join(node("a"), Vec::new());
+    let state = || cluster.container("web").map(|container| container.state());
+    cluster.noted(Container { node: "a".into(), ..copy(Running, 0) });
+    cluster.heartbeat("a", vec![copy(Incoming, 0)], None);
+    assert_eq!(state(), Some(Running));
+    cluster.heartbeat("a", vec![copy(Running, 0)], None);
+    cluster.heartbeat("a", Vec::new(), None);
+    assert_eq!(state(), None, "seen once, reports count");
+}
