@@ -22,13 +22,19 @@ pub(crate) struct Checked {
     pub(crate) verdicts: Vec<Verdict>,
 }
 
-/// Checks a container against `target`, or against every other node when that is empty.
+/// Checks a container against `target`, or against every other node when that is empty; lists what it has when
+/// `inventory` says so.
 ///
 /// # Errors
 /// What the container's agent answered, or that it cannot be reached. A node that cannot be asked does not fit.
-pub(crate) async fn check(core: &Core, container: &Container, target: &str) -> Result<Checked, Status> {
+pub(crate) async fn check(
+    core: &Core,
+    container: &Container,
+    target: &str,
+    inventory: bool,
+) -> Result<Checked, Status> {
     let mut agent = core.agent(&container.node)?;
-    let request = CheckContainerRequest { name: container.name.clone() };
+    let request = CheckContainerRequest { name: container.name.clone(), inventory };
     let mut checked = answer(&container.node, LONG, agent.check_container(request)).await?;
     let description = std::mem::take(&mut checked.description);
     let needs = Needs {

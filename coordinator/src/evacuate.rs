@@ -234,7 +234,7 @@ pub(crate) async fn look_into(core: &Core, container: &str, target: &str, named:
     let Some(there) = core.cluster.container(container) else {
         return Check::Failed(format!("there is no container {container} any more"));
     };
-    let Checked { answer, needs, candidates, verdicts } = match check(core, &there, target).await {
+    let Checked { answer, needs, candidates, verdicts } = match check(core, &there, target, false).await {
         Ok(checked) => checked,
         Err(status) => return Check::Failed(status.message().to_owned()),
     };

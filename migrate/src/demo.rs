@@ -356,7 +356,7 @@ fn text(moves: &[Move], report: &Report) -> String {
         row.push(units::ms(report.longest_gap_between(m.from_ms, m.to_ms)));
         table.row(row);
     }
-    let mut out = format!("\n{}\n", table.render(false));
+    let mut out = format!("\n{}\n", table.render(None));
     out.push_str(&format!(
         "{} connections, {} requests: {} connections lost, {} replies lost, {} replies wrong\n",
         report.connections,

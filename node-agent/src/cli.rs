@@ -1,5 +1,6 @@
 //! The command line.
 
+mod archive;
 mod check;
 mod checkpoint;
 mod description;

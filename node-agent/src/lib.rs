@@ -16,6 +16,7 @@ pub mod facts;
 pub mod files;
 #[cfg(test)]
 mod formats;
+pub mod inventory;
 pub mod journal;
 pub mod metrics;
 pub mod network;
@@ -24,6 +25,7 @@ pub mod registry;
 pub mod runtime;
 pub mod server;
 pub mod session;
+pub mod table;
 pub mod telemetry;
 pub mod transfer;
 

@@ -199,11 +199,12 @@ impl NodeAgent for Service {
         &self,
         request: Request<v1::CheckContainerRequest>,
     ) -> Result<Response<v1::CheckContainerResponse>, Status> {
-        let name = request.into_inner().name;
+        let v1::CheckContainerRequest { name, inventory: items } = request.into_inner();
         let node = MovingNode::new(Arc::clone(&self.runtime));
         let looked = blocking(move || {
             let source = node.source(&name)?;
-            let inventory = engine::source::inspect(&source.tree());
+            let inspect = if items { engine::source::inspect_items } else { engine::source::inspect };
+            let inventory = inspect(&source.tree());
             let mut inventory =
                 inventory.map_err(|error| PortError::failed(format!("look at {name}"), error))?;
             inventory.refusals.extend(source.host_refusals()?);
@@ -231,7 +232,12 @@ impl NodeAgent for Service {
             error => ApiError::new(Code::Internal, "INSPECT_FAILED", chain(&error)).status(),
         })?;
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        // What the host found is not among them.
+        let (items, items_left_out) =
+            if items { crate::inventory::items(&inventory) } else { (Vec::new(), 0) };
         Ok(Response::new(v1::CheckContainerResponse {
+            items,
+            items_left_out,
             refusals: inventory.refusals.iter().map(convert::refusal).collect(),
             resident_bytes: inventory.resident_bytes,
             processes: count(inventory.processes),

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::workload::connections::Held;
-use crate::workload::{http, lines, redis};
+use crate::workload::{http, lines, memcached, redis};
 
 /// A time without an answer.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -99,6 +99,13 @@ fn run(args: &[String]) -> Result<Verdict> {
             let (path, sha256) = (arg(2)?, arg(3)?);
             Ok(many(arg(4)?.parse()?, &|_, stop| http::check(address, path, sha256, stop)))
         }
+        // visit ADDRESS PATH SHA256 CLIENTS: a new connection for each download
+        "visit" => {
+            let (path, sha256) = (arg(2)?, arg(3)?);
+            Ok(many(arg(4)?.parse()?, &|_, stop| http::visit(address, path, sha256, stop)))
+        }
+        // memcached ADDRESS CLIENTS
+        "memcached" => Ok(many(arg(2)?.parse()?, &|id, stop| memcached::check(address, id, stop))),
         // http-once ADDRESS PATH SHA256
         "http-once" => {
             let begun = AtomicBool::new(false);

@@ -8,7 +8,7 @@
 //! * [`stage`] is a container under checking clients that is moved while they do.
 //! * [`matrix`] hurts each process of a migration at each of its boundaries.
 //! * [`aborts`] ends migrations at every boundary, [`crash`] kills agents at random moments.
-//! * [`lifecycle`] moves real programs there and back, [`evacuation`] a whole node of them.
+//! * [`lifecycle`] and [`programs`] move real programs there and back, [`evacuation`] a whole node of them.
 //! * [`mod@bench`] measures moves, [`service`] the daemons around them.
 //! * [`vm`] boots other kernels, with the same programs and tests inside.
 //! * [`terminal`] has the CLI draw on a pseudo terminal.
@@ -27,6 +27,7 @@ pub mod faults;
 pub mod lifecycle;
 pub mod matrix;
 mod monitoring;
+pub mod programs;
 mod renewal;
 pub mod residue;
 pub mod service;

@@ -79,7 +79,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// Moves `name` to each node in turn and expects it to serve there.
-fn moves(cluster: &Cluster, name: &str, nodes: &[&str]) -> Result<()> {
+pub(crate) fn moves(cluster: &Cluster, name: &str, nodes: &[&str]) -> Result<()> {
     for node in nodes {
         let migration = cluster.move_to(name, node)?;
         let phase = migration.pointer("/status/phase").and_then(Value::as_str);

@@ -20,7 +20,7 @@ impl Driver {
     /// ordered, so that no later coordinator orders under it again.
     pub(super) async fn check(&mut self, record: &Record) -> Result<Step, StoreError> {
         let m = &record.migration;
-        let request = CheckContainerRequest { name: record.container().to_owned() };
+        let request = CheckContainerRequest { name: record.container().to_owned(), inventory: false };
         let checked = match self.core.agent(&m.source_node) {
             Ok(mut agent) => answer(&m.source_node, LONG, agent.check_container(request)).await,
             Err(status) => Err(status),

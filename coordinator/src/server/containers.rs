@@ -196,7 +196,7 @@ impl Api {
             return Err(not_found("node", &request.target_node).status());
         }
         let Checked { answer: checked, verdicts, .. } =
-            check(&self.core, &container, &request.target_node).await?;
+            check(&self.core, &container, &request.target_node, request.inventory).await?;
         let mut candidates: Vec<CandidateVerdict> = verdicts
             .into_iter()
             .map(|v| CandidateVerdict {

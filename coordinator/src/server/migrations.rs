@@ -98,7 +98,7 @@ impl Api {
         record.migration.set_phase(Phase::Pending);
         set_condition(&mut record.migration.conditions, "Succeeded", "Unknown", "Pending", "");
         if request.validate_only {
-            let mut checked = check(&self.core, &container, &spec.target_node).await?;
+            let mut checked = check(&self.core, &container, &spec.target_node, false).await?;
             checked.needs.selector = spec.node_selector.clone().into_iter().collect();
             for (verdict, candidate) in checked.verdicts.iter_mut().zip(&checked.candidates) {
                 verdict.reasons.extend(unselected(&checked.needs, candidate));

@@ -51,7 +51,7 @@ fn pause(downtime: &Downtime) -> String {
     for step in &downtime.steps {
         table.row(vec![step.name.clone(), format!("{:.3} ms", step.ms)]);
     }
-    table.render(false)
+    table.render(None)
 }
 
 /// The rounds as a table.
@@ -87,7 +87,7 @@ pub(crate) fn rounds(migration: &Migration) -> String {
             },
         ]);
     }
-    table.render(false)
+    table.render(None)
 }
 
 /// A migration.
@@ -140,7 +140,7 @@ pub(super) fn conditions(conditions: &[Condition]) -> String {
         let since = c.last_transition_time.as_ref().and_then(units::rfc3339).unwrap_or_default();
         table.row(vec![c.r#type.clone(), c.status.clone(), c.reason.clone(), since, c.message.clone()]);
     }
-    table.render(false)
+    table.render(None)
 }
 
 /// One line on something that cannot move.

@@ -152,7 +152,7 @@ pub(crate) fn describe(e: &Evacuation) -> String {
         ],
     );
     if !e.items.is_empty() {
-        section(&mut out, "Items", &items(e).render(false));
+        section(&mut out, "Items", &items(e).render(None));
     }
     section(&mut out, "Conditions", &describe::conditions(&e.conditions));
     let refusals = e.items.iter().flat_map(|item| {
@@ -205,9 +205,9 @@ mod tests {
         assert_eq!(object["spec"], json!({"node": "node-a", "maxParallel": 3}));
         assert_eq!(object["status"]["items"][1]["refusals"][0]["wayOut"], "close it");
         assert_eq!(object["status"]["items"][0]["targetNode"], "node-b");
-        let text = items(&e).render(false);
+        let text = items(&e).render(None);
         assert!(text.contains("web        Moved  node-b  web-1      1      to node-b by web-1\n"), "{text}");
-        let row = table(std::slice::from_ref(&e), false).render(false);
+        let row = table(std::slice::from_ref(&e), false).render(None);
         assert!(row.contains("drain-node-a-1  node-a  Failed  1      0     1     0     -"), "{row}");
         let text = describe(&e);
         assert!(text.contains("Refusals:\n  db: pid 3 fd 7: io_uring; close it\n"), "{text}");

@@ -69,7 +69,7 @@ pub(crate) fn effective_table(effective: &EffectivePolicy) -> String {
         };
         table.row(vec![name, value, origin.origin.clone()]);
     }
-    table.render(false)
+    table.render(None)
 }
 
 /// A policy.
@@ -187,7 +187,7 @@ mod tests {
                 "limits": {"maxDowntime": "50ms", "bandwidth": "100MB", "throttle": {"maxPercent": 80}},
             })
         );
-        let text = table(&[gentle()], false, false).render(false);
+        let text = table(&[gentle()], false, false).render(None);
         assert!(
             text.contains("gentle  team=shop  bandwidth=100MB maxDowntime=50ms throttle.maxPercent=80  -"),
             "{text}"

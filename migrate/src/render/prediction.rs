@@ -44,7 +44,7 @@ pub(crate) fn table(answer: &CheckMoveResponse) -> String {
             p.reason.clone(),
         ]);
     }
-    out.push_str(&table.render(false));
+    out.push_str(&table.render(None));
     out
 }
 
@@ -62,5 +62,5 @@ pub(crate) fn beside(m: &Migration) -> String {
     for (what, foreseen, actual) in rows {
         table.row(vec![what.into(), foreseen, actual]);
     }
-    table.render(false)
+    table.render(None)
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 
 use proto::v1::{
-    CheckMoveResponse, Condition, Container, ContainerState, Downtime, Migration, Node, NodeState, Phase,
-    Refusal, Round,
+    CheckMoveResponse, Condition, Container, ContainerState, Downtime, InventoryItem, Migration, Node,
+    NodeState, Phase, Refusal, Round,
 };
 use serde_json::{Map, Value, json};
 
@@ -225,6 +225,14 @@ pub(crate) fn migration(m: &Migration) -> Value {
     }))
 }
 
+/// One thing that a container has.
+fn item(item: &InventoryItem) -> Value {
+    json!({
+        "kind": item.kind, "pid": item.pid, "subject": item.subject, "what": item.what, "movable": item.movable,
+        "reason": item.reason, "wayOut": item.way_out,
+    })
+}
+
 /// The verdict on moving a container.
 pub(crate) fn verdict(container: &str, answer: &CheckMoveResponse) -> Value {
     let found = answer.container.clone().unwrap_or_default();
@@ -247,6 +255,7 @@ pub(crate) fn verdict(container: &str, answer: &CheckMoveResponse) -> Value {
             "refusals": found.refusals.iter().map(refusal).collect::<Vec<_>>(),
             "residentBytes": found.resident_bytes, "processes": found.processes, "threads": found.threads,
             "descriptors": found.descriptors, "connections": found.connections,
+            "inventory": found.items.iter().map(item).collect::<Vec<_>>(), "inventoryLeftOut": found.items_left_out,
             "candidates": candidates,
         },
     }))

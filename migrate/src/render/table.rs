@@ -1,53 +1,15 @@
 //! Columns.
 
-use std::fmt::Write as _;
-
+use node_agent::table::Paint;
+pub(crate) use node_agent::table::Table;
 use proto::v1::{Container, ContainerState, Migration, Node, Phase};
 
 use super::resource;
 use super::units;
 
-/// Rows under a header.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Table {
-    header: Vec<&'static str>,
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    /// A table without rows.
-    pub(crate) fn new(header: &[&'static str]) -> Self {
-        Self { header: header.to_vec(), rows: Vec::new() }
-    }
-
-    /// Adds a row; it has as many cells as the header.
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
-    }
-
-    /// The text, with colours for states that mean something when `colour`.
-    pub(crate) fn render(&self, colour: bool) -> String {
-        let mut widths: Vec<usize> = self.header.iter().map(|cell| cell.len()).collect();
-        for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
-        let mut out = String::new();
-        let header: Vec<String> = self.header.iter().map(|&cell| cell.to_owned()).collect();
-        for (index, row) in std::iter::once(&header).chain(&self.rows).enumerate() {
-            let mut line = String::new();
-            for (cell, &width) in row.iter().zip(&widths) {
-                let gap = width - cell.chars().count().min(width) + 2;
-                let shown = if colour && index > 0 { paint(cell) } else { cell.clone() };
-                // Writing to a String does not fail.
-                let _ = write!(line, "{shown}{:gap$}", "");
-            }
-            out.push_str(line.trim_end());
-            out.push('\n');
-        }
-        out
-    }
+/// How states are shown.
+pub(crate) fn colours(colour: bool) -> Option<Paint> {
+    colour.then_some(paint as Paint)
 }
 
 /// Colours a state: green for good, red for bad, yellow for unknown or under way.
@@ -185,7 +147,7 @@ mod tests {
         let mut table = Table::new(&["A", "LONG"]);
         table.row(vec!["wide cell".into(), "x".into()]);
         table.row(vec!["é".into(), String::new()]);
-        assert_eq!(table.render(false), "A          LONG\nwide cell  x\né\n");
+        assert_eq!(table.render(None), "A          LONG\nwide cell  x\né\n");
     }
 
     #[test]
@@ -193,7 +155,7 @@ mod tests {
         let mut table = Table::new(&["STATE", "B"]);
         table.row(vec!["Ready".into(), "1".into()]);
         table.row(vec!["Pending".into(), "2".into()]);
-        assert_eq!(table.render(true), "STATE    B\n\x1b[32mReady\x1b[0m    1\nPending  2\n");
+        assert_eq!(table.render(colours(true)), "STATE    B\n\x1b[32mReady\x1b[0m    1\nPending  2\n");
     }
 
     #[test]
@@ -211,11 +173,11 @@ mod tests {
             bytes_sent: 3 << 20,
             ..Migration::default()
         };
-        let text = migrations(std::slice::from_ref(&migration), false).render(false);
+        let text = migrations(std::slice::from_ref(&migration), false).render(None);
         let cells: Vec<_> = text.lines().nth(1).unwrap().split("  ").filter(|c| !c.is_empty()).collect();
         let cells: Vec<_> = cells.iter().map(|c| c.trim()).collect();
         assert_eq!(cells, ["web-1", "web", "node-a", "node-b", "Succeeded", "0", "3.0 MiB", "4.2 ms", "-"]);
         let running = Migration { phase: Phase::PreCopy.into(), ..migration };
-        assert!(!migrations(&[running], false).render(false).contains("4.2 ms"));
+        assert!(!migrations(&[running], false).render(None).contains("4.2 ms"));
     }
 }

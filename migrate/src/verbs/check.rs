@@ -16,6 +16,7 @@ use crate::settings::Settings;
   migrate check web
   migrate check web --to node-b --policy gentle
   migrate check web --to node-b -o json
+  migrate check web --inventory --no-predict
 
 To predict, the container's writes are counted for a second while it runs, and 64 MiB at most go over the link to each node that fits. A move to
 the same node in the next 15 minutes shows the prediction beside what came of it.
@@ -33,6 +34,9 @@ pub(crate) struct Options {
     /// Do not measure: neither the container's writes nor the link, so nothing is predicted.
     #[arg(long)]
     no_predict: bool,
+    /// List everything that the container has, item by item, with the verdict on each.
+    #[arg(long)]
+    inventory: bool,
 }
 
 /// The verdict in words.
@@ -46,6 +50,12 @@ fn text(container: &str, answer: &CheckMoveResponse) -> String {
         found.descriptors,
         found.connections
     );
+    if !found.items.is_empty() {
+        out.push_str(&node_agent::inventory::table(&found.items).render(None));
+    }
+    if found.items_left_out > 0 {
+        out.push_str(&format!("... and {} more, which move\n", found.items_left_out));
+    }
     for refusal in &found.refusals {
         out.push_str(&format!("cannot move: {}\n", describe::refusal(refusal)));
     }
@@ -55,7 +65,7 @@ fn text(container: &str, answer: &CheckMoveResponse) -> String {
             let fits = if candidate.fits { "yes" } else { "no" };
             table.row(vec![candidate.node.clone(), fits.into(), candidate.reasons.join("; ")]);
         }
-        out.push_str(&table.render(false));
+        out.push_str(&table.render(None));
     }
     for candidate in answer.candidates.iter().filter(|candidate| !candidate.not_predicted.is_empty()) {
         out.push_str(&format!("{}: not predicted: {}\n", candidate.node, candidate.not_predicted));
@@ -78,6 +88,7 @@ pub(crate) async fn run(options: Options, settings: &Settings) -> Result<Exit, F
         target_node: options.to,
         predict: !options.no_predict,
         policy_name: options.policy,
+        inventory: options.inventory,
         ..CheckMoveRequest::default()
     };
     let mut answered = api.client.check_container(request.clone()).await;
@@ -96,7 +107,7 @@ pub(crate) async fn run(options: Options, settings: &Settings) -> Result<Exit, F
 
 #[cfg(test)]
 mod tests {
-    use proto::v1::{CandidateVerdict, CheckContainerResponse, Refusal};
+    use proto::v1::{CandidateVerdict, CheckContainerResponse, InventoryItem, Refusal};
 
     use super::*;
 
@@ -122,6 +133,25 @@ mod tests {
         });
         assert_eq!(exit_of(&answer), Exit::Refused);
         assert!(text("web", &answer).contains("cannot move: pid 3 fd 4: is io_uring"));
+        let item = |subject: &str, what: &str, movable| InventoryItem {
+            kind: "descriptor".into(),
+            pid: 3,
+            subject: subject.into(),
+            what: what.into(),
+            movable,
+            reason: if movable { "" } else { "is io_uring" }.into(),
+            ..Default::default()
+        };
+        answer.container = Some(CheckContainerResponse {
+            items: vec![item("fd 4", "", false), item("fd 5", "pipe 77", true)],
+            items_left_out: 2,
+            ..Default::default()
+        });
+        let shown = text("web", &answer);
+        let rows: Vec<&str> = shown.lines().skip(2).take(3).collect();
+        assert!(rows[0].starts_with("descriptor  3    fd 5  pipe 77  moves"), "{shown}");
+        assert!(rows[1].starts_with("descriptor  3    fd 4  -        refused  is io_uring"), "{shown}");
+        assert_eq!(rows[2], "... and 2 more, which move");
         let nowhere = CheckMoveResponse { container: None, candidates: vec![full] };
         assert_eq!(exit_of(&nowhere), Exit::Refused);
     }

@@ -93,7 +93,8 @@ pub(crate) struct DeleteOptions {
 fn print(settings: &Settings, container: &proto::v1::Container) {
     let wide = settings.output == Some(Output::Wide);
     print_object(settings, &resource::container(container), || {
-        table::containers(std::slice::from_ref(container), wide).render(super::colour(settings))
+        table::containers(std::slice::from_ref(container), wide)
+            .render(table::colours(super::colour(settings)))
     });
 }
 

@@ -16,6 +16,7 @@ use crate::api::Api;
 use crate::dev::args::interrupted;
 use crate::exit::{self, Exit, Failure};
 use crate::progress::Live;
+use crate::render::table;
 use crate::render::{evacuation, units};
 use crate::settings::{Output, Settings};
 
@@ -128,7 +129,7 @@ fn plan(planned: &Evacuation, settings: &Settings) -> Exit {
         if planned.items.is_empty() {
             return "nothing is there to be moved\n".to_owned();
         }
-        evacuation::items(planned).render(super::colour(settings))
+        evacuation::items(planned).render(table::colours(super::colour(settings)))
     });
     let stays = planned.items.iter().any(|item| item.state() == ItemState::Stays);
     if stays { Exit::Refused } else { Exit::Ok }
@@ -166,7 +167,7 @@ pub(super) async fn cancel(name: String, now: bool, settings: &Settings) -> Resu
 fn print(settings: &Settings, e: &Evacuation) {
     let wide = settings.output == Some(Output::Wide);
     print_object(settings, &evacuation::object(e), || {
-        evacuation::table(std::slice::from_ref(e), wide).render(super::colour(settings))
+        evacuation::table(std::slice::from_ref(e), wide).render(table::colours(super::colour(settings)))
     });
 }
 
@@ -292,7 +293,7 @@ impl View {
             Mode::Json => println!("{}", evacuation::object(e)),
             Mode::Live => {
                 // Without colours: a cut one would never end.
-                let table = evacuation::items(e).render(false);
+                let table = evacuation::items(e).render(None);
                 let mut lines = vec![format!("{} {}", e.name, evacuation::phase(e.phase()))];
                 lines.extend(table.lines().map(str::to_owned));
                 self.live.draw(&lines, str::to_owned);
@@ -329,7 +330,7 @@ impl View {
             Mode::Json => {}
             Mode::Lines => println!("{} {}  {}", e.name, evacuation::phase(e.phase()), e.reason),
             Mode::Live | Mode::Silent => print_object(settings, &evacuation::object(e), || {
-                let table = evacuation::items(e).render(super::colour(settings));
+                let table = evacuation::items(e).render(table::colours(super::colour(settings)));
                 format!("{table}{} {}\n", e.name, evacuation::phase(e.phase()))
             }),
         }

@@ -183,7 +183,7 @@ fn print_listing(listing: &Listing, single: bool, settings: &Settings) -> Result
         (all, _) => json!({"apiVersion": "v1", "kind": "List", "items": all}),
     };
     match settings.output.unwrap_or_default() {
-        Output::Table | Output::Wide => print!("{}", listing.table.render(colour(settings))),
+        Output::Table | Output::Wide => print!("{}", listing.table.render(table::colours(colour(settings)))),
         Output::Json => println!("{:#}", object()),
         Output::Yaml => print!("{}", yaml(&object())),
         Output::Name => listing.objects.iter().for_each(|object| println!("{}", name_of(object))),
@@ -198,7 +198,7 @@ async fn watch_by_looking(api: &mut Api, options: &Options, settings: &Settings)
     loop {
         let listing = look(api, options, settings.output == Some(Output::Wide)).await?;
         if matches!(settings.output.unwrap_or_default(), Output::Table | Output::Wide) {
-            let table = listing.table.render(colour(settings));
+            let table = listing.table.render(table::colours(colour(settings)));
             // The ages change every second; a table is shown again when anything else does.
             let changed = listing.objects.iter().any(|object| changed(&mut shown, object));
             if changed || table_shown.lines().count() != table.lines().count() {
@@ -233,7 +233,7 @@ fn is_wanted(options: &Options, labels: &HashMap<String, String>) -> bool {
 /// Prints one change; the header of the table comes once.
 fn print_change(settings: &Settings, first: &mut bool, object: &Value, table: &Table) {
     print_object(settings, object, || {
-        let text = table.render(colour(settings));
+        let text = table.render(table::colours(colour(settings)));
         if *first { text } else { text.split_inclusive('\n').skip(1).collect() }
     });
     *first = false;

@@ -93,7 +93,8 @@ pub(crate) struct UncordonOptions {
 fn print(settings: &Settings, migration: &Migration) {
     let wide = settings.output == Some(Output::Wide);
     print_object(settings, &resource::migration(migration), || {
-        table::migrations(std::slice::from_ref(migration), wide).render(super::colour(settings))
+        table::migrations(std::slice::from_ref(migration), wide)
+            .render(table::colours(super::colour(settings)))
     });
 }
 
@@ -165,7 +166,7 @@ async fn set_cordoned(
     let node = answer.map_err(refused(tried))?.into_inner();
     print_object(settings, &resource::node(&node), || {
         table::nodes(std::slice::from_ref(&node), settings.output == Some(Output::Wide))
-            .render(super::colour(settings))
+            .render(table::colours(super::colour(settings)))
     });
     Ok(Exit::Ok)
 }

@@ -4,7 +4,8 @@
 
 mod source_support;
 
-use engine::source::{Source, inspect};
+use engine::source::{Source, inspect, inspect_items};
+use image::Subject;
 use source_support::{Copy, Workload, tracer, traces};
 
 const RICH: &str = r"
@@ -113,4 +114,40 @@ fn freeze_capture_abort() {
     source.abort().unwrap();
     workload.ask("");
     assert_eq!(traces(pid), before);
+}
+
+/// Everything has a row, once, with its verdict.
+#[test]
+fn an_inventory_lists_what_a_tree_has() {
+    let mut workload = Workload::python(
+        "import ctypes, os, socket, sys, time\n\
+         l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a = l.accept()\n\
+         p = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); r, w = os.pipe()\n\
+         child = os.fork()\n\
+         if child == 0: ctypes.CDLL(None).prctl(1, 9); time.sleep(1000)\n\
+         print('ready'); print(l.fileno(), p.fileno(), r, l.getsockname()[1], flush=True)\n\
+         for line in sys.stdin: print('ok')\n",
+    );
+    let numbers: Vec<i32> = workload.line().split(' ').map(|number| number.parse().unwrap()).collect();
+    let [listener, packet, pipe, port] = numbers[..] else { panic!("{numbers:?}") };
+    let found = inspect_items(&workload.spec()).unwrap();
+    assert_eq!(found.refusals, inspect(&workload.spec()).unwrap().refusals);
+    let of =
+        |fd: i32| -> Vec<_> { found.items.iter().filter(|item| item.subject == Subject::Fd(fd)).collect() };
+    // In the parent and in the child.
+    assert_eq!(of(listener).len(), 2);
+    assert_eq!(of(listener)[0].what, format!("TCP listening on 127.0.0.1:{port}"));
+    assert_eq!(of(listener)[0].refusal, None);
+    assert!(of(pipe)[0].what.starts_with("pipe "));
+    let reasons: Vec<&str> =
+        of(packet).iter().filter_map(|item| Some(item.refusal.as_ref()?.reason.as_str())).collect();
+    assert_eq!(reasons.len(), 2, "{:?}", of(packet));
+    assert!(reasons[0].starts_with("packet socket"), "{reasons:?}");
+    let descriptors = found.items.iter().filter(|item| item.kind == "descriptor").count();
+    assert_eq!(descriptors, found.descriptors);
+    assert_eq!(found.items.iter().filter(|item| item.kind == "process").count(), 2);
+    let memory =
+        |what: &str| found.items.iter().any(|item| item.kind == "memory" && item.what.contains(what));
+    assert!(memory("private memory") && memory("libc") && memory("[vdso]"));
+    assert_eq!(found.items.iter().filter(|item| item.refusal.is_some()).count(), found.refusals.len());
 }

@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
-use engine::source::{Inventory, Namespaces, TreeSpec, inspect};
+use engine::source::{Inventory, Namespaces, TreeSpec, inspect_items};
 use serde_json::{Value, json};
 
 use super::{Format, answer, complain};
 use crate::facts;
+use crate::inventory;
 use crate::runtime::cgroup::Layout;
 use crate::telemetry::chain;
 use crate::transfer::PROTOCOL_VERSIONS;
@@ -103,7 +104,7 @@ fn tree(pid: i32, format: Format) -> ExitCode {
         _ => Namespaces::Host,
     };
     let spec = TreeSpec { root: pid, cgroup: None, externals: Vec::new(), terminals: Vec::new(), namespaces };
-    match inspect(&spec) {
+    match inspect_items(&spec) {
         Ok(inventory) => {
             show(pid, &inventory, format);
             if inventory.refusals.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
@@ -116,12 +117,22 @@ fn tree(pid: i32, format: Format) -> ExitCode {
 }
 
 fn show(pid: i32, inventory: &Inventory, format: Format) {
+    let (items, left_out) = inventory::items(inventory);
     match format {
         Format::Json => {
             let refusals: Vec<Value> = inventory
                 .refusals
                 .iter()
                 .map(|refusal| json!({"what": refusal.to_string(), "pid": refusal.pid, "reason": refusal.reason, "way_out": refusal.way_out}))
+                .collect();
+            let items: Vec<Value> = items
+                .iter()
+                .map(|item| {
+                    json!({
+                        "kind": item.kind, "pid": item.pid, "part": item.subject, "what": item.what, "moves": item.movable,
+                        "reason": item.reason, "way_out": item.way_out,
+                    })
+                })
                 .collect();
             answer(
                 &json!({
@@ -133,11 +144,17 @@ fn show(pid: i32, inventory: &Inventory, format: Format) {
                     "connections": inventory.connections,
                     "resident_bytes": inventory.resident_bytes,
                     "refusals": refusals,
+                    "items": items,
+                    "items_left_out": left_out,
                 })
                 .to_string(),
             );
         }
         Format::Text => {
+            answer(inventory::table(&items).render(None).trim_end());
+            if left_out > 0 {
+                answer(&format!("... and {left_out} more, which move"));
+            }
             answer(&format!(
                 "{} processes, {} threads, {} descriptors, {} connections, {} MiB resident",
                 inventory.processes,
@@ -146,11 +163,9 @@ fn show(pid: i32, inventory: &Inventory, format: Format) {
                 inventory.connections,
                 inventory.resident_bytes >> 20
             ));
-            for refusal in &inventory.refusals {
-                answer(&format!("refused  {refusal}"));
-            }
-            if inventory.refusals.is_empty() {
-                answer("it can move");
+            match inventory.refusals.len() {
+                0 => answer("it can move"),
+                count => answer(&format!("it cannot move: {count} of these stand in the way")),
             }
         }
     }

@@ -1,26 +1,20 @@
-//! `checkpoint`: a process tree into a directory.
-//!
-//! ```text
-//! DIR/checkpoint          the engine's stream: address spaces, pages, state
-//! DIR/files               contents of the tree's own tmpfs mounts
-//! DIR/description.json    its namespaces and mounts; written last
-//! ```
+//! `checkpoint`: a process tree into a directory. See [`super::archive`].
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::fs;
+use std::io::{BufWriter, IntoInnerError, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use engine::checkpoint::{SaveError, save};
 use engine::source::{External, Namespaces, Source, SourceError, TreeSpec};
 
+use super::archive::{self, CHECKPOINT, FILES, Summed};
 use super::complain;
 use super::description::Description;
 use crate::files;
-use crate::runtime::paths::write_atomic;
 use crate::runtime::tmpfs_areas;
 use crate::telemetry::chain;
 
@@ -73,9 +67,9 @@ pub(super) fn main(args: &Args) -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let named: BTreeMap<PathBuf, String> =
         args.external_mount.iter().map(|(key, path)| (path.clone(), key.clone())).collect();
-    let description = Description::of(args.pid, &named)?;
+    let mut description = Description::of(args.pid, &named)?;
     let own = |kind: &str| description.namespaces.iter().any(|own| own == kind);
-    empty_dir(&args.out)?;
+    archive::create(&args.out)?;
     let spec = TreeSpec {
         root: args.pid,
         cgroup: None,
@@ -84,7 +78,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         namespaces: if own("pid") { Namespaces::Own } else { Namespaces::Host },
     };
     let mut source = Source::attach(&spec).context("cannot attach to the tree")?;
-    match write(&mut source, args, &description) {
+    match write(&mut source, args, &mut description) {
         Ok(()) if args.leave_running => {
             source.abort().context("the checkpoint is complete, but the tree cannot be let go")
         }
@@ -93,33 +87,32 @@ fn run(args: &Args) -> anyhow::Result<()> {
             if let Err(abort) = source.abort() {
                 complain(&format!("the tree was not let go in order: {}", chain(&abort)));
             }
-            let _ = fs::remove_file(args.out.join("checkpoint"));
-            let _ = fs::remove_file(args.out.join("files"));
+            let _ = fs::remove_file(args.out.join(CHECKPOINT));
+            let _ = fs::remove_file(args.out.join(FILES));
             Err(error)
         }
     }
 }
 
-fn write(source: &mut Source, args: &Args, description: &Description) -> anyhow::Result<()> {
-    let path = args.out.join("checkpoint");
-    let stream = BufWriter::with_capacity(1 << 20, create(&path)?);
+fn write(source: &mut Source, args: &Args, description: &mut Description) -> anyhow::Result<()> {
+    let stream = BufWriter::with_capacity(1 << 20, Summed::create(&args.out, CHECKPOINT)?);
+    let what = |name: &str| format!("cannot write {}", args.out.join(name).display());
     // One round while it runs, then what changed meanwhile: the freeze is short and the file little longer.
     let (stream, _) = match save(source, 1, stream) {
         Err(SaveError::Source(error)) => return Err(error).context("cannot capture the tree"),
-        result => result.with_context(|| format!("cannot write {}", path.display()))?,
+        result => result.with_context(|| what(CHECKPOINT))?,
     };
-    let file = stream.into_inner().map_err(std::io::IntoInnerError::into_error);
-    file.and_then(|file| file.sync_all()).with_context(|| format!("cannot write {}", path.display()))?;
-    tmpfs(args, description)?;
-    let json = serde_json::to_vec_pretty(description)?;
-    let path = args.out.join("description.json");
-    write_atomic(&path, &json).with_context(|| format!("cannot write {}", path.display()))
+    let finish =
+        |stream: BufWriter<Summed>| stream.into_inner().map_err(IntoInnerError::into_error)?.finish();
+    let checkpoint = finish(stream).with_context(|| what(CHECKPOINT))?;
+    let files = finish(tmpfs(args, description)?).with_context(|| what(FILES))?;
+    description.seal([(CHECKPOINT.to_owned(), checkpoint), (FILES.to_owned(), files)].into())?;
+    archive::complete(&args.out, description)
 }
 
 /// The contents of the tree's tmpfs mounts, while it stands still: each batch after its length.
-fn tmpfs(args: &Args, description: &Description) -> anyhow::Result<()> {
-    let path = args.out.join("files");
-    let mut stream = BufWriter::new(create(&path)?);
+fn tmpfs(args: &Args, description: &Description) -> anyhow::Result<BufWriter<Summed>> {
+    let mut stream = BufWriter::new(Summed::create(&args.out, FILES)?);
     let everywhere = description.external_keys();
     let spec = description.spec(&everywhere)?;
     let areas = tmpfs_areas(&spec, args.pid).context("cannot open the tree's tmpfs mounts")?;
@@ -129,25 +122,7 @@ fn tmpfs(args: &Args, description: &Description) -> anyhow::Result<()> {
         stream.write_all(&length.to_le_bytes())?;
         stream.write_all(batch)
     })?;
-    let file = stream.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    file.sync_all().with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn create(path: &Path) -> anyhow::Result<File> {
-    File::options()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .with_context(|| format!("cannot create {}", path.display()))
-}
-
-fn empty_dir(dir: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let mut entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    if entries.next().is_some() {
-        bail!("{} is not empty; name a new directory", dir.display());
-    }
-    Ok(())
+    Ok(stream)
 }
 
 /// Standard streams of the root process that whoever restores it must supply: terminals, pipes, sockets, and

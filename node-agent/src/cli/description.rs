@@ -1,6 +1,7 @@
 //! What a checkpoint says about the namespaces that a tree lives in, so that they can be rebuilt.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env::consts::ARCH;
 use std::fs;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,9 +12,12 @@ use engine::proc::mountinfo::{self, Mount};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use super::archive::Sums;
 
 /// Version of [`Description`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// File systems that are made anew; everything else comes from outside.
 const FRESH: [&str; 5] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue"];
@@ -22,6 +26,14 @@ const FRESH: [&str; 5] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue"];
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Description {
     version: u32,
+    /// The processor's architecture, as [`std::env::consts::ARCH`] calls it.
+    arch: String,
+    /// SHA-256 of all this with an empty text here.
+    #[serde(default)]
+    own_sum: String,
+    /// The files beside it.
+    #[serde(default)]
+    sums: Sums,
     /// The root process in its own pid namespace.
     pub(super) root: i32,
     /// Namespaces of its own, as the OCI configuration calls them; empty for a tree of the host.
@@ -102,6 +114,9 @@ impl Description {
         let mounts = if own("mount") { mounts(pid, host_root, external)? } else { Vec::new() };
         Ok(Self {
             version: VERSION,
+            arch: ARCH.to_owned(),
+            own_sum: String::new(),
+            sums: Sums::new(),
             root,
             namespaces: namespaces.into_iter().map(str::to_owned).collect(),
             hostname,
@@ -111,16 +126,43 @@ impl Description {
         })
     }
 
-    /// Reads `description.json`.
-    pub(super) fn load(dir: &Path) -> anyhow::Result<Self> {
-        let path = dir.join("description.json");
-        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let description: Self =
-            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
-        if description.version != VERSION {
-            bail!("{} has version {}, this program reads {VERSION}", path.display(), description.version);
+    /// Completes it with the sums of the files beside it.
+    pub(super) fn seal(&mut self, sums: Sums) -> anyhow::Result<()> {
+        self.sums = sums;
+        self.own_sum = self.sum()?;
+        Ok(())
+    }
+
+    /// The sums of the files beside it.
+    pub(super) fn sums(&self) -> &Sums {
+        &self.sums
+    }
+
+    fn sum(&self) -> anyhow::Result<String> {
+        let bare = Self { own_sum: String::new(), ..self.clone() };
+        let digest = Sha256::digest(serde_json::to_vec(&bare)?);
+        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Understands `description.json`.
+    pub(super) fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        /// What every version has.
+        #[derive(Deserialize)]
+        struct Head {
+            version: u32,
         }
-        Ok(description)
+        let Head { version } = serde_json::from_slice(bytes)?;
+        if version != VERSION {
+            bail!("it has version {version}, this program reads {VERSION}");
+        }
+        let found: Self = serde_json::from_slice(bytes)?;
+        if found.own_sum != found.sum()? {
+            bail!("its sum is another one than it says: it was changed after it was written");
+        }
+        if found.arch != ARCH {
+            bail!("the checkpoint is of a {} machine, this is a {ARCH}", found.arch);
+        }
+        Ok(found)
     }
 
     /// The directory that becomes the tree's root.

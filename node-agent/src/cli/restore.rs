@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use engine::checkpoint::load;
-use engine::target::{Externals, SkeletonRoot, Target, TargetOptions};
+use engine::target::{Externals, SkeletonRoot, Target, TargetOptions, fits};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use sys::clone::{Spec, spawn_paused};
 
+use super::archive::{Archive, FILES};
 use super::checkpoint::key_path;
 use super::complain;
-use super::description::Description;
 use crate::files;
 use crate::runtime::bare::Bare;
 use crate::runtime::{CONTROL_FD, tmpfs_areas};
@@ -54,19 +54,23 @@ pub(super) fn main(args: &Args) -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<i32> {
-    let description = Description::load(&args.from)?;
+    // All of it is read, and this host compared, before a process is made.
+    let archive = Archive::open(&args.from)?;
+    fits(&archive.image.host).context("it cannot run here")?;
+    let description = &archive.description;
     if description.namespaces.is_empty() {
-        return host(args, &description);
+        return host(args, archive);
     }
     let external: BTreeMap<String, PathBuf> = args.external_mount.iter().cloned().collect();
     let spec = description.spec(&external)?;
     let rootfs = description.rootfs(args.root.as_deref())?;
     let mut bare = Bare::build(&spec, &rootfs).context("cannot build the namespaces")?;
     let areas = tmpfs_areas(&spec, bare.root.pid).context("cannot open the tmpfs mounts")?;
-    tmpfs(&args.from, areas)?;
+    tmpfs(&archive.files, areas)
+        .with_context(|| format!("cannot read {}", args.from.join(FILES).display()))?;
     let channel = bare.channel.take().context("the first process was used already")?;
     let root = SkeletonRoot { pid: bare.root.pid, channel, channel_fd: CONTROL_FD };
-    fill(args, root)?;
+    fill(args, archive.checkpoint, root)?;
     if args.detach {
         return Ok(0);
     }
@@ -74,7 +78,8 @@ fn run(args: &Args) -> anyhow::Result<i32> {
 }
 
 /// A tree that shares the host's namespaces: its processes get their pids back here.
-fn host(args: &Args, description: &Description) -> anyhow::Result<i32> {
+fn host(args: &Args, archive: Archive) -> anyhow::Result<i32> {
+    let Archive { description, checkpoint, .. } = archive;
     if args.root.is_some() || !args.external_mount.is_empty() {
         bail!("the tree shares the host's file tree: --root and --external-mount do not apply");
     }
@@ -86,7 +91,7 @@ fn host(args: &Args, description: &Description) -> anyhow::Result<i32> {
     })?;
     let root = SkeletonRoot { pid: child.pid, channel, channel_fd: other.as_raw_fd() };
     drop(other);
-    fill(args, root)?;
+    fill(args, checkpoint, root)?;
     if args.detach {
         return Ok(0);
     }
@@ -97,9 +102,7 @@ fn host(args: &Args, description: &Description) -> anyhow::Result<i32> {
     }
 }
 
-fn fill(args: &Args, root: SkeletonRoot) -> anyhow::Result<()> {
-    let path = args.from.join("checkpoint");
-    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+fn fill(args: &Args, file: File, root: SkeletonRoot) -> anyhow::Result<()> {
     let mut target = Target::build(TargetOptions { root, netns: None, cgroup: None })
         .context("cannot take over the first process")?;
     if let Err(error) = load(&mut target, &mut Stdio, BufReader::with_capacity(1 << 20, file)) {
@@ -117,23 +120,21 @@ fn fill(args: &Args, root: SkeletonRoot) -> anyhow::Result<()> {
     ready.resume().context("cannot let the tree run")
 }
 
-fn tmpfs(from: &Path, areas: Vec<files::Area>) -> anyhow::Result<()> {
-    let path = from.join("files");
-    let what = || format!("cannot read {}", path.display());
-    let mut stream = BufReader::new(File::open(&path).with_context(what)?);
+fn tmpfs(file: &File, areas: Vec<files::Area>) -> anyhow::Result<()> {
+    let mut stream = BufReader::new(file);
     let mut target = files::Target::new(areas, PathBuf::new());
     let mut length = [0; 4];
     loop {
         match stream.read_exact(&mut length) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            result => result.with_context(what)?,
+            result => result?,
         }
         let length = u32::from_le_bytes(length);
         if length > MAX_BATCH {
-            bail!("{} is damaged: a batch of {length} bytes", path.display());
+            bail!("it holds a batch of {length} bytes");
         }
         let mut batch = vec![0; usize::try_from(length)?];
-        stream.read_exact(&mut batch).with_context(what)?;
+        stream.read_exact(&mut batch)?;
         target.apply(&batch).context("cannot fill the tmpfs mounts")?;
     }
 }

@@ -1,5 +1,7 @@
 //! The lock on a container's network while it is switched over.
 //!
+//! Before that newcomers alone are held: [`Lock::hold_newcomers`].
+//!
 //! Both directions of the host end are redirected into TAPs of this process. When it dies the TAPs go, and
 //! the redirects drop every frame: the lock fails closed. Everything that takes time is prepared by
 //! [`Lock::prepare`]; engaging is two messages to the kernel.
@@ -19,6 +21,7 @@ use sys::net::tap::Tap;
 use sys::net::tc::{Direction, redirect_message};
 use sys::net::{Message, Netlink};
 
+use super::newcomers::{self, Newcomers, Unsettled};
 use super::port::Replay;
 use super::{Context as _, Mac, NetworkError};
 
@@ -44,6 +47,7 @@ pub struct Lock {
     mac: Mac,
     engage: [Message; 2],
     replay: Replay,
+    newcomers: Newcomers,
     engaged: bool,
     /// The first [`Lock::held`] is over.
     taken: bool,
@@ -72,6 +76,7 @@ impl Lock {
             redirect_message(index, Direction::Ingress, PRIORITY, away.index()),
         ];
         let replay = Replay::open(index, netns.as_fd(), mac).during(what)?;
+        let newcomers = Newcomers::prepare(index, netns.as_fd(), towards.index()).during(what)?;
         Ok(Self {
             link: link.to_owned(),
             netns: Some(netns),
@@ -82,11 +87,29 @@ impl Lock {
             mac,
             engage,
             replay,
+            newcomers,
             engaged: false,
             taken: false,
             held: Vec::new(),
             buffer: vec![0; MAX_FRAME],
         })
+    }
+
+    /// From Ok on no connection to the container is begun: the first segments of TCP are kept, all else passes.
+    ///
+    /// # Errors
+    /// When a filter is refused; newcomers then pass as before.
+    pub fn hold_newcomers(&mut self) -> Result<(), NetworkError> {
+        let held = self.newcomers.hold(&mut self.netlink);
+        held.during(|| format!("hold new connections to {}", self.link))
+    }
+
+    /// The connections of the container that are just being made, accepted or ended.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    pub fn unsettled(&mut self) -> Result<Unsettled, NetworkError> {
+        self.newcomers.unsettled().during(|| format!("look at the connections behind {}", self.link))
     }
 
     /// From Ok on no frame reaches the container and none leaves it; what arrives is kept.
@@ -167,6 +190,7 @@ impl Lock {
                 .or_else(gone_is_fine)
                 .during(what)?;
         }
+        self.newcomers.release(&mut self.netlink).or_else(gone_is_fine).during(what)?;
         self.engaged = false;
         self.replay()?;
         // A processor that had found the filter just before it went may still be on its way into a TAP.
@@ -232,6 +256,7 @@ pub fn lift_leftovers(link: &str) -> Result<(), NetworkError> {
                 for direction in [Direction::Egress, Direction::Ingress] {
                     netlink.remove_filters(found.index, direction, PRIORITY).or_else(gone_is_fine)?;
                 }
+                newcomers::remove(&mut netlink, found.index).or_else(gone_is_fine)?;
                 Ok(())
             }
             Err(Errno::ENODEV) => Ok(()),

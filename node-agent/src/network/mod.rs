@@ -9,6 +9,7 @@ mod address;
 mod frame;
 mod hold;
 mod lock;
+mod newcomers;
 mod port;
 pub mod state;
 mod veth;
@@ -17,6 +18,7 @@ use std::path::Path;
 
 pub use address::{Addressing, Cidr, Mac, ParseError};
 pub use lock::{Lock, lift_leftovers};
+pub use newcomers::Unsettled;
 pub use port::Port;
 pub use veth::{create, enslave, host_end, remove};
 

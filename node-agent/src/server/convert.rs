@@ -172,7 +172,7 @@ pub(super) fn order_error(error: &OrderError) -> Status {
 }
 
 /// A refusal as the API shows it.
-pub(super) fn refusal(refusal: &image::Refusal) -> v1::Refusal {
+pub(crate) fn refusal(refusal: &image::Refusal) -> v1::Refusal {
     let text = refusal.to_string();
     let subject = text.split(": ").next().unwrap_or_default();
     let own = format!("pid {} ", refusal.pid);

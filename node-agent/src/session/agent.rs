@@ -176,10 +176,15 @@ impl Publisher {
         }
     }
 
-    /// From now on nobody is woken for a change, until [`Publisher::end`]: whoever watches looks from time to time. Those
+    /// From now on nobody is woken for a change, until [`Publisher::speak`] or [`Publisher::end`]: whoever watches looks from time to time. Those
     /// who would be woken, and the coordinator's disk when it is on this host, take processors from the pause.
     pub(crate) fn hush(&self) {
         self.hushed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whoever watches is woken again.
+    pub(crate) fn speak(&self) {
+        self.hushed.store(false, Ordering::Relaxed);
     }
 
     /// Adds a line to the decision log.

@@ -78,6 +78,11 @@ impl Failure {
         }
     }
 
+    /// What stands against the move passes by itself: the switchover may be tried again.
+    pub(super) fn passes(&self) -> bool {
+        matches!(self, Self::Refused(refusals) if engine::source::pass(refusals))
+    }
+
     /// What the peer sent was wrong: worth a warning.
     pub(crate) fn is_violation(&self) -> bool {
         match self {

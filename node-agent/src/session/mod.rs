@@ -19,6 +19,7 @@ pub mod status;
 pub(crate) mod agent;
 pub(crate) mod compat;
 mod failure;
+mod freezing;
 mod groups;
 mod recover;
 mod round;

@@ -5,7 +5,7 @@
 //! move to that thread once and stay there.
 //!
 //! Order of calls, source: [`Node::source`] -> `tree`, `host_refusals`, `groups`, `spec` -> `files` -> rounds of `mounts` and
-//! files -> freeze -> `lock().engage()` -> `mounts`, last files, last groups -> `final_state` -> `held` -> (COMMITTED) -> kill ->
+//! files -> `hold_newcomers` -> freeze -> `lock().engage()` -> `mounts`, last files, last groups -> `final_state` -> `held` -> (COMMITTED) -> kill ->
 //! `remove` -> `late` for some seconds -> `NetLock::release`. On abort: `NetLock::lift`, then the thaw, then
 //! `settle(Settled::Running)`.
 //!
@@ -329,6 +329,19 @@ pub struct CopyTask {
 /// The lock on a container's network at the source. It fails closed: when the agent dies the frames are
 /// dropped, never answered.
 pub trait NetLock: Send {
+    /// From Ok on no connection to the container is begun, and all else passes; who wants one waits until
+    /// [`NetLock::lift`], or for the copy.
+    ///
+    /// # Errors
+    /// When that cannot be; nothing is held then.
+    fn hold_newcomers(&mut self) -> Result<(), PortError>;
+
+    /// Connections that are just being made, accepted or ended, in words; `None` when there are none.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    fn unsettled(&mut self) -> Result<Option<String>, PortError>;
+
     /// From Ok on no frame reaches the container and none leaves it; what arrives is kept.
     ///
     /// # Errors

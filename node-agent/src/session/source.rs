@@ -37,6 +37,9 @@ const MOUNTS_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the target may take to put a round in its place after it has been sent.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How often a switchover is tried when what stands against it passes by itself.
+const SWITCHOVER_TRIES: u32 = 10;
+
 /// How often the target is asked for its clocks.
 const CLOCK_QUESTIONS: usize = 4;
 
@@ -71,6 +74,8 @@ pub(super) struct Session {
     pub(super) generation: u32,
     /// The next round of the bulk stream.
     pub(super) round: u32,
+    /// The round that was sent in the pause, when the target was not told that it has ended.
+    pub(super) unended: Option<u32>,
     measured: Vec<Measured>,
     pub(super) throttle: Throttle,
     prepared_at: Instant,
@@ -109,6 +114,7 @@ impl Session {
             told_groups: None,
             generation: 0,
             round: 0,
+            unended: None,
             measured: Vec::new(),
             throttle: Throttle::default(),
             prepared_at: Instant::now(),
@@ -134,8 +140,16 @@ impl Session {
     fn until_ready(&mut self) -> Result<super::switchover::Frozen, Failure> {
         self.phase(Phase::Checking, Self::check)?;
         self.phase(Phase::Preparing, Self::prepare)?;
-        self.phase(Phase::PreCopy, Self::pre_copy)?;
-        self.phase(Phase::Switchover, Self::switchover)
+        for turn in 1.. {
+            self.phase(Phase::PreCopy, Self::pre_copy)?;
+            match self.phase(Phase::Switchover, Self::switchover) {
+                Err(failure) if failure.passes() && turn < SWITCHOVER_TRIES => {
+                    self.give_time(turn, &failure)?
+                }
+                other => return other,
+            }
+        }
+        Err(no_engine())
     }
 
     /// The one wrapper around every phase: span, published state, failpoint, cancel, time.
@@ -342,7 +356,7 @@ impl Session {
         self.generation
     }
 
-    fn await_round(&mut self, index: u32) -> Result<(), Failure> {
+    pub(super) fn await_round(&mut self, index: u32) -> Result<(), Failure> {
         loop {
             match self.answer(ROUND_TIMEOUT)? {
                 PeerMessage::RoundDone { index: done } if done == index => return Ok(()),

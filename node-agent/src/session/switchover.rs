@@ -9,7 +9,7 @@ use super::failure::{AbortOnPanic, Failure};
 use super::ports::Settled;
 use super::recover::{self, Unacknowledged};
 use super::round::{Sent, When};
-use super::source::{Session, held, no_engine, no_link, unexpected};
+use super::source::{Session, held, no_engine, unexpected};
 use super::status::{Downtime, Phase};
 use crate::commit::{self, OnAck};
 use crate::journal::Record;
@@ -73,13 +73,10 @@ impl Session {
     pub(super) fn switchover(&mut self) -> Result<Frozen, Failure> {
         let phase = Phase::Switchover;
         self.send(&PeerMessage::Warm { padding: vec![0; WARM] })?;
+        self.settle()?;
         // The engine begins the account, when it asks the first thread to stop.
-        let since = self.engine.as_mut().ok_or_else(no_engine)?.freeze()?.began;
+        let since = self.freeze()?;
         self.step(phase, "frozen")?;
-        // Not before it stands still: a frame that it sent and the lock dropped would cost its peer a retransmission
-        // timeout. And before any socket is read.
-        self.lock.as_mut().ok_or_else(no_link)?.engage()?;
-        account::lap("freeze.lock");
         let freeze = since.elapsed();
         self.step(phase, "locked")?;
 
@@ -95,17 +92,22 @@ impl Session {
         account::lap("last-pages.mounts");
         let Sent { pages, files } = self.copy_round(When::Frozen)?;
         let index = self.round - 1;
+        self.unended = Some(index);
         account::lap("last-pages.end");
         let last_pages = began.elapsed();
         tracing::debug!(entries = files.entries, bytes = files.bytes, "last files");
         self.step(phase, "last-pages")?;
 
         let began = Instant::now();
-        let image = self.engine.as_mut().ok_or_else(no_engine)?.capture()?;
-        self.send_last_groups(groups)?;
+        let image = self.engine.as_mut().ok_or_else(no_engine)?.capture();
+        // Whatever the capture says: another attempt begins with what these have.
+        let groups = self.send_last_groups(groups);
         account::lap("capture.groups");
-        let host = self.container.final_state()?;
+        let host = self.container.final_state();
         account::lap("capture.network");
+        let image = image?;
+        groups?;
+        let host = host?;
         let capture = began.elapsed();
         self.step(phase, "captured")?;
         let frames = held(&mut self.lock, Duration::ZERO);

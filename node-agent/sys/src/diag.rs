@@ -111,6 +111,15 @@ impl Diag {
     /// # Errors
     /// As [`Netlink::dump`].
     pub fn inet(&mut self, protocol: u8) -> Result<Vec<InetSocket>> {
+        self.inet_in(protocol, u32::MAX)
+    }
+
+    /// The same in some states alone: bit n for state n of [`crate::tcp::state`], bit 12 for connections that a listening
+    /// socket is just making (shown in state `SYN_RECV`).
+    ///
+    /// # Errors
+    /// As [`Netlink::dump`].
+    pub fn inet_in(&mut self, protocol: u8, states: u32) -> Result<Vec<InetSocket>> {
         const INET_DIAG_CONG: u8 = 4;
         const INET_DIAG_SHUTDOWN: u8 = 8;
         let mut found = Vec::new();
@@ -120,7 +129,7 @@ impl Diag {
             request[0] = family;
             request[1] = protocol;
             request[2] = 1 << (INET_DIAG_CONG - 1) | 1 << (INET_DIAG_SHUTDOWN - 1);
-            request[4..8].fill(0xff);
+            request[4..8].copy_from_slice(&states.to_ne_bytes());
             let answers = match self.netlink.dump(&Message::new(SOCK_DIAG_BY_FAMILY, 0, &request)) {
                 Err(Errno::ENOENT) => continue,
                 other => other?,

@@ -4,9 +4,10 @@
 
 mod common;
 
-use std::net::{IpAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{join, netns, wait_for};
 use sys::Errno;
@@ -15,7 +16,7 @@ use sys::net::link::NewLink;
 use sys::net::neigh::{self, Neighbour};
 use sys::net::packet::{self, PacketSocket};
 use sys::net::tap::Tap;
-use sys::net::tc::Direction;
+use sys::net::tc::{Direction, redirect_syn_messages};
 use sys::net::{Netlink, route};
 
 #[test]
@@ -229,6 +230,70 @@ fn the_lock_fails_closed() {
     .unwrap();
     sender.send_to(b"x", "10.77.0.2:700").unwrap();
     assert!(receiver.recv(&mut [0; 8]).is_err(), "a frame passed the lock of a dead holder");
+}
+
+/// First segments of connections are held, over IPv4 and IPv6; all else passes.
+#[test]
+fn newcomers_alone_are_held() {
+    let (one, two) = (netns(), netns());
+    join(&one, &two);
+    for (address, from) in [("10.77.0.2:701", "10.77.0.1:0"), ("[fd77::2]:701", "[fd77::1]:0")] {
+        let listener = two.run(move || TcpListener::bind(address).unwrap()).unwrap();
+        let mut before = one.run(move || TcpStream::connect(address).unwrap()).unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        let tap = one
+            .run(|| {
+                let mut nl = Netlink::open().unwrap();
+                let tap = Tap::create(&mut nl, "new%d").unwrap();
+                nl.add_clsact(11).unwrap();
+                for message in redirect_syn_messages(11, Direction::Egress, [2, 3], tap.index()) {
+                    nl.execute(&message).unwrap();
+                }
+                tap
+            })
+            .unwrap();
+        let newcomer = std::thread::scope(|scope| {
+            let netns = one.netns().unwrap();
+            let waiting = scope.spawn(move || {
+                sys::ns::in_netns(netns.as_fd(), move || TcpStream::connect(address)).unwrap().unwrap()
+            });
+            // The one of before goes on, both ways, with a datagram beside it.
+            before.write_all(b"question").unwrap();
+            let mut buffer = [0; 8];
+            accepted.read_exact(&mut buffer).unwrap();
+            accepted.write_all(b"answered").unwrap();
+            before.read_exact(&mut buffer).unwrap();
+            assert_eq!(&buffer, b"answered");
+            let receiver = two.run(move || UdpSocket::bind(address).unwrap()).unwrap();
+            let sender = one.run(move || UdpSocket::bind(from).unwrap()).unwrap();
+            sender.send_to(b"datagram", address).unwrap();
+            assert_eq!(receiver.recv(&mut buffer).unwrap(), 8);
+            let mut frame = vec![0; 65536];
+            let end = Instant::now() + Duration::from_secs(10);
+            let held = loop {
+                if let Some(length) = tap.read_frame(&mut frame).unwrap() {
+                    break frame[..length].to_vec();
+                }
+                assert!(Instant::now() < end, "no segment was held");
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            listener.set_nonblocking(true).unwrap();
+            assert!(listener.accept().is_err(), "a newcomer passed");
+            listener.set_nonblocking(false).unwrap();
+            one.run(move || {
+                let mut nl = Netlink::open().unwrap();
+                for priority in [2, 3] {
+                    nl.remove_filters(11, Direction::Egress, priority).unwrap();
+                }
+                assert_eq!(nl.filters(11, Direction::Egress).unwrap(), []);
+                PacketSocket::open(11).unwrap().send(&held).unwrap();
+            })
+            .unwrap();
+            let _ = listener.accept().unwrap();
+            waiting.join().unwrap()
+        });
+        drop(newcomer);
+    }
 }
 
 #[test]

@@ -228,6 +228,15 @@ impl GroupSource for FakeGroups {
 struct FakeLock(Log);
 
 impl NetLock for FakeLock {
+    fn hold_newcomers(&mut self) -> Result<(), PortError> {
+        self.0.add("hold newcomers");
+        Ok(())
+    }
+
+    fn unsettled(&mut self) -> Result<Option<String>, PortError> {
+        Ok(None)
+    }
+
     fn engage(&mut self) -> Result<(), PortError> {
         self.0.add("lock");
         Ok(())

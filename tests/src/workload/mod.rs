@@ -4,6 +4,7 @@ pub mod connections;
 pub mod http;
 pub mod lines;
 pub mod load;
+pub mod memcached;
 pub mod nginx;
 pub mod python;
 pub mod redis;
@@ -48,3 +49,16 @@ pub const POPULATION_PROGRAM: &str = include_str!("population.py");
 /// A python3 program whose eight processes share memory and a listening socket; it answers as [`POPULATION_PROGRAM`], each
 /// process one connection at a time.
 pub const SHARED_PROGRAM: &str = include_str!("shared.py");
+
+/// An HTTP server under Node.js: `/file` on port 8080 is [`nginx::content`] of 16384 words.
+pub const NODE_PROGRAM: &str = include_str!("server.js");
+
+/// The same in a JVM.
+pub const JAVA_PROGRAM: &str = include_str!("Server.java");
+
+/// A python3 program with connections to its own unix socket that it accepts only when it is asked to.
+pub const RELUCTANT_PROGRAM: &str = include_str!("reluctant.py");
+
+/// A python3 program that has bash on a terminal and sits at it, with jobs in the background, the foreground and
+/// stopped; it answers as [`PYTHON_PROGRAM`].
+pub const SHELL_PROGRAM: &str = include_str!("shell.py");

@@ -4,6 +4,7 @@ use std::io;
 
 use image::Refusal;
 
+use super::BarrierError;
 use crate::proc::ProcError;
 
 /// Why [`super::inspect`] failed. The tree was not touched.
@@ -103,6 +104,9 @@ pub enum SourceError {
     /// The whole tree has exited.
     #[error("the tree has exited")]
     Gone,
+    /// What keeps the tree from the world could not be raised or lowered.
+    #[error("cannot keep the tree from the world")]
+    Barrier(#[source] BarrierError),
     /// Something took longer than its limit.
     #[error("{what} took longer than {limit_ms} ms")]
     Timeout {
@@ -129,8 +133,9 @@ impl From<ProcError> for SourceError {
 /// What a refusal advises when it passes by itself.
 pub(crate) const TRY_AGAIN: &str = "try again in a moment";
 
-/// All of them pass by themselves.
-pub(crate) fn all_pass(refusals: &[Refusal]) -> bool {
+/// All of them pass by themselves: a connection not yet accepted, a line half typed.
+#[must_use]
+pub fn pass(refusals: &[Refusal]) -> bool {
     !refusals.is_empty() && refusals.iter().all(|refusal| refusal.way_out.starts_with(TRY_AGAIN))
 }
 
@@ -139,7 +144,7 @@ impl SourceError {
     /// and freeze again a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Refused(refusals) if all_pass(refusals))
+        matches!(self, Self::Refused(refusals) if pass(refusals))
     }
 
     /// For a kernel interface that failed.

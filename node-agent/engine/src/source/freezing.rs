@@ -8,6 +8,7 @@ use sys::cgroup::Freezer;
 use sys::ptrace::Stopped;
 use sys::tape::Program;
 
+use super::barrier::{Barrier, Open};
 use super::capture::files;
 use super::capture::threads::{ProcessAsk, ThreadAsk};
 use super::clock::{SchedulerClock, nanoseconds};
@@ -17,14 +18,21 @@ use super::look::{Depth, Flags, Look, Standstill};
 use super::memory::process::TrackedMemory;
 use super::memory::sent::PageSet;
 use super::memory::tracker::Tracker;
+use super::recover::clean;
 use super::session::{Frozen, Source, State, Tracked, refuse, still_there};
 use super::stopping::{Held, places, stop_tree};
 use super::traced::{SentOff, Tapes};
 use super::tree::Process;
 use super::{FreezeReport, failpoint};
 use crate::account;
-use crate::proc::status::Status;
+use crate::proc::status::{self, Status};
 use crate::proc::timers;
+
+/// How often a freeze is tried when what stands against it passes by itself; some 120 ms in all.
+const FREEZE_TRIES: u32 = 16;
+/// How many of these in a row behind the raised barrier: a busy server has work again at once without it, and a client that waits
+/// for an answer gets none with it.
+const BEHIND_BARRIER: u32 = 4;
 
 /// Longest time until a cgroup whose tasks are all stopped reports itself frozen.
 const FREEZE_LIMIT: Duration = Duration::from_secs(5);
@@ -32,7 +40,57 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 const MAX_TIMED: usize = 4096;
 
 impl Source {
-    pub(super) fn try_freeze(&mut self) -> Result<FreezeReport, SourceError> {
+    /// Stops the tree, which nothing is kept from: see [`Source::freeze_behind`].
+    ///
+    /// # Errors
+    /// As [`Source::freeze_behind`].
+    pub fn freeze(&mut self) -> Result<FreezeReport, SourceError> {
+        self.freeze_behind(&mut Open)
+    }
+
+    /// Stops the tree: nothing of it runs any more when this returns, and the barrier is raised. Afterwards
+    /// [`Source::shape`] is exact; the target must follow it before it takes the last pages.
+    ///
+    /// What passes by itself ([`SourceError::is_transient`]) is given time to: the tree runs on for some milliseconds, at first
+    /// with the barrier raised, so that what it has to do is not followed by more, then without.
+    ///
+    /// # Errors
+    /// [`SourceError::Refused`] for what came up since [`Source::attach`], [`SourceError::Barrier`]. The tree may be
+    /// stopped in part, and the barrier raised; [`Source::abort`] lets it run on.
+    pub fn freeze_behind(&mut self, barrier: &mut dyn Barrier) -> Result<FreezeReport, SourceError> {
+        if !matches!(self.state, State::Tracking) {
+            return Err(self.wrong_state("a freeze"));
+        }
+        let mut began = Instant::now();
+        for turn in 1.. {
+            match self.try_freeze(barrier) {
+                Err(error) if error.is_transient() && turn < FREEZE_TRIES => {
+                    tracing::debug!(%error, turn, "not frozen yet");
+                    let lower = turn % BEHIND_BARRIER == 0;
+                    if lower {
+                        barrier.lower().map_err(SourceError::Barrier)?;
+                    }
+                    self.thaw()?;
+                    std::thread::sleep(Duration::from_millis(turn.into()));
+                    if lower {
+                        began = Instant::now();
+                    }
+                }
+                // A child of a thread that was on its tape.
+                Err(SourceError::Leftover { pid }) if turn < FREEZE_TRIES => {
+                    self.thaw()?;
+                    let caught = status::read(pid).map_or(0, |status| status.sig_caught);
+                    clean(pid, caught)?;
+                }
+                // It was kept from the world before, too.
+                Ok(report) if turn > 1 => return Ok(FreezeReport { began, ..report }),
+                other => return other,
+            }
+        }
+        Err(self.wrong_state("a freeze"))
+    }
+
+    fn try_freeze(&mut self, barrier: &mut dyn Barrier) -> Result<FreezeReport, SourceError> {
         let mut frozen = Box::<Frozen>::default();
         if let Some(cgroup) = &self.looker.spec.cgroup {
             let freezer = Freezer::open(cgroup)
@@ -44,7 +102,7 @@ impl Source {
         account::begin(Instant::now());
         self.state = State::Frozen(frozen);
         failpoint!("source-freeze-begin");
-        let report = self.stop_all()?;
+        let report = self.stop_all(barrier)?;
         failpoint!("source-freeze-end");
         Ok(report)
     }
@@ -64,7 +122,7 @@ impl Source {
         Ok(())
     }
 
-    fn stop_all(&mut self) -> Result<FreezeReport, SourceError> {
+    fn stop_all(&mut self, barrier: &mut dyn Barrier) -> Result<FreezeReport, SourceError> {
         let began = Instant::now();
         let root = self.looker.spec.root;
         let State::Frozen(frozen) = &mut self.state else {
@@ -85,6 +143,9 @@ impl Source {
         let cgroup = start.elapsed();
         account::lap("freeze.cgroup");
         failpoint!("source-freeze-cgroup");
+        // Not before it stands still: what it sends would wait. And before anything is asked that the world can change.
+        barrier.raise().map_err(SourceError::Barrier)?;
+        account::lap("freeze.lock");
         let processes = tree.len();
         self.look_frozen(tree)?;
         Ok(FreezeReport { processes, threads, began, stop, tapes, cgroup })

@@ -4,6 +4,7 @@ use image::state::Needs;
 
 use super::capture::files;
 use super::findings::Findings;
+use super::inventory;
 use super::look::{Depth, Flags, Look, Looker};
 use super::numa;
 use super::outside;
@@ -12,8 +13,8 @@ use super::spec::TreeSpec;
 use super::{InspectError, Inventory};
 use crate::proc::{self, ProcError, limits, timers};
 
-/// See [`super::inspect`].
-pub(crate) fn inspect(spec: &TreeSpec) -> Result<Inventory, InspectError> {
+/// See [`super::inspect`] and [`super::inspect_items`].
+pub(crate) fn inspect(spec: &TreeSpec, items: bool) -> Result<Inventory, InspectError> {
     let mut looker = Looker::new(spec)?;
     let mut findings = Findings::default();
     let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
@@ -31,6 +32,7 @@ pub(crate) fn inspect(spec: &TreeSpec) -> Result<Inventory, InspectError> {
             .count(),
         resident_bytes: processes.iter().map(|found| found.process.stat.rss_pages * image::PAGE_SIZE).sum(),
         needs: needs(&look)?,
+        items: if items { inventory::list(&look, &findings.list) } else { Vec::new() },
         refusals: findings.list,
         shape: look.shape,
     })

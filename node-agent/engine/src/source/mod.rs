@@ -4,6 +4,7 @@
 //! leaves something in a process that [`Source::abort`] cannot take out again, and what a crash of this
 //! process leaves behind either restores itself or is removed by [`recover`].
 
+mod barrier;
 mod capture;
 pub(crate) mod clock;
 mod descriptor;
@@ -13,6 +14,7 @@ mod findings;
 mod freezing;
 mod inject;
 mod inspect;
+mod inventory;
 mod ipc;
 mod keyrings;
 mod locks;
@@ -49,9 +51,11 @@ pub(crate) use failpoint;
 
 use std::time::{Duration, Instant};
 
-pub use error::{InspectError, SourceError};
+pub use barrier::{Barrier, BarrierError};
+pub use error::{InspectError, SourceError, pass};
 use image::Refusal;
 use image::shape::Shape;
+pub use inventory::Item;
 pub use recover::recover;
 pub use session::Source;
 pub use spec::{External, GivenTerminal, Namespaces, TreeSpec};
@@ -65,6 +69,8 @@ pub struct Inventory {
     pub shape: Shape,
     /// What cannot be carried over; empty = the tree can move.
     pub refusals: Vec<Refusal>,
+    /// Everything that it has, what is refused included; empty unless it was asked for.
+    pub items: Vec<Item>,
     /// Number of processes.
     pub processes: usize,
     /// Number of threads of all processes.
@@ -138,5 +144,13 @@ pub struct FreezeReport {
 /// # Errors
 /// When the root does not exist or /proc cannot be read. Nothing is touched either way.
 pub fn inspect(spec: &TreeSpec) -> Result<Inventory, InspectError> {
-    inspect::inspect(spec)
+    inspect::inspect(spec, false)
+}
+
+/// The same with [`Inventory::items`].
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_items(spec: &TreeSpec) -> Result<Inventory, InspectError> {
+    inspect::inspect(spec, true)
 }

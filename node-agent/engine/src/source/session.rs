@@ -9,11 +9,12 @@ use image::shape::{Ahead, Shape};
 use image::state::Image;
 use sys::cgroup::Freezer;
 
+use super::RoundStats;
 use super::capture::inet::InRepair;
 use super::capture::threads::{ProcessAsk, ThreadAsk};
 use super::capture::{self, files};
 use super::clock::SchedulerClock;
-use super::error::{SourceError, all_pass};
+use super::error::{SourceError, pass};
 use super::failpoint;
 use super::findings::Findings;
 use super::inject::inject;
@@ -32,12 +33,8 @@ use super::told;
 use super::traced::{ParkedThread, Tapes};
 use super::tree::Process;
 use super::witness::Witnesses;
-use super::{FreezeReport, RoundStats};
 use crate::PageSink;
 use crate::proc::{status, tasks};
-
-/// How often a freeze is tried when what stands against it passes by itself; some 50 ms in all.
-const FREEZE_TRIES: u32 = 10;
 
 /// A tree that is being migrated or checkpointed. Lives on one thread: ptrace(2) binds to it.
 ///
@@ -183,39 +180,6 @@ impl Source {
         }
         failpoint!("source-round");
         self.pages(sink, true)
-    }
-
-    /// Stops the tree: nothing of it runs any more when this returns. Afterwards [`Source::shape`] is exact; the
-    /// target must follow it before it takes the last pages.
-    ///
-    /// # Errors
-    /// [`SourceError::Refused`] for what came up since [`Source::attach`]. The tree may be stopped in part;
-    /// [`Source::abort`] lets it run on.
-    pub fn freeze(&mut self) -> Result<FreezeReport, SourceError> {
-        if !matches!(self.state, State::Tracking) {
-            return Err(self.wrong_state("a freeze"));
-        }
-        let began = Instant::now();
-        // What passes by itself, such as a connection not yet accepted, is given time to.
-        for turn in 1.. {
-            match self.try_freeze() {
-                Err(error) if error.is_transient() && turn < FREEZE_TRIES => {
-                    tracing::debug!(%error, turn, "not frozen yet");
-                    self.thaw()?;
-                    std::thread::sleep(Duration::from_millis(turn.into()));
-                }
-                // A child of a thread that was on its tape.
-                Err(SourceError::Leftover { pid }) if turn < FREEZE_TRIES => {
-                    self.thaw()?;
-                    let caught = status::read(pid).map_or(0, |status| status.sig_caught);
-                    clean(pid, caught)?;
-                }
-                // It stood still before, too.
-                Ok(report) if turn > 1 => return Ok(FreezeReport { began, ..report }),
-                other => return other,
-            }
-        }
-        Err(self.wrong_state("a freeze"))
     }
 
     /// Sends what was written since the last round. Only while frozen.
@@ -460,7 +424,7 @@ fn look_before(looker: &mut Looker) -> Result<Look, SourceError> {
         let mut findings = Findings::default();
         let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
         outside::check(&look, looker.spec.root, &mut findings)?;
-        if turn >= TRIES || !all_pass(&findings.list) {
+        if turn >= TRIES || !pass(&findings.list) {
             refuse(findings)?;
             return Ok(look);
         }

@@ -259,7 +259,7 @@ impl Target {
         image: &Image,
         externals: &mut dyn Externals,
     ) -> Result<RestoreTimes, TargetError> {
-        check_host(&image.host)?;
+        fits(&image.host)?;
         let mut times = RestoreTimes::default();
         let mut watch = Stopwatch::start();
         self.reconcile(&image.shape)?;
@@ -340,8 +340,11 @@ impl Target {
     }
 }
 
-/// The host must have what registers and vDSO need. Zero stands for what the source could not read.
-fn check_host(there: &HostFacts) -> Result<(), TargetError> {
+/// Whether this host has what registers and vDSO of a captured tree need. Zero stands for what its source could not read.
+///
+/// # Errors
+/// [`TargetError::Refused`] when it lacks something, or the error of looking.
+pub fn fits(there: &HostFacts) -> Result<(), TargetError> {
     let refuse = |reason: String| {
         let way_out = "choose a target with the source's kernel and CPU features".to_owned();
         Err(TargetError::Refused(Refusal { pid: 0, subject: Subject::Container, reason, way_out }))

@@ -176,7 +176,8 @@ impl ContainerSource for Leaving {
 
     fn begin_final_state(&mut self) -> Result<(), PortError> {
         let what = || format!("describe {}", self.record.name);
-        let network = self.network.take();
+        // The second one after a look that found something in the way.
+        let network = self.network.take().or_else(|| self.ended.take());
         let network =
             network.ok_or_else(|| PortError::failed(what(), "its target knows nothing of it yet"))?;
         let record = self.record.clone();

@@ -31,6 +31,16 @@ impl ContainerLock {
 }
 
 impl NetLock for ContainerLock {
+    fn hold_newcomers(&mut self) -> Result<(), PortError> {
+        self.lock.as_mut().map_or(Ok(()), |lock| lock.hold_newcomers().map_err(failed))
+    }
+
+    fn unsettled(&mut self) -> Result<Option<String>, PortError> {
+        let Some(lock) = self.lock.as_mut() else { return Ok(None) };
+        let found = lock.unsettled().map_err(failed)?;
+        Ok((!found.is_settled()).then(|| found.to_string()))
+    }
+
     fn engage(&mut self) -> Result<(), PortError> {
         self.lock.as_mut().map_or(Ok(()), |lock| lock.engage().map_err(failed))
     }

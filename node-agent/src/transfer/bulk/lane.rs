@@ -90,20 +90,17 @@ impl Lane {
     }
 
     /// No limit holds any more, at either side of this stream. Frames fail with [`io::ErrorKind::TimedOut`] after the
-    /// moment in `urgent`.
+    /// moment in `urgent`; called again, after that in the new one.
     ///
     /// # Errors
     /// When the connection is broken.
     pub(super) fn hurry(&mut self, urgent: Urgent) -> io::Result<()> {
+        if self.urgent.replace(urgent).is_some() {
+            return Ok(());
+        }
         self.pace = Pace::new(0);
         self.squeeze.unlimited();
-        self.urgent = Some(urgent);
         self.mark(Mark::Urgent)
-    }
-
-    /// Whether [`Lane::hurry`] was called.
-    pub(super) fn hurries(&self) -> bool {
-        self.urgent.is_some()
     }
 
     /// Sends a mark; it may stay in the buffer until [`Lane::end`].

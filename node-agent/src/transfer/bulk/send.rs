@@ -146,6 +146,15 @@ impl BulkSender {
         self.first.hurry(urgent)
     }
 
+    /// The container runs on after [`BulkSender::hurry`]: batches may take as long as they need, until it is called again. The
+    /// limits stay lifted.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn take_time(&mut self) -> io::Result<()> {
+        self.hurry(None)
+    }
+
     fn piece(&mut self, part: &Batch<'_>) -> io::Result<()> {
         if !self.further.is_empty() && part.data.len() >= WORTH_HANDING_ON && self.alone >= ALONE {
             let (count, next) = (self.further.len(), self.next);
@@ -315,7 +324,7 @@ impl Drop for Further {
 fn act(lane: &mut Lane, job: Job, say: &Sender<Answer>) -> io::Result<()> {
     let answer = match job {
         Job::Begin { round, generation, urgent } => {
-            if let Some(urgent) = urgent.filter(|_| !lane.hurries()) {
+            if let Some(urgent) = urgent {
                 lane.hurry(urgent)?;
             }
             return lane.mark(Mark::Begin { round, generation });

@@ -25,6 +25,19 @@ const HEADER: usize = 20;
 const CLSACT_PARENT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const ETH_P_ALL: u16 = 3;
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+/// What a u32 filter compares: from so many bytes into the network header on, four bytes in network order.
+type Key = (i32, u32, u32);
+
+/// Whatever there is.
+const ANYTHING: &[Key] = &[(0, 0, 0)];
+/// The first segment of a TCP connection, SYN without ACK: behind an IPv4 header without options ...
+const SYN_OVER_IP: &[Key] =
+    &[(0, 0x0f00_0000, 0x0500_0000), (8, 0x00ff_0000, 0x0006_0000), (32, 0x0012_0000, 0x0002_0000)];
+/// ... and behind an IPv6 header without extensions.
+const SYN_OVER_IPV6: &[Key] = &[(4, 0x0000_ff00, 0x0000_0600), (52, 0x0012_0000, 0x0002_0000)];
 
 /// Which way frames go, seen from the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +79,8 @@ fn header(index: u32, handle: u32, parent: u32, info: u32) -> [u8; HEADER] {
     header
 }
 
-fn info(priority: u16) -> u32 {
-    u32::from(priority) << 16 | u32::from(ETH_P_ALL.to_be())
+fn info(priority: u16, protocol: u16) -> u32 {
+    u32::from(priority) << 16 | u32::from(protocol.to_be())
 }
 
 /// The prepared message that redirects every frame of one direction of interface `index` to interface `to`, where
@@ -75,17 +88,47 @@ fn info(priority: u16) -> u32 {
 /// directions different priorities: the kernel lists u32 filters of one qdisc and priority together.
 #[must_use]
 pub fn redirect_message(index: u32, direction: Direction, priority: u16, to: u32) -> Message {
+    redirect(index, direction, (priority, ETH_P_ALL), ANYTHING, to)
+}
+
+/// The prepared messages that redirect the first segments of TCP connections, over IPv4 and over IPv6, with one priority
+/// for each, as [`redirect_message`] does everything. IP options and extension headers hide a segment.
+#[must_use]
+pub fn redirect_syn_messages(
+    index: u32,
+    direction: Direction,
+    priorities: [u16; 2],
+    to: u32,
+) -> [Message; 2] {
+    let [ip, ipv6] = priorities;
+    [
+        redirect(index, direction, (ip, ETH_P_IP), SYN_OVER_IP, to),
+        redirect(index, direction, (ipv6, ETH_P_IPV6), SYN_OVER_IPV6, to),
+    ]
+}
+
+fn redirect(
+    index: u32,
+    direction: Direction,
+    (priority, protocol): (u16, u16),
+    keys: &[Key],
+    to: u32,
+) -> Message {
     const TC_U32_TERMINAL: u8 = 1;
     const TC_ACT_STOLEN: u32 = 4;
     const TCA_EGRESS_REDIR: u32 = 1;
-    // struct tc_u32_sel with one struct tc_u32_key: mask 0 and value 0, so that everything matches.
-    let mut select = [0_u8; 32];
+    // struct tc_u32_sel, and struct tc_u32_key: mask, value, offset, mask of a further offset.
+    let mut select = vec![0_u8; 16];
     select[0] = TC_U32_TERMINAL;
-    select[2] = 1;
+    select[2] = u8::try_from(keys.len()).unwrap_or(0);
+    for (offset, mask, value) in keys {
+        select.extend(mask.to_be_bytes().into_iter().chain(value.to_be_bytes()));
+        select.extend(offset.to_ne_bytes().into_iter().chain([0; 4]));
+    }
     // struct tc_mirred: index, capab, action, refcnt, bindcnt, eaction, ifindex.
     let words = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to];
     let mirred: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
-    let head = header(index, 0, direction.parent(), info(priority));
+    let head = header(index, 0, direction.parent(), info(priority, protocol));
     let mut message = Message::new(RTM_NEWTFILTER, CREATE | EXCLUSIVE, &head);
     message.attr_str(TCA_KIND, "u32").nest(TCA_OPTIONS, |options| {
         options.attr(TCA_U32_SEL, &select).nest(TCA_U32_ACT, |actions| {
@@ -102,7 +145,8 @@ pub fn redirect_message(index: u32, direction: Direction, priority: u16, to: u32
 /// The prepared message that removes all filters of one direction and priority.
 #[must_use]
 pub fn remove_message(index: u32, direction: Direction, priority: u16) -> Message {
-    Message::new(RTM_DELTFILTER, 0, &header(index, 0, direction.parent(), info(priority)))
+    // Protocol 0: of whichever protocol they are.
+    Message::new(RTM_DELTFILTER, 0, &header(index, 0, direction.parent(), info(priority, 0)))
 }
 
 impl Netlink {
