@@ -30,13 +30,23 @@ pub struct ProcessShape {
     pub sid: Pid,
     /// The signal its parent gets when it exits (`exit_signal` of clone(2)), 17 = SIGCHLD.
     pub exit_signal: i32,
-    /// Its exit code, as wait(2) encodes it, when it is a zombie. A zombie has no address space.
-    pub zombie: Option<i32>,
+    /// What is left of it when it is a zombie. A zombie has no address space.
+    pub zombie: Option<Zombie>,
     /// The number of its controlling terminal in the container's devpts. A process has it by birth, and a session's
     /// leader by taking it, so it is a part of the tree.
     pub tty: Option<u32>,
     /// Its address space.
     pub mm: Mm,
+}
+
+/// A process that has ended and was not waited for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Zombie {
+    /// Its exit code, as wait(2) encodes it.
+    pub status: i32,
+    /// The name it had (PR_GET_NAME), up to 15 bytes.
+    #[serde(with = "serde_bytes")]
+    pub comm: Vec<u8>,
 }
 
 /// An address space.

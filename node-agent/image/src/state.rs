@@ -103,8 +103,24 @@ pub struct ProcessState {
     pub stopped: bool,
     /// The signal that stopped it, when `stopped`.
     pub stop_signal: i32,
+    /// What wait(2) would tell its parent of that.
+    pub report: Report,
+    /// mlockall(2) for what will be mapped: MCL_FUTURE, MCL_ONFAULT.
+    pub lock_later: u32,
     /// Descriptor table, ascending by number.
     pub fds: Vec<FdEntry>,
+}
+
+/// What a parent has not been told yet of a child that job control stopped or continued (WUNTRACED, WCONTINUED).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// Nothing: it never stopped, or the parent has seen it.
+    #[default]
+    None,
+    /// That it has stopped.
+    Stopped,
+    /// That it goes on.
+    Continued,
 }
 
 /// One thread.

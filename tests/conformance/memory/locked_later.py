@@ -1,6 +1,5 @@
 """All memory that a process will have is locked (mlockall, MCL_FUTURE)"""
 # not: move: the container may not lock so much (RLIMIT_MEMLOCK)
-# lost: what comes later is not locked
 import mmap
 
 from case import address_of, case, mapping, syscall

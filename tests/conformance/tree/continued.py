@@ -1,5 +1,4 @@
 """A child that was stopped and goes on, which its parent has not seen yet (WCONTINUED)"""
-# lost: goes on
 import os
 import signal
 

@@ -14,11 +14,13 @@ use super::capture::threads::{ProcessAsk, ThreadAsk};
 use super::clock::{SchedulerClock, nanoseconds};
 use super::error::SourceError;
 use super::findings::Findings;
+use super::locked;
 use super::look::{Depth, Flags, Look, Standstill};
 use super::memory::process::TrackedMemory;
 use super::memory::sent::PageSet;
 use super::memory::tracker::Tracker;
 use super::recover::clean;
+use super::reports;
 use super::session::{Frozen, Source, State, Tracked, refuse, still_there};
 use super::stopping::{Held, places, stop_tree};
 use super::traced::{SentOff, Tapes};
@@ -201,7 +203,9 @@ impl Source {
         for (_, mut stopped) in by_process {
             frozen.held.stopped.append(&mut stopped);
         }
-        result
+        result?;
+        reports::read(tree, &self.tracked, frozen)?;
+        locked::read(tree, &self.tracked, frozen)
     }
 
     fn freeze_cgroup(&mut self) -> Result<(), SourceError> {
@@ -329,7 +333,7 @@ fn send_process(
     };
     let mut whole = Program::new();
     let thread_ask = ThreadAsk::add(&mut whole, witness);
-    let process_ask = ProcessAsk::add(&mut whole, &timers);
+    let process_ask = ProcessAsk::add(&mut whole, &timers, !process.parents.is_empty());
     let mut own = Program::new();
     // The first calls are the same ones: what they leave where is the same, too.
     ThreadAsk::add(&mut own, witness);

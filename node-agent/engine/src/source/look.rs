@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use image::shape::{FileIdentity, ProcessShape, Shape};
+use image::shape::{FileIdentity, ProcessShape, Shape, Zombie};
 
 use super::descriptor::{Class, Descriptor};
 use super::error::InspectError;
@@ -283,7 +283,9 @@ impl Looker {
                 pgid: process.status.ns_pgid.last().copied().unwrap_or(0),
                 sid: process.status.ns_sid.last().copied().unwrap_or(0),
                 exit_signal: process.stat.exit_signal,
-                zombie: process.is_zombie().then_some(process.stat.exit_code),
+                zombie: process
+                    .is_zombie()
+                    .then(|| Zombie { status: process.stat.exit_code, comm: process.status.name.clone() }),
                 tty: terminals::controlling(&process.stat),
                 mm,
             });

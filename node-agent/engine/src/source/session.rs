@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use image::Pid;
 use image::shape::{Ahead, Shape};
-use image::state::Image;
+use image::state::{Image, Report};
 use sys::cgroup::Freezer;
 
 use super::RoundStats;
@@ -97,6 +97,10 @@ pub(super) struct Frozen {
     pub(super) in_repair: Vec<InRepair>,
     pub(super) complete: bool,
     pub(super) clocks: (u64, u64, u64),
+    /// What is to be told of processes, by their numbers in the container.
+    pub(super) reports: BTreeMap<Pid, Report>,
+    /// Flags of mlockall(2) for what will be mapped, where there are any.
+    pub(super) lock_later: BTreeMap<Pid, u32>,
 }
 
 impl Source {

@@ -34,8 +34,8 @@ pub(crate) fn stale(old: &Shape, new: &Shape) -> HashMap<Pid, Vec<Range<u64>>> {
 }
 
 fn same_process(was: &ProcessShape, is: &ProcessShape) -> bool {
-    (was.ppid, was.pgid, was.sid, was.exit_signal, was.zombie, was.tty)
-        == (is.ppid, is.pgid, is.sid, is.exit_signal, is.zombie, is.tty)
+    (was.ppid, was.pgid, was.sid, was.exit_signal, &was.zombie, was.tty)
+        == (is.ppid, is.pgid, is.sid, is.exit_signal, &is.zombie, is.tty)
         && was.mm.exe.path == is.mm.exe.path
 }
 

@@ -285,11 +285,7 @@ impl Tapes {
                 }),
         };
         // The descriptor in the process is closed whatever came of it.
-        let parked = thread
-            .parked
-            .run_after(tape, TAPE_LIMIT)
-            .map_err(|error| tape_error("close the userfaultfd inside the process", self.pid, error))?;
-        thread.parked = parked;
+        let thread = self.undo(thread, "close the userfaultfd inside the process")?;
         match made {
             Ok(fd) => Ok((Uffd::from(fd), thread)),
             Err(error) => {
@@ -297,6 +293,13 @@ impl Tapes {
                 Err(error)
             }
         }
+    }
+
+    /// Runs the calls of [`Program::after`].
+    pub(crate) fn undo(&self, thread: ParkedThread, what: &str) -> Result<ParkedThread, SourceError> {
+        let parked = thread.parked.run_after(&self.tapes[thread.tape], TAPE_LIMIT);
+        let parked = parked.map_err(|error| tape_error(what, self.pid, error))?;
+        Ok(ParkedThread { parked, ..thread })
     }
 
     /// Lets a parked thread run on untraced, as it was.

@@ -86,6 +86,13 @@ pub(crate) fn process_after_credentials(process: &ProcessState) -> Vec<Call> {
     calls
 }
 
+/// The name of a thread.
+pub(crate) fn name(comm: &[u8]) -> Call {
+    let mut comm = comm.to_vec();
+    comm.resize(16, 0);
+    call!("PR_SET_NAME", SYS_prctl, libc::PR_SET_NAME, Block::new(comm), 0, 0, 0)
+}
+
 fn prctl(what: &'static str, option: i32, value: u64) -> Call {
     call!(what, SYS_prctl, option, value, 0, 0, 0)
 }
@@ -174,9 +181,7 @@ pub(crate) fn thread_before_credentials(process: &ProcessState, thread: &Thread)
     if let Some(rseq) = thread.rseq {
         calls.push(call!("rseq", SYS_rseq, rseq.address, rseq.size, 0, rseq.signature));
     }
-    let mut comm = thread.comm.clone();
-    comm.resize(16, 0);
-    calls.push(call!("PR_SET_NAME", SYS_prctl, libc::PR_SET_NAME, Block::new(comm), 0, 0, 0));
+    calls.push(name(&thread.comm));
     if !thread.affinity.is_empty() {
         let len = thread.affinity.len().next_multiple_of(8);
         let mut mask = thread.affinity.clone();

@@ -32,6 +32,7 @@ mod resume;
 mod rootfs;
 mod script;
 mod skeleton;
+mod stops;
 mod switches;
 mod terminals;
 mod threads;
@@ -110,9 +111,9 @@ pub struct RestoreTimes {
     pub files: Duration,
     /// Descriptors planted at their numbers, epoll sets filled.
     pub descriptors: Duration,
-    /// Signal handlers, interval timers, fields of the address space, zombies.
+    /// Zombies, what /proc/PID takes.
     pub process: Duration,
-    /// Threads made.
+    /// Threads made, processes stopped by job control, signal handlers.
     pub threads: Duration,
     /// Attributes of threads, credentials, filters.
     pub attributes: Duration,
@@ -301,6 +302,8 @@ impl Target {
         times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");
         restorer.threads()?;
+        restorer.stops()?;
+        restorer.handlers()?;
         files.set_owners(&image.files, &|kind, id| restorer.host_of(kind, id))?;
         times.threads = watch.lap("restore.threads");
         fail::fail_point!("target-threads");
@@ -311,7 +314,6 @@ impl Target {
         times.calls = watch.lap("restore.calls");
         fail::fail_point!("target-calls");
         restorer.registers(&entered)?;
-        restorer.stop_stopped()?;
         times.registers = watch.lap("restore.registers");
         fail::fail_point!("target-registers");
         self.files = files;

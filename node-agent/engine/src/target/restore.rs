@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use image::files::{FileLock, LockKind};
+use image::shape::Zombie;
 use image::state::{Image, ProcessState, Resume, Thread};
 use image::{Pid, Refusal, Subject};
 use libc::{SYS_close, SYS_fcntl, SYS_wait4};
@@ -112,20 +113,24 @@ impl Restorer<'_> {
         Ok(())
     }
 
-    /// Dead children get their exit status; then every process its signal handlers, which throws the SIGCHLDs
-    /// away that this and the making of skeletons caused.
+    /// Dead children get their exit status.
     pub(crate) fn processes(&mut self) -> Result<(), TargetError> {
         let image = self.image;
         for shape in &image.shape.processes {
-            if let Some(status) = shape.zombie {
-                self.tree.make_zombie(shape.pid, status, self.tape)?;
+            if let Some(zombie) = &shape.zombie {
+                self.tree.make_zombie(shape.pid, zombie, self.tape)?;
             }
         }
-        self.first_threads(|process| Ok(attributes::signal_handlers(process)))?;
         for process in live(image) {
             set_through_proc(self.tree.get(process.pid)?, process)?;
         }
         Ok(())
+    }
+
+    /// Every process gets its signal handlers, which throws the signals away that the making of the tree caused: SIGCHLDs
+    /// of helpers, of dead children and of those that were stopped, and SIGCONTs.
+    pub(crate) fn handlers(&mut self) -> Result<(), TargetError> {
+        self.first_threads(|process| Ok(attributes::signal_handlers(process)))
     }
 
     /// Has the first threads of all processes make their calls at once.
@@ -201,6 +206,9 @@ impl Restorer<'_> {
             let mm = image.shape.processes.iter().find(|p| p.pid == pid).map(|p| &p.mm);
             let mut calls = attributes::process_before_credentials(process);
             calls.extend(mm.map(mapping::lock_memory).unwrap_or_default());
+            if process.lock_later != 0 {
+                calls.push(call!("mlockall", libc::SYS_mlockall, process.lock_later));
+            }
             calls.extend(attributes::posix_timers(&process.timers));
             calls.push(call!("close channel", SYS_close, fds::plan(&process.fds).channel));
             calls.extend(attributes::process_signals(process).map_err(TargetError::Refused)?);
@@ -322,15 +330,6 @@ impl Restorer<'_> {
         self.park_carrier()
     }
 
-    /// Job control had stopped them: they stop again, for the same signal.
-    pub(crate) fn stop_stopped(&mut self) -> Result<(), TargetError> {
-        for process in live(self.image).filter(|p| p.stopped) {
-            let skeleton = self.tree.get(process.pid)?;
-            skeleton.job_control_stop(process.stop_signal)?;
-        }
-        Ok(())
-    }
-
     /// A root process that only carries the tree waits for its children, and ends with the last.
     fn park_carrier(&mut self) -> Result<(), TargetError> {
         let root = self.tree.root;
@@ -379,9 +378,10 @@ impl Tree {
     pub(crate) fn make_zombie(
         &mut self,
         pid: Pid,
-        status: i32,
+        zombie: &Zombie,
         tape: &TargetTape,
     ) -> Result<(), TargetError> {
+        let status = zombie.status;
         let (signal, code) = (status & 0x7f, (status >> 8) & 0xff);
         if status & 0x80 != 0 {
             return Err(refused(pid, "it has died and dumped core", "let its parent wait for it"));
@@ -391,13 +391,13 @@ impl Tree {
         };
         skeleton.set_threads(tape, &[])?;
         let at = skeleton.syscall_instruction()?;
+        let mut calls = vec![attributes::name(&zombie.comm)];
         if signal != 0 {
             let default = Block::words(&[0, 0, 0, 0]);
-            let calls =
-                [call!("rt_sigaction", libc::SYS_rt_sigaction, signal, default, 0, 8)
-                    .accept(&[libc::EINVAL])];
-            skeleton.run(tape, &calls)?;
+            let call = call!("rt_sigaction", libc::SYS_rt_sigaction, signal, default, 0, 8);
+            calls.push(call.accept(&[libc::EINVAL]));
         }
+        skeleton.run(tape, &calls)?;
         let (nr, args) =
             if signal == 0 { (libc::SYS_exit_group, [code, 0]) } else { (libc::SYS_kill, [pid, signal]) };
         let mut stopped = skeleton.leader.take()?;

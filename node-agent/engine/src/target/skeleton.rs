@@ -1,7 +1,7 @@
 //! One skeleton process: making, clearing, running calls in it.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use image::state::Creds;
 use image::{Addr, Pid};
 use libc::SYS_munmap;
 use sys::Errno;
-use sys::ptrace::{Event, Options, Running, Stop, Stopped};
+use sys::ptrace::{Event, Options, Running, Stopped};
 use sys::tape::Size;
 use sys::tape::target::{TargetDone, TargetRun, TargetTape, step_call};
 
@@ -97,7 +97,7 @@ fn open_memory(pid: Pid, host: i32) -> Result<Arc<File>, TargetError> {
     Ok(Arc::new(file.map_err(|source| TargetError::Open { pid, path, source })?))
 }
 
-fn failed(pid: Pid, what: impl Into<String>) -> impl FnOnce(Errno) -> TargetError {
+pub(crate) fn failed(pid: Pid, what: impl Into<String>) -> impl FnOnce(Errno) -> TargetError {
     let what = what.into();
     move |source| TargetError::Skeleton { pid, what, source }
 }
@@ -285,32 +285,6 @@ impl Skeleton {
     /// The agent's number of one of its threads.
     pub(crate) fn host_of_thread(&self, tid: Pid) -> Option<i32> {
         std::iter::once(&self.leader).chain(&self.threads).find(|t| t.tid == tid).map(|t| t.host)
-    }
-
-    /// Stops it as job control does. Registers must be final: the signal is taken on the way to user code.
-    pub(crate) fn job_control_stop(&mut self, signal: i32) -> Result<(), TargetError> {
-        let pid = self.node.pid;
-        sys::pidfd::send_signal(self.pidfd.as_fd(), libc::SIGSTOP)
-            .map_err(failed(pid, "pidfd_send_signal"))?;
-        // The first thread takes the signal while the others stand still; then they stop with it.
-        let stopped = self.leader.take()?.cont(0).and_then(|r| r.wait(STOP_LIMIT)).and_then(Event::stopped);
-        let stopped = stopped.map_err(trace(pid))?;
-        if stopped.stop() != Stop::Signal(libc::SIGSTOP) {
-            return Err(lost(pid, format!("it should have taken SIGSTOP: {:?}", stopped.stop())));
-        }
-        let signal = if signal == 0 { libc::SIGSTOP } else { signal };
-        let mut running = vec![stopped.cont(signal).map_err(trace(pid))?];
-        for task in &mut self.threads {
-            running.push(task.take()?.cont(0).map_err(trace(pid))?);
-        }
-        for (task, running) in std::iter::once(&mut self.leader).chain(&mut self.threads).zip(running) {
-            let stopped = running.wait(STOP_LIMIT).and_then(Event::stopped).map_err(trace(pid))?;
-            if !matches!(stopped.stop(), Stop::Group(_)) {
-                return Err(lost(pid, format!("it should have stopped: {:?}", stopped.stop())));
-            }
-            task.put(stopped);
-        }
-        Ok(())
     }
 
     /// The rseq(2) registration of the first thread: address, size, signature.

@@ -364,7 +364,8 @@ impl TargetTape {
         limit: Duration,
     ) -> Result<(Stopped, Option<i64>), TargetError> {
         let stopped = running.wait(limit)?.stopped()?;
-        if stopped.stop() != Stop::Interrupt {
+        // The latter where job control has stopped the process.
+        if !matches!(stopped.stop(), Stop::Interrupt | Stop::Group(_)) {
             return Ok((self.ended(stopped)?, None));
         }
         let regs = stopped.regs()?;
@@ -425,7 +426,7 @@ pub fn step_call(
         skeleton = skeleton.step()?.wait(Duration::from_secs(10))?.stopped()?;
         match skeleton.stop() {
             // A pending interrupt was reported first.
-            Stop::Interrupt => {}
+            Stop::Interrupt | Stop::Group(_) => {}
             Stop::Signal(libc::SIGTRAP) => break,
             stop => return Err(TargetError::Unexpected { tid, stop, rip: skeleton.regs()?.rip }),
         }

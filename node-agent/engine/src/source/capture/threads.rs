@@ -2,7 +2,7 @@
 
 use image::Pid;
 use image::state::{
-    AltStack, Creds, ITimer, PosixTimer, ProcessState, RLimit, Regs, Resume, RobustList, Rseq, Sched,
+    AltStack, Creds, ITimer, PosixTimer, ProcessState, RLimit, Regs, Report, Resume, RobustList, Rseq, Sched,
     SeccompFilter, SigAction, SigInfo, Thread,
 };
 use sys::ptrace::{PendingSignals, Stop};
@@ -17,6 +17,7 @@ use crate::source::error::SourceError;
 use crate::source::findings::Findings;
 use crate::source::keyrings;
 use crate::source::look::ProcessLook;
+use crate::source::reports;
 use crate::source::stopping::trace_error;
 use crate::source::traced::ParkedThread;
 use crate::source::witness;
@@ -88,11 +89,13 @@ pub(crate) struct ProcessAsk {
     monotonic: Block,
     boottime: Block,
     timers: Vec<(timers::Timer, Block, CallId)>,
+    /// Of a process with children.
+    pub(crate) reports: Option<reports::Ask>,
 }
 
 impl ProcessAsk {
-    /// Adds the calls to a program. `timers`: those of the process.
-    pub(crate) fn add(program: &mut Program, timers: &[timers::Timer]) -> Self {
+    /// Adds the calls to a program. `timers`: those of the process; `parent`: it has children.
+    pub(crate) fn add(program: &mut Program, timers: &[timers::Timer], parent: bool) -> Self {
         let actions = (1..=SIGNALS)
             .map(|signal| {
                 let block = program.space(32);
@@ -143,6 +146,7 @@ impl ProcessAsk {
             monotonic,
             boottime,
             timers,
+            reports: parent.then(|| reports::Ask::add(program)),
         }
     }
 
@@ -404,6 +408,8 @@ pub(crate) fn process(
             Stop::Group(signal) => signal,
             _ => 0,
         },
+        report: Report::None,
+        lock_later: 0,
         fds: Vec::new(),
     })
 }
