@@ -50,6 +50,7 @@ impl Session {
             }
         };
         account::lap("last-pages.shape");
+        let template = if self.shape.is_none() { self.send_template()? } else { RoundStats::default() };
         self.send_shape(shape)?;
         account::lap("last-pages.send-shape");
         if when == When::Running {
@@ -70,7 +71,7 @@ impl Session {
             (send_pages(engine, bulk, when), None)
         };
         // A broken stream is the target's way to say that it gave up: its message says why.
-        let pages = pages.map_err(|error| self.why(error.into()))?;
+        let pages = pages.map_err(|error| self.why(error.into()))?.and(&template);
         if let Some(sent) = beside {
             let sent = sent.map_err(|error| self.why(error.into()))?;
             files.entries += sent.entries;
@@ -136,16 +137,40 @@ impl Session {
         Ok(())
     }
 
+    /// Sends what the processes share, in a round of its own, before the first shape: the target has them begin with it.
+    fn send_template(&mut self) -> Result<RoundStats, Failure> {
+        let Some(template) = self.engine.as_mut().ok_or_else(no_engine)?.template()? else {
+            return Ok(RoundStats::default());
+        };
+        self.tell_shape(template)?;
+        let (index, generation) = (self.round, self.generation());
+        let (Some(bulk), Some(engine)) = (self.bulk.as_mut(), self.engine.as_mut()) else {
+            return Err(no_link());
+        };
+        bulk.begin(index, generation).map_err(Failure::Bulk)?;
+        let sent = engine.template_pages(bulk).map_err(|error| self.why(error.into()))?;
+        bulk_end(&mut self.bulk, index).map_err(|error| self.why(error))?;
+        self.send(&PeerMessage::RoundEnd { index })?;
+        self.round += 1;
+        let pages = sent.pages;
+        self.publish.event(format!("{pages} pages that processes share as copy-on-write go once for all"));
+        Ok(sent)
+    }
+
     /// Sends the shape if it is not the one that the target has.
     fn send_shape(&mut self, shape: Shape) -> Result<(), Failure> {
         if self.shape.as_ref() == Some(&shape) {
             return Ok(());
         }
-        self.generation += 1;
-        let generation = self.generation;
-        self.send(&PeerMessage::Shape { generation, shape: shape.clone() })?;
+        self.tell_shape(shape.clone())?;
         self.shape = Some(shape);
         Ok(())
+    }
+
+    fn tell_shape(&mut self, shape: Shape) -> Result<(), Failure> {
+        self.generation += 1;
+        let generation = self.generation;
+        self.send(&PeerMessage::Shape { generation, shape })
     }
 }
 

@@ -48,3 +48,7 @@ pub const POPULATION_PROGRAM: &str = include_str!("population.py");
 /// A python3 program whose eight processes share memory and a listening socket; it answers as [`POPULATION_PROGRAM`], each
 /// process one connection at a time.
 pub const SHARED_PROGRAM: &str = include_str!("shared.py");
+
+/// A python3 program whose 32 workers share 256 MiB with it as copy-on-write; it answers as [`POPULATION_PROGRAM`], one
+/// connection at a time.
+pub const FORKED_PROGRAM: &str = include_str!("forked.py");
