@@ -50,8 +50,11 @@ impl Session {
             }
         };
         account::lap("last-pages.shape");
-        let template = if self.shape.is_none() { self.send_template()? } else { RoundStats::default() };
+        let template = if self.shape.is_none() { self.send_template()? } else { None };
         self.send_shape(shape)?;
+        if template.is_some() {
+            self.await_shape()?;
+        }
         account::lap("last-pages.send-shape");
         if when == When::Running {
             self.send_ahead()?;
@@ -71,7 +74,7 @@ impl Session {
             (send_pages(engine, bulk, when), None)
         };
         // A broken stream is the target's way to say that it gave up: its message says why.
-        let pages = pages.map_err(|error| self.why(error.into()))?.and(&template);
+        let pages = pages.map_err(|error| self.why(error.into()))?.and(&template.unwrap_or_default());
         if let Some(sent) = beside {
             let sent = sent.map_err(|error| self.why(error.into()))?;
             files.entries += sent.entries;
@@ -138,9 +141,9 @@ impl Session {
     }
 
     /// Sends what the processes share, in a round of its own, before the first shape: the target has them begin with it.
-    fn send_template(&mut self) -> Result<RoundStats, Failure> {
+    fn send_template(&mut self) -> Result<Option<RoundStats>, Failure> {
         let Some(template) = self.engine.as_mut().ok_or_else(no_engine)?.template()? else {
-            return Ok(RoundStats::default());
+            return Ok(None);
         };
         self.tell_shape(template)?;
         let (index, generation) = (self.round, self.generation());
@@ -154,7 +157,18 @@ impl Session {
         self.round += 1;
         let pages = sent.pages;
         self.publish.event(format!("{pages} pages that processes share as copy-on-write go once for all"));
-        Ok(sent)
+        Ok(Some(sent))
+    }
+
+    /// Waits until the target has made all processes with the template: a bulk stream that is not read for so long would
+    /// count as lost. The round has nothing in it.
+    fn await_shape(&mut self) -> Result<(), Failure> {
+        let (index, generation) = (self.round, self.generation());
+        let bulk = self.bulk.as_mut().ok_or_else(no_link)?;
+        bulk.begin(index, generation).and_then(|()| bulk.end(index)).map_err(Failure::Bulk)?;
+        self.send(&PeerMessage::RoundEnd { index })?;
+        self.round += 1;
+        self.await_round(index)
     }
 
     /// Sends the shape if it is not the one that the target has.

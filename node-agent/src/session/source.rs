@@ -342,7 +342,7 @@ impl Session {
         self.generation
     }
 
-    fn await_round(&mut self, index: u32) -> Result<(), Failure> {
+    pub(super) fn await_round(&mut self, index: u32) -> Result<(), Failure> {
         loop {
             match self.answer(ROUND_TIMEOUT)? {
                 PeerMessage::RoundDone { index: done } if done == index => return Ok(()),

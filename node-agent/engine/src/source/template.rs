@@ -52,6 +52,11 @@ impl Source {
         Ok(self.readers.stats())
     }
 
+    /// Pages that a template would spare.
+    pub(super) fn spared(&mut self, look: &Look) -> Result<u64, SourceError> {
+        Ok(Self::find_template(&mut self.tracked, look)?.map_or(0, |template| template.spared))
+    }
+
     /// What pages are sent of: the frozen tree, or what was told last.
     pub(super) fn take_look(&mut self) -> Look {
         match &mut self.state {

@@ -29,6 +29,9 @@ use crate::target::plan::memory::{self, MemoryStep};
 const PAGES: usize = 512;
 /// Fewer pages than this are not worth a template.
 const FEW: u64 = 16;
+/// Each process of the tree is made with all pages of the template, of which fork(2) and munmap(2) take 0.1 us each: the
+/// target must not be busy with it for longer than a source waits.
+const MOST: u64 = 1 << 27;
 
 /// Ranges of addresses, ascending and disjoint.
 type Ranges = Vec<Range<u64>>;
@@ -40,6 +43,8 @@ pub(crate) struct Template {
     pub(crate) vmas: Vec<Vma>,
     /// From whom each page is read, by pid.
     pub(crate) pages: BTreeMap<i32, Ranges>,
+    /// Pages that need not be sent because of it, if nothing is written meanwhile.
+    pub(crate) spared: u64,
 }
 
 /// What was sent of it.
@@ -148,8 +153,8 @@ pub(crate) type Member<'a> = (&'a mut TrackedMemory, &'a [Mapping]);
 /// What the search reads of a member.
 type Space<'a> = (&'a Pagemap, &'a [Mapping]);
 
-/// Pages of one extent, with the member that they are read from.
-type Picked = Vec<(usize, Range<u64>)>;
+/// Pages of one extent, with the member that they are read from; and how many others hold them, all together.
+type Picked = (Vec<(usize, Range<u64>)>, u64);
 
 /// Looks for pages that at least two of the processes hold at one address; `None` when there are too few.
 pub(crate) fn find(members: &mut [Member<'_>]) -> Result<Option<Template>, SourceError> {
@@ -177,8 +182,12 @@ pub(crate) fn find(members: &mut [Member<'_>]) -> Result<Option<Template>, Sourc
         extents.par_iter().map(|(extent, holders)| pick(*extent, holders, &spaces)).collect();
     let picked = picked.map_err(|errno| SourceError::kernel("read pagemap", members[0].0.pid, errno))?;
     let mut found: BTreeMap<usize, Ranges> = BTreeMap::new();
-    for (member, range) in picked.into_iter().flatten() {
-        found.entry(member).or_default().push(range);
+    let mut spared = 0;
+    for (ranges, others) in picked {
+        spared += others;
+        for (member, range) in ranges {
+            found.entry(member).or_default().push(range);
+        }
     }
     found.values_mut().for_each(join);
     let vmas = mapped(&found, members);
@@ -189,7 +198,11 @@ pub(crate) fn find(members: &mut [Member<'_>]) -> Result<Option<Template>, Sourc
     }
     let count =
         pages.values().flatten().map(|range: &Range<u64>| (range.end - range.start) / PAGE_SIZE).sum::<u64>();
-    Ok((count >= FEW).then_some(Template { vmas, pages }))
+    if count * members.len() as u64 > MOST {
+        tracing::warn!(pages = count, processes = members.len(), "too many to be shared at the target");
+        return Ok(None);
+    }
+    Ok((count >= FEW).then_some(Template { vmas, pages, spared }))
 }
 
 /// Memory that a template can hold. Memory objects come later than it does.
@@ -215,19 +228,20 @@ fn pick(extent: u64, holders: &[usize], spaces: &[Space<'_>]) -> Result<Picked, 
     let frames: Result<Vec<[u64; PAGES]>, Errno> =
         holders.iter().map(|holder| frames(extent, &spaces[*holder])).collect();
     let frames = frames?;
-    let mut picked: Picked = Vec::new();
+    let (mut picked, mut others): Picked = (Vec::new(), 0);
     let mut held = Vec::new();
     for (page, start) in (0..PAGES).zip((extent * EXTENT..).step_by(4096)) {
         held.clear();
         held.extend(frames.iter().zip(holders).map(|(frames, holder)| (frames[page], *holder)));
         held.retain(|(frame, _)| *frame != 0);
-        let Some(holder) = most(&mut held) else { continue };
+        let Some((holder, count)) = most(&mut held) else { continue };
+        others += count - 1;
         match picked.last_mut() {
             Some((last, range)) if *last == holder && range.end == start => range.end += PAGE_SIZE,
             _ => picked.push((holder, start..start + PAGE_SIZE)),
         }
     }
-    Ok(picked)
+    Ok((picked, others))
 }
 
 /// Frames of the process's own pages that others map, too; 0 = none.
@@ -255,16 +269,16 @@ fn frames(extent: u64, (pagemap, mappings): &Space<'_>) -> Result<[u64; PAGES], 
     Ok(frames)
 }
 
-/// The first holder of the frame that occurs most often, if it occurs more than once.
-fn most(held: &mut [(u64, usize)]) -> Option<usize> {
+/// The first holder of the frame that occurs most often, and how often, if it occurs more than once.
+fn most(held: &mut [(u64, usize)]) -> Option<(usize, u64)> {
     let (first, holder) = *held.first()?;
     if held.iter().all(|(frame, _)| *frame == first) {
-        return (held.len() > 1).then_some(holder);
+        return (held.len() > 1).then_some((holder, held.len() as u64));
     }
     held.sort_unstable();
     let groups = held.chunk_by(|a, b| a.0 == b.0).filter(|group| group.len() > 1);
     // Of equal ones the first: the last in reverse order.
-    groups.rev().max_by_key(|group| group.len()).map(|group| group[0].1)
+    groups.rev().max_by_key(|group| group.len()).map(|group| (group[0].1, group.len() as u64))
 }
 
 /// The mappings that hold these pages. Where they differ, the first process has its way.
@@ -327,8 +341,8 @@ mod tests {
             let count = |frame: u64| frames.iter().filter(|other| **other == frame).count();
             let best = frames.iter().map(|frame| count(*frame)).max().unwrap_or(0);
             prop_assert_eq!(found.is_some(), best > 1);
-            if let Some(holder) = found {
-                prop_assert_eq!(count(frames[holder]), best);
+            if let Some((holder, often)) = found {
+                prop_assert_eq!((count(frames[holder]), often), (best, best as u64));
                 prop_assert_eq!(frames.iter().position(|frame| *frame == frames[holder]), Some(holder));
             }
         }
