@@ -19,6 +19,8 @@ pub const SOURCE: &[&str] = &[
     "session-source-precopy-begin",
     "session-source-precopy-round",
     "source-shape",
+    "source-template",
+    "source-template-sent",
     "source-round",
     "session-source-switchover-begin",
     "source-freeze-begin",
@@ -124,6 +126,7 @@ pub fn killed(stage: &mut Stage, source: &str, target: &str, code: i32) -> Resul
 pub const TARGET_KILLS: &[(&str, i32)] = &[
     ("session-target-checking-begin", 4),
     ("session-target-preparing-sandbox", 4),
+    ("target-template", 4),
     ("target-reconcile-tree", 4),
     ("session-target-precopy-round", 4),
     ("session-target-precopy-groups", 4),

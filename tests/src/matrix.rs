@@ -84,6 +84,7 @@ pub struct Point {
 
 /// Steps of the engine at the target.
 const RESTORE: &[&str] = &[
+    "target-template",
     "target-reconcile",
     "target-reconcile-tree",
     "target-reconcile-memory",

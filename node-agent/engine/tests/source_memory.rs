@@ -5,7 +5,7 @@
 mod source_support;
 
 use image::shape::Shape;
-use source_support::compare::{attach, children, compare, follow};
+use source_support::compare::{attach, begin, children, compare, follow};
 use source_support::{Cgroup, Copy, Workload};
 
 /// Does random things to its memory, in several processes, as fast as it can.
@@ -116,9 +116,15 @@ fn migrate(seed: u64) {
     let mut source = attach(&spec);
     let mut copy = Copy::default();
     let mut told = Shape::default();
-    for _ in 0..6 {
+    for turn in 0..6 {
         let shape = source.shape().unwrap();
         follow(&mut copy, &told, &shape);
+        if turn == 0
+            && let Some(template) = source.template().unwrap()
+        {
+            source.template_pages(&mut copy).unwrap();
+            begin(&mut copy, &template, &shape);
+        }
         told = shape;
         source.round(&mut copy).unwrap();
     }

@@ -99,7 +99,7 @@ fn tree(root: i32) -> Vec<(i32, i32, i32, i32)> {
 #[test]
 fn a_tree_with_dead_leaders_is_made_and_follows_changes() {
     let (carrier, mut target) = build();
-    let shape = |processes: Vec<ProcessShape>| Shape { processes, objects: Vec::new() };
+    let shape = |processes: Vec<ProcessShape>| Shape { processes, ..Shape::default() };
     // A shell with a pipeline whose first process has ended, and a daemon whose session leader has.
     let first = vec![
         process(1, 0, 0, 0),
@@ -190,7 +190,7 @@ fn skeletons_die_with_their_thread() {
     let (carrier, pid) = std::thread::spawn(|| {
         let (carrier, mut target) = build();
         let processes = vec![process(1, 0, 0, 0), process(5, 1, 5, 5)];
-        target.reconcile(&Shape { processes, objects: Vec::new() }).unwrap();
+        target.reconcile(&Shape { processes, ..Shape::default() }).unwrap();
         let child = only_child(carrier.pid);
         std::mem::forget(target);
         (carrier, child)

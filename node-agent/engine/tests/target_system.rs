@@ -129,8 +129,14 @@ fn migrate(place: &Place, victim: Victim, init: i32, prepare: &str) -> (Carrier,
     let options = TargetOptions { root, netns: None, cgroup: Some(place.groups[1].clone()) };
     let mut target = Target::build(options).unwrap();
     let mut sink = Local(target.writer());
-    for _ in 0..2 {
+    for turn in 0..2 {
         let shape = source.shape().unwrap();
+        if turn == 0
+            && let Some(template) = source.template().unwrap()
+        {
+            target.reconcile(&template).unwrap();
+            source.template_pages(&mut sink).unwrap();
+        }
         target.reconcile(&shape).unwrap();
         source.round(&mut sink).unwrap();
     }

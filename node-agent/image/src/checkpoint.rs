@@ -170,7 +170,7 @@ mod tests {
 
     fn shape(size: u64) -> Shape {
         let object = MemoryObject { id: 1, size, kind: crate::shape::ObjectKind::SharedAnonymous };
-        Shape { processes: Vec::new(), objects: vec![object] }
+        Shape { objects: vec![object], ..Shape::default() }
     }
 
     fn written() -> Vec<u8> {

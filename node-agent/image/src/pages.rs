@@ -15,6 +15,8 @@ pub enum Owner {
     Process(Pid),
     /// A [`crate::shape::MemoryObject`], by id; run addresses are byte offsets in it.
     Object(u32),
+    /// [`crate::shape::Shape::template`]; run addresses are virtual addresses.
+    Template,
 }
 
 /// What a run says about its pages.
@@ -55,9 +57,9 @@ pub struct Batch<'a> {
 //
 // | offset | size | field |
 // |---|---|---|
-// | 0 | 1 | owner kind: 1 process, 2 object; zero is invalid |
+// | 0 | 1 | owner kind: 1 process, 2 object, 3 template; zero is invalid |
 // | 1 | 3 | reserved, zero |
-// | 4 | 4 | pid or object id |
+// | 4 | 4 | pid or object id; zero for the template |
 // | 8 | 4 | number of runs, n |
 // | 12 | 12 n | runs: address (8 bytes; its low 12 bits hold the kind: 1 data, 2 zero, 3 drop), pages (4) |
 // | 12 + 12 n | | data |
@@ -116,6 +118,7 @@ pub fn encode_head(batch: &Batch<'_>, head: &mut Vec<u8>) -> Result<(), BatchErr
     let (kind, id) = match batch.owner {
         Owner::Process(pid) => (1, pid.to_le_bytes()),
         Owner::Object(id) => (2, id.to_le_bytes()),
+        Owner::Template => (3, [0; 4]),
     };
     head.extend_from_slice(&[kind, 0, 0, 0]);
     head.extend_from_slice(&id);
@@ -144,6 +147,7 @@ pub fn decode<'a>(body: &'a [u8], runs: &'a mut Vec<Run>) -> Result<Batch<'a>, B
     let owner = match head[..4] {
         [1, 0, 0, 0] => Owner::Process(i32::from_le_bytes(take(head, 4))),
         [2, 0, 0, 0] => Owner::Object(u32::from_le_bytes(take(head, 4))),
+        [3, 0, 0, 0] if head[4..8] == [0; 4] => Owner::Template,
         _ => return Err(BatchError::Owner),
     };
     let count = usize::try_from(u32::from_le_bytes(take(head, 8))).map_err(|_| BatchError::Short)?;

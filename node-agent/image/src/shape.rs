@@ -15,6 +15,10 @@ pub struct Shape {
     pub processes: Vec<ProcessShape>,
     /// Memory that more than one mapping can share: shared anonymous memory, memfds, deleted tmpfs files.
     pub objects: Vec<MemoryObject>,
+    /// Private memory that all processes made for the next shape begin with, as fork(2) would give it to them: what
+    /// several of them share as copy-on-write. The kernel's own mappings are among it, where one of them has them. A
+    /// shape with a template has neither processes nor objects.
+    pub template: Vec<Vma>,
 }
 
 /// One process of the tree.

@@ -15,7 +15,11 @@ prop_compose! {
 }
 
 fn owner() -> impl Strategy<Value = Owner> {
-    prop_oneof![any::<i32>().prop_map(Owner::Process), any::<u32>().prop_map(Owner::Object)]
+    prop_oneof![
+        any::<i32>().prop_map(Owner::Process),
+        any::<u32>().prop_map(Owner::Object),
+        Just(Owner::Template)
+    ]
 }
 
 /// Data for these runs, every page another.
@@ -55,7 +59,7 @@ proptest! {
     }
 
     #[test]
-    fn what_decodes_encodes_to_the_same_bytes(mut bytes in prop::collection::vec(any::<u8>(), 12..100), owner in 1u8..3, runs in 0u8..4) {
+    fn what_decodes_encodes_to_the_same_bytes(mut bytes in prop::collection::vec(any::<u8>(), 12..100), owner in 1u8..4, runs in 0u8..4) {
         bytes[..4].copy_from_slice(&[owner, 0, 0, 0]);
         bytes[8..12].copy_from_slice(&[runs, 0, 0, 0]);
         let mut decoded = Vec::new();

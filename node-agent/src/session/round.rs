@@ -50,7 +50,11 @@ impl Session {
             }
         };
         account::lap("last-pages.shape");
+        let template = if self.shape.is_none() { self.send_template()? } else { None };
         self.send_shape(shape)?;
+        if template.is_some() {
+            self.await_shape()?;
+        }
         account::lap("last-pages.send-shape");
         if when == When::Running {
             self.send_ahead()?;
@@ -70,7 +74,7 @@ impl Session {
             (send_pages(engine, bulk, when), None)
         };
         // A broken stream is the target's way to say that it gave up: its message says why.
-        let pages = pages.map_err(|error| self.why(error.into()))?;
+        let pages = pages.map_err(|error| self.why(error.into()))?.and(&template.unwrap_or_default());
         if let Some(sent) = beside {
             let sent = sent.map_err(|error| self.why(error.into()))?;
             files.entries += sent.entries;
@@ -136,16 +140,51 @@ impl Session {
         Ok(())
     }
 
+    /// Sends what the processes share, in a round of its own, before the first shape: the target has them begin with it.
+    fn send_template(&mut self) -> Result<Option<RoundStats>, Failure> {
+        let Some(template) = self.engine.as_mut().ok_or_else(no_engine)?.template()? else {
+            return Ok(None);
+        };
+        self.tell_shape(template)?;
+        let (index, generation) = (self.round, self.generation());
+        let (Some(bulk), Some(engine)) = (self.bulk.as_mut(), self.engine.as_mut()) else {
+            return Err(no_link());
+        };
+        bulk.begin(index, generation).map_err(Failure::Bulk)?;
+        let sent = engine.template_pages(bulk).map_err(|error| self.why(error.into()))?;
+        bulk_end(&mut self.bulk, index).map_err(|error| self.why(error))?;
+        self.send(&PeerMessage::RoundEnd { index })?;
+        self.round += 1;
+        let pages = sent.pages;
+        self.publish.event(format!("{pages} pages that processes share as copy-on-write go once for all"));
+        Ok(Some(sent))
+    }
+
+    /// Waits until the target has made all processes with the template: a bulk stream that is not read for so long would
+    /// count as lost. The round has nothing in it.
+    fn await_shape(&mut self) -> Result<(), Failure> {
+        let (index, generation) = (self.round, self.generation());
+        let bulk = self.bulk.as_mut().ok_or_else(no_link)?;
+        bulk.begin(index, generation).and_then(|()| bulk.end(index)).map_err(Failure::Bulk)?;
+        self.send(&PeerMessage::RoundEnd { index })?;
+        self.round += 1;
+        self.await_round(index)
+    }
+
     /// Sends the shape if it is not the one that the target has.
     fn send_shape(&mut self, shape: Shape) -> Result<(), Failure> {
         if self.shape.as_ref() == Some(&shape) {
             return Ok(());
         }
-        self.generation += 1;
-        let generation = self.generation;
-        self.send(&PeerMessage::Shape { generation, shape: shape.clone() })?;
+        self.tell_shape(shape.clone())?;
         self.shape = Some(shape);
         Ok(())
+    }
+
+    fn tell_shape(&mut self, shape: Shape) -> Result<(), Failure> {
+        self.generation += 1;
+        let generation = self.generation;
+        self.send(&PeerMessage::Shape { generation, shape })
     }
 }
 

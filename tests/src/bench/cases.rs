@@ -47,6 +47,8 @@ pub enum Load {
     Nginx,
     /// 8 processes that share memory and a listening socket, each with a client.
     Shared,
+    /// 32 workers that share 256 MiB with their parent as copy-on-write, 1 client.
+    Forked,
     /// Processes and threads that wait, and descriptors, 1 client.
     Population(Population),
     /// So many connections that say nothing, and one that asks.
@@ -96,7 +98,7 @@ impl Case {
             Load::Own { .. } => &[],
             Load::Redis { .. } => &["redis-server"],
             Load::Nginx => &["nginx"],
-            Load::Shared | Load::Population(_) | Load::Connections(_) => &["python3"],
+            Load::Shared | Load::Forked | Load::Population(_) | Load::Connections(_) => &["python3"],
             Load::State(_) => &["python3", "nft", "nsenter"],
         }
     }
@@ -206,6 +208,7 @@ pub const CASES: &[Case] = &[
     program("redis-512MiB", Load::Redis { keys: 131_072 }),
     program("nginx", Load::Nginx),
     program("shared-8-workers", Load::Shared),
+    program("forked-32x256MiB", Load::Forked),
     processes("1-process", 1),
     processes("10-processes", 10),
     processes("100-processes", 100),

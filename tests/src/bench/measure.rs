@@ -142,6 +142,7 @@ pub fn measure(name: String, case: &Case, moves: usize, streams: Option<u32>) ->
     let running = start::start(&cluster, case.load)?;
     let agents = Agents::of(&cluster)?;
     let looked = cluster.must(["check", NAME, "-o", "json"])?.json()?;
+    let before = used(&cluster)?;
     let cpu = agents.cpu_seconds()?;
     let mut done = Vec::new();
     for index in 0..moves {
@@ -154,9 +155,16 @@ pub fn measure(name: String, case: &Case, moves: usize, streams: Option<u32>) ->
     let cpu = agents.cpu_seconds()? - cpu;
     let heard = running.finish(&cluster, NODES[moves % 2])?;
     let resident = looked.pointer("/status/residentBytes").map(as_number).unwrap_or_default();
-    let row = row(name, case, &done, &heard, resident, cpu, bare);
+    let mut row = row(name, case, &done, &heard, resident, cpu, bare);
+    row.memory_bytes = [before, used(&cluster)?];
     cluster.passed();
     Ok(row)
+}
+
+/// Memory of the container as its control group counts it.
+fn used(cluster: &Cluster) -> Result<f64> {
+    let shown = cluster.must(["get", "container", NAME, "-o", "json"])?.json()?;
+    Ok(shown.pointer("/status/memoryBytes").map(as_number).unwrap_or_default())
 }
 
 fn as_number(value: &Value) -> f64 {
@@ -206,6 +214,7 @@ fn row(
         total_seconds: total,
         bytes_sent: sent,
         resident_bytes: resident,
+        memory_bytes: [0.0; 2],
         sent_over_resident: sent.median / resident.max(1.0),
         rounds: spread(&|m| m.rounds().len() as f64),
         split_ms: PARTS

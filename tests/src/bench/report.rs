@@ -111,6 +111,8 @@ pub struct Row {
     pub bytes_sent: Spread,
     /// Memory of the container before the first move.
     pub resident_bytes: f64,
+    /// Memory of the container as its control group counts it, before the first move and after the last one.
+    pub memory_bytes: [f64; 2],
     /// Medians of one by the other.
     pub sent_over_resident: f64,
     /// Rounds, the last one in the pause not among them.
@@ -213,6 +215,7 @@ fn moves(rows: &[Row]) -> String {
         "total s",
         "sent MiB",
         "sent/resident",
+        "memory MiB",
         "rounds",
         "CPU s/GiB",
         "source MiB",
@@ -228,6 +231,7 @@ fn moves(rows: &[Row]) -> String {
             format!("{:.2}", row.total_seconds.median),
             format!("{:.1}", row.bytes_sent.median / MIB),
             format!("{:.2}", row.sent_over_resident),
+            row.memory_bytes.map(|bytes| format!("{:.0}", bytes / MIB)).join(" -> "),
             format!("{:.0}", row.rounds.median),
             format!("{:.2}", row.agents.cpu_seconds_per_gib),
             format!("{:.0}", row.agents.source_peak_mib.max),

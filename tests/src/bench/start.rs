@@ -10,7 +10,7 @@ use super::series::Series;
 use crate::client::{Gap, Verdict};
 use crate::cluster::{Background, Cluster, binary};
 use crate::workload::load::State;
-use crate::workload::{POPULATION_PROGRAM, SHARED_PROGRAM, http, load, nginx, python, redis};
+use crate::workload::{FORKED_PROGRAM, POPULATION_PROGRAM, SHARED_PROGRAM, http, load, nginx, python, redis};
 
 /// The container's name.
 pub const NAME: &str = "bench";
@@ -76,6 +76,10 @@ pub fn start(cluster: &Cluster, load: Load) -> Result<Running> {
         Load::Shared => {
             let at = python::start(cluster, NAME, IP, SHARED_PROGRAM, &[], None)?;
             Running::lines(cluster, &["lines", &at.to_string(), CLIENTS])
+        }
+        Load::Forked => {
+            let at = python::start(cluster, NAME, IP, FORKED_PROGRAM, &[], None)?;
+            Running::lines(cluster, &["lines", &at.to_string(), "1"])
         }
         Load::Population(wanted) => {
             let at = population(cluster, &wanted, 0)?;

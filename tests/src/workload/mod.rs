@@ -62,3 +62,7 @@ pub const RELUCTANT_PROGRAM: &str = include_str!("reluctant.py");
 /// A python3 program that has bash on a terminal and sits at it, with jobs in the background, the foreground and
 /// stopped; it answers as [`PYTHON_PROGRAM`].
 pub const SHELL_PROGRAM: &str = include_str!("shell.py");
+
+/// A python3 program whose 32 workers share 256 MiB with it as copy-on-write; it answers as [`POPULATION_PROGRAM`], one
+/// connection at a time.
+pub const FORKED_PROGRAM: &str = include_str!("forked.py");

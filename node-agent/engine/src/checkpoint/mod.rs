@@ -59,16 +59,30 @@ impl<W: Write + Send> PageSink for Pages<'_, W> {
 /// See [`SaveError`].
 pub fn save<W: Write + Send>(source: &mut Source, rounds: u32, to: W) -> Result<(W, Image), SaveError> {
     let mut writer = CheckpointWriter::new(to);
-    for _ in 0..rounds {
-        writer.shape(&source.shape()?)?;
+    for round in 0..rounds {
+        save_shape(source, round == 0, &mut writer)?;
         source.round(&mut Pages(&mut writer))?;
     }
     source.freeze()?;
-    writer.shape(&source.shape()?)?;
+    save_shape(source, rounds == 0, &mut writer)?;
     source.last_pages(&mut Pages(&mut writer))?;
     let image = source.capture()?;
     let to = writer.finish(&image)?;
     Ok((to, image))
+}
+
+/// A shape; before the first one what its processes share.
+fn save_shape<W: Write + Send>(
+    source: &mut Source,
+    first: bool,
+    writer: &mut CheckpointWriter<W>,
+) -> Result<(), SaveError> {
+    let shape = source.shape()?;
+    if first && let Some(template) = source.template()? {
+        writer.shape(&template)?;
+        source.template_pages(&mut Pages(writer))?;
+    }
+    Ok(writer.shape(&shape)?)
 }
 
 /// Reads a container into `target`, which is complete and stopped after Ok: [`Target::ready`] follows.

@@ -33,6 +33,7 @@ mod session;
 mod sockets;
 mod spec;
 mod stopping;
+mod template;
 mod terminals;
 mod told;
 mod traced;
@@ -110,7 +111,8 @@ pub struct RoundStats {
 
 impl RoundStats {
     /// Both together.
-    pub(crate) fn and(&self, other: &Self) -> Self {
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
         Self {
             pages: self.pages + other.pages,
             zero_pages: self.zero_pages + other.zero_pages,

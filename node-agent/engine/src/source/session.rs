@@ -24,6 +24,7 @@ use super::memory::objects::ObjectMemory;
 use super::memory::process::{ObjectRanges, TrackedMemory};
 use super::memory::readers::Readers;
 use super::memory::sent::PageSet;
+use super::memory::template::Template;
 use super::numa;
 use super::outside;
 use super::recover::clean;
@@ -46,7 +47,9 @@ pub struct Source {
     /// What the target holds of processes that are gone or have another address space now.
     pub(super) left_behind: HashMap<Pid, PageSet>,
     objects: ObjectMemory,
-    readers: Readers,
+    pub(super) readers: Readers,
+    /// Found, and not sent yet.
+    pub(super) template: Option<Template>,
     /// Mechanism of dirty tracking.
     pub(super) soft_dirty: bool,
     /// The last shape that was handed out: what the target is built like.
@@ -128,6 +131,7 @@ impl Source {
             left_behind: HashMap::new(),
             objects: ObjectMemory::default(),
             readers: Readers::new(),
+            template: None,
             soft_dirty: !trackers.pagemap_scan,
             told: None,
             last_pid: None,
@@ -339,15 +343,9 @@ impl Source {
     /// Finds and sends written pages of everything that was told.
     fn pages(&mut self, sink: &mut dyn PageSink, again: bool) -> Result<RoundStats, SourceError> {
         self.readers.begin(!again);
-        let look = match &mut self.state {
-            State::Frozen(frozen) => std::mem::take(&mut frozen.look),
-            State::Tracking | State::Done => self.told.take().unwrap_or_default(),
-        };
+        let look = self.take_look();
         let result = self.still(&look, again).and_then(|()| self.pages_of(&look, sink, again));
-        match &mut self.state {
-            State::Frozen(frozen) => frozen.look = look,
-            State::Tracking | State::Done => self.told = Some(look),
-        }
+        self.put_look(look);
         result.map(|()| self.readers.stats())
     }
 

@@ -133,7 +133,7 @@ mod tests {
                 process(3, parent, memory()),
                 process(4, 3, memory()),
             ],
-            objects: Vec::new(),
+            ..Shape::default()
         };
         assert!(stale(&shape(2), &shape(2)).is_empty());
         let mut pids: Vec<Pid> = stale(&shape(2), &shape(1)).into_keys().collect();

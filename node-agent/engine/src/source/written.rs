@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use image::PAGE_SIZE;
+
 use super::SourceError;
 use super::capture::files;
 use super::look::Look;
@@ -13,7 +15,8 @@ use super::session::{Source, State};
 /// What a tree wrote between two looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Bytes of pages that were written to, each counted once; at the first look those that hold anything.
+    /// Bytes of pages that were written to, each counted once; at the first look those that hold anything, and what
+    /// processes share as copy-on-write once.
     pub bytes: u64,
     /// From the end of the look before to the end of this one; zero at the first look.
     pub window: Duration,
@@ -39,7 +42,10 @@ impl Source {
         self.shape()?;
         let began = Instant::now();
         let look = self.told.take().unwrap_or_default();
-        let counted = self.count(&look);
+        let counted = self.count(&look).and_then(|bytes| match before {
+            None => Ok(bytes.saturating_sub(self.spared(&look)? * PAGE_SIZE)),
+            Some(_) => Ok(bytes),
+        });
         self.told = Some(look);
         let ended = Instant::now();
         self.looked = Some(ended);

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use image::shape::{Backing, FileIdentity, Mm, MmFields, Vma};
 use image::{Pid, Refusal, Subject};
@@ -76,6 +76,7 @@ pub(crate) fn reconcile(
     around: &Surroundings<'_>,
 ) -> Result<Vec<Span>, TargetError> {
     if skeleton.mm == *wanted {
+        skeleton.template = false;
         return Ok(Vec::new());
     }
     let steps = memory::plan(&skeleton.mm.vmas, &wanted.vmas);
@@ -111,7 +112,65 @@ pub(crate) fn reconcile(
     calls.extend(around.channel.close_others());
     skeleton.run(around.tape, &calls)?;
     skeleton.mm = wanted.clone();
+    skeleton.template = false;
     Ok(unmapped)
+}
+
+/// Maps the template into a process that holds nothing yet.
+pub(crate) fn begin_template(
+    skeleton: &mut Skeleton,
+    template: &[Vma],
+    around: &Surroundings<'_>,
+) -> Result<(), TargetError> {
+    if template.iter().any(|vma| matches!(vma.backing, Backing::File { .. })) {
+        neutral_exe(skeleton, around)?;
+    }
+    reconcile(skeleton, &Mm { vmas: template.to_vec(), ..Mm::default() }, around)?;
+    skeleton.template = true;
+    Ok(())
+}
+
+/// Takes the template from a process that has no memory of its own.
+pub(crate) fn end_template(skeleton: &mut Skeleton, around: &Surroundings<'_>) -> Result<(), TargetError> {
+    let own = skeleton.mm.vmas.iter().filter(|vma| !memory::is_special(vma));
+    let calls: Vec<Call> = own.map(|vma| call!("munmap", SYS_munmap, vma.start, vma.len())).collect();
+    skeleton.run(around.tape, &calls)?;
+    skeleton.mm = Mm::default();
+    skeleton.template = false;
+    Ok(())
+}
+
+/// Gives the process an executable that nothing maps: the kernel refuses to replace one that is mapped (EBUSY), and the
+/// template may map the agent's, which every skeleton has by birth.
+fn neutral_exe(skeleton: &mut Skeleton, around: &Surroundings<'_>) -> Result<(), TargetError> {
+    // Before Linux 6.3 there is no such flag, and all are executable.
+    let memfd = sys::fds::memfd(b"skeleton", libc::MFD_EXEC).or_else(|_| sys::fds::memfd(b"skeleton", 0));
+    let memfd = memfd.map_err(TargetError::errno("memfd_create"))?;
+    // One that is open for writing is no executable (ETXTBSY).
+    let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+    let read_only = File::open(path).map_err(TargetError::system("open a memfd again"))?;
+    drop(memfd);
+    let numbers = around.channel.plant(skeleton, around.tape, around.channel.number, &[read_only.as_fd()])?;
+    // The kernel wants numbers that could be, and every process gets its own.
+    let at = 0x10_0000;
+    let fields = MmFields {
+        start_code: at,
+        end_code: at + 1,
+        start_data: at,
+        end_data: at,
+        start_brk: at,
+        brk: at,
+        start_stack: at,
+        arg_start: at,
+        arg_end: at,
+        env_start: at,
+        env_end: at,
+    };
+    let set = set_mm(&fields, &[], numbers.first().copied());
+    // A host may forbid executable memfds (vm.memfd_noexec); then the container's files must not be the agent's.
+    let mut calls = vec![set.accept(&[libc::EACCES])];
+    calls.extend(around.channel.close_others());
+    skeleton.run(around.tape, &calls).map(drop)
 }
 
 /// The executable, when it is not the one that is set already.

@@ -46,7 +46,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use image::shape::{Ahead, Shape};
+use image::shape::{Ahead, Mm, Shape};
 use image::state::{HostFacts, Image};
 use image::{Pid, Refusal, Subject};
 
@@ -190,11 +190,15 @@ impl Target {
     }
 
     /// Makes the skeletons be what the shape says: processes made and killed, memory mapped, unmapped,
-    /// protected. Contents of mappings that stay are kept.
+    /// protected. Contents of mappings that stay are kept. Processes that are made after a shape with a template begin
+    /// with what was written into it, where they have the same mapped.
     ///
     /// # Errors
     /// A [`TargetError`]; the target is to be discarded.
     pub fn reconcile(&mut self, shape: &Shape) -> Result<(), TargetError> {
+        if !shape.template.is_empty() {
+            return self.begin_template(shape);
+        }
         let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, writer, .. } = self;
         let root = tree.root;
         fail::fail_point!("target-reconcile");
@@ -208,8 +212,12 @@ impl Target {
         objects.reconcile(&shape.objects, tree.get(root)?, tape, writer)?;
         drop(owner);
         let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
+        tree.end_template(shape, &around)?;
         for process in &shape.processes {
             let skeleton = tree.get(process.pid)?;
+            if skeleton.template {
+                writer.inherit(process.pid, skeleton.host, &skeleton.memory);
+            }
             let dropped = mapping::drop_pages(&writer.take_dropped(process.pid));
             skeleton.run(tape, &dropped)?;
             for (start, end) in mapping::reconcile(skeleton, &process.mm, &around)? {
@@ -217,7 +225,25 @@ impl Target {
             }
             writer.set_process(process.pid, skeleton.host, &skeleton.memory, &process.mm.vmas);
         }
+        writer.end_template();
         fail::fail_point!("target-reconcile-memory");
+        Ok(())
+    }
+
+    /// The root process holds the template until it has made the others, each of which gets it by fork(2).
+    fn begin_template(&mut self, shape: &Shape) -> Result<(), TargetError> {
+        let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, writer, .. } = self;
+        let root = tree.root;
+        let fresh = tree.skeletons.len() == 1 && tree.get(root)?.mm == Mm::default();
+        if !fresh || !shape.processes.is_empty() || !shape.objects.is_empty() {
+            return Err(TargetError::Image("a template beside processes".to_owned()));
+        }
+        tree.make_way(shape, tape)?;
+        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
+        let skeleton = tree.get(root)?;
+        mapping::begin_template(skeleton, &shape.template, &around)?;
+        writer.set_template(skeleton.host, &skeleton.memory, &shape.template);
+        fail::fail_point!("target-template");
         Ok(())
     }
 

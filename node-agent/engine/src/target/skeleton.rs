@@ -16,6 +16,7 @@ use sys::tape::Size;
 use sys::tape::target::{TargetDone, TargetRun, TargetTape, step_call};
 
 use super::error::TargetError;
+use super::plan::memory::is_special;
 use super::plan::tree::Node;
 use super::plant::Channel;
 use super::script::{Call, Loaded, call, load};
@@ -65,8 +66,10 @@ pub(crate) struct Skeleton {
     pub(crate) special: Vec<(String, Span)>,
     /// What is mapped, as the last shape said it.
     pub(crate) mm: Mm,
-    /// It holds nothing but tape and special mappings, and no descriptor but the channel.
+    /// It holds nothing but tape and special mappings, and no descriptor but the channel; a template, if it has one.
     pub(crate) cleared: bool,
+    /// What is mapped is the template: a process that it makes begins with it.
+    pub(crate) template: bool,
     /// Its other threads: they die before the first one, which reports its death last.
     pub(crate) threads: Vec<Task>,
     /// Its first thread.
@@ -259,6 +262,7 @@ impl Skeleton {
             special: Vec::new(),
             mm: Mm::default(),
             cleared: false,
+            template: false,
             leader: Task::new(node.pid, stopped)?,
             threads: Vec::new(),
         };
@@ -275,8 +279,9 @@ impl Skeleton {
             pidfd: sys::pidfd::open(host).map_err(failed(node.pid, "pidfd_open"))?,
             memory: open_memory(node.pid, host)?,
             special: self.special.clone(),
-            mm: Mm::default(),
+            mm: if self.template { self.mm.clone() } else { Mm::default() },
             cleared: false,
+            template: self.template,
             leader: Task::new(node.pid, stopped)?,
             threads: Vec::new(),
         })
@@ -348,10 +353,14 @@ impl Skeleton {
         self.leader.run(tape, calls)
     }
 
-    /// The ranges that clearing must leave: the tape and the kernel's mappings.
+    /// Unmaps everything but the tape, the kernel's mappings and the template.
     pub(crate) fn clearing(&self, tape: &TargetTape) -> Vec<Call> {
         let mut keep: Vec<Span> = self.special.iter().map(|(_, span)| *span).collect();
         keep.push((tape.address(), tape.address() + tape.len()));
+        if self.template {
+            let own = self.mm.vmas.iter().filter(|vma| !is_special(vma));
+            keep.extend(own.map(|vma| (vma.start, vma.end)));
+        }
         keep.sort_unstable();
         let mut calls = Vec::new();
         let mut from = 0;

@@ -1,6 +1,6 @@
 //! The tree of skeletons: carries out [`plan::tree`](super::plan::tree).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use image::Pid;
 use image::shape::{Mm, ProcessShape, Shape};
@@ -74,8 +74,8 @@ impl Tree {
 
     /// Moves the tape, in every skeleton at once, when it lies where one of them needs its addresses.
     pub(crate) fn make_way(&mut self, shape: &Shape, tape: &TargetTape) -> Result<(), TargetError> {
-        let wanted: Vec<Span> =
-            shape.processes.iter().flat_map(|p| &p.mm.vmas).map(|v| (v.start, v.end)).collect();
+        let vmas = shape.processes.iter().flat_map(|p| &p.mm.vmas).chain(&shape.template);
+        let wanted: Vec<Span> = vmas.map(|v| (v.start, v.end)).collect();
         let now = (tape.address(), tape.address() + tape.len());
         if !wanted.iter().any(|w| overlap(*w, now)) {
             return Ok(());
@@ -96,6 +96,22 @@ impl Tree {
             .map_err(|source| TargetError::Tape { pid: root, source: Box::new(source) })?;
         for (pid, stopped) in order.into_iter().zip(moved) {
             self.get(pid)?.leader.put(stopped);
+        }
+        Ok(())
+    }
+
+    /// Takes the template from all that have no memory in this shape: zombies, and who carries the tree.
+    pub(crate) fn end_template(
+        &mut self,
+        shape: &Shape,
+        around: &Surroundings<'_>,
+    ) -> Result<(), TargetError> {
+        let with_memory = shape.processes.iter().filter(|process| process.mm != Mm::default());
+        let with_memory: BTreeSet<Pid> = with_memory.map(|process| process.pid).collect();
+        for (pid, skeleton) in &mut self.skeletons {
+            if skeleton.template && !with_memory.contains(pid) {
+                mapping::end_template(skeleton, around)?;
+            }
         }
         Ok(())
     }
@@ -221,5 +237,5 @@ fn with_carrier(carrier: &Node, shape: &Shape) -> Option<Shape> {
         mm: Mm::default(),
         ..p.clone()
     }));
-    Some(Shape { processes, objects: Vec::new() })
+    Some(Shape { processes, ..Shape::default() })
 }

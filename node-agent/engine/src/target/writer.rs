@@ -27,6 +27,8 @@ pub struct PageWriter {
 #[derive(Debug, Default)]
 struct Spaces {
     processes: HashMap<Pid, Arc<Space>>,
+    /// What processes begin with, while none is made.
+    template: Option<Arc<Space>>,
     objects: HashMap<u32, Arc<File>>,
 }
 
@@ -58,7 +60,7 @@ enum Way {
 }
 
 /// What a skeleton's memory holds.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Marks {
     /// Written at least once: only these can hold something else than a fresh mapping.
     written: Ranges,
@@ -87,6 +89,11 @@ impl PageWriter {
                 drop(spaces);
                 space.ok_or_else(|| unknown(format!("no process {pid} in the shape")))?.apply(batch)
             }
+            Owner::Template => {
+                let space = spaces.template.clone();
+                drop(spaces);
+                space.ok_or_else(|| unknown("no template in the shape".to_owned()))?.apply(batch)
+            }
             Owner::Object(id) => {
                 let object = spaces.objects.get(&id).cloned();
                 drop(spaces);
@@ -105,13 +112,31 @@ impl PageWriter {
             .filter(|s| s.host_pid == host_pid)
             .map(|s| s.marks.clone())
             .unwrap_or_default();
-        let space = Space {
-            host_pid,
-            memory: memory.clone(),
-            areas: vmas.iter().filter_map(Area::new).collect(),
-            marks,
-        };
+        spaces.processes.insert(pid, Arc::new(Space::new(host_pid, memory, vmas, marks)));
+    }
+
+    /// Tells where the template is.
+    pub(crate) fn set_template(&self, host_pid: i32, memory: &Arc<File>, vmas: &[Vma]) {
+        let mut spaces = self.spaces.write().unwrap_or_else(PoisonError::into_inner);
+        let mut space = Space::new(host_pid, memory, vmas, Arc::default());
+        // process_vm_writev(2) pins what it writes: from then on fork(2) takes pages that a thousand processes share for
+        // pinned ones, and copies them.
+        space.areas.iter_mut().for_each(|area| area.way = Way::Forced);
+        spaces.template = Some(Arc::new(space));
+    }
+
+    /// A process was made with what the template holds.
+    pub(crate) fn inherit(&self, pid: Pid, host_pid: i32, memory: &Arc<File>) {
+        let mut spaces = self.spaces.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(template) = &spaces.template else { return };
+        let marks = lock(&template.marks).clone();
+        let space = Space::new(host_pid, memory, &[], Arc::new(Mutex::new(marks)));
         spaces.processes.insert(pid, Arc::new(space));
+    }
+
+    /// All processes that begin with the template have been made.
+    pub(crate) fn end_template(&self) {
+        self.spaces.write().unwrap_or_else(PoisonError::into_inner).template = None;
     }
 
     /// Forgets a process.
@@ -178,6 +203,10 @@ struct Gather {
 }
 
 impl Space {
+    fn new(host_pid: i32, memory: &Arc<File>, vmas: &[Vma], marks: Arc<Mutex<Marks>>) -> Self {
+        Self { host_pid, memory: memory.clone(), areas: vmas.iter().filter_map(Area::new).collect(), marks }
+    }
+
     fn apply(&self, batch: &Batch<'_>) -> io::Result<()> {
         let mut gather = Gather::default();
         let mut at = 0;

@@ -19,6 +19,7 @@ pub(crate) fn follow(copy: &mut Copy, old: &Shape, new: &Shape) {
     copy.pages.retain(|(owner, at), _| {
         let pid = match owner {
             Owner::Process(pid) => pid,
+            Owner::Template => return false,
             Owner::Object(id) => return new.objects.iter().any(|object| object.id == *id),
         };
         let (Some(was), Some(is)) = (before.get(pid), after.get(pid)) else {
@@ -31,6 +32,30 @@ pub(crate) fn follow(copy: &mut Copy, old: &Shape, new: &Shape) {
                 _ => false,
             }
     });
+}
+
+/// What a target does when processes begin with a template: each has of it what it maps in the same way.
+pub(crate) fn begin(copy: &mut Copy, template: &Shape, shape: &Shape) {
+    let mut pages: Vec<(u64, Vec<u8>)> = Vec::new();
+    copy.pages.retain(|(owner, at), page| {
+        let from = *owner == Owner::Template;
+        if from {
+            pages.push((*at, std::mem::take(page)));
+        }
+        !from
+    });
+    let find = |vmas: &[Vma], at: u64| {
+        let mut found = vmas.iter().find(|v| (v.start..v.end).contains(&at)).cloned()?;
+        found.flags.huge_page = false;
+        Some((what(&found, at), found.flags.grows_down))
+    };
+    for (at, page) in &pages {
+        let was = find(&template.template, *at);
+        assert!(was.is_some(), "{at:#x} is not mapped by the template");
+        for process in shape.processes.iter().filter(|process| find(&process.mm.vmas, *at) == was) {
+            copy.pages.insert((Owner::Process(process.pid), *at), page.clone());
+        }
+    }
 }
 
 fn what(vma: &Vma, at: u64) -> String {

@@ -66,6 +66,12 @@ pub(crate) fn migrate_and(
     let mut sink = Local(target.writer());
     for turn in 0..2 {
         let shape = source.shape().unwrap();
+        if turn == 0
+            && let Some(template) = source.template().unwrap()
+        {
+            target.reconcile(&template).unwrap();
+            source.template_pages(&mut sink).unwrap();
+        }
         target.reconcile(&shape).unwrap();
         // Not what the image will say: one thread too many, and one too few, and in a container other users.
         let mut ahead = source.ahead().unwrap();

@@ -170,7 +170,7 @@ pub(crate) fn shape_of(pid: i32) -> Shape {
         tty: None,
         mm: read_mm(pid),
     };
-    Shape { processes: vec![process], objects: Vec::new() }
+    Shape { processes: vec![process], ..Shape::default() }
 }
 
 /// The bytes of one mapping.

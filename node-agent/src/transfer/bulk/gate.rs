@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::rounds::{Received, Rounds, Step, Violation};
 
 /// How long a receiver waits for the shape that a round needs.
-const SHAPE_TIMEOUT: Duration = Duration::from_secs(30);
+const SHAPE_TIMEOUT: Duration = Duration::from_secs(55);
 
 /// Lets a round's pages through only after its shape has been built and the round before it is complete on all streams.
 #[derive(Debug)]

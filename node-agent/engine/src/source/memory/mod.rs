@@ -8,6 +8,7 @@ pub(crate) mod process;
 pub(crate) mod readers;
 pub(crate) mod sent;
 pub(crate) mod soft_dirty;
+pub(crate) mod template;
 pub(crate) mod tracker;
 
 /// The number of the last process or thread made, in this process's pid namespace: while it stays the same,

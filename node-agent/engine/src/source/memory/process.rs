@@ -15,6 +15,7 @@ use super::batch::{Batcher, Contents, Outcome};
 use super::digests::Digests;
 use super::hot::Hot;
 use super::sent::{PageSet, join, subtract};
+use super::template::Inherited;
 use super::tracker::Tracker;
 use crate::PageSink;
 use crate::source::SourceError;
@@ -33,7 +34,9 @@ pub(crate) struct TrackedMemory {
     /// Dropping it ends the tracking.
     pub(crate) tracker: Box<dyn Tracker>,
     /// Pages of which the target holds contents.
-    sent: PageSet,
+    pub(super) sent: PageSet,
+    /// What the target holds for this process since it made it.
+    pub(super) inherited: Option<Inherited>,
     /// What they are, where the tracker is coarse.
     digests: Digests,
     /// Pages that wait for the last round.
@@ -78,6 +81,7 @@ impl TrackedMemory {
             pagemap: Pagemap::open(pid).map_err(|error| SourceError::kernel("open pagemap", pid, error))?,
             tracker,
             sent,
+            inherited: None,
             digests: Digests::default(),
             hot: Hot::default(),
             refresh: Vec::new(),
@@ -89,6 +93,7 @@ impl TrackedMemory {
     /// Has these ranges sent again in the next round.
     pub(crate) fn refresh(&mut self, ranges: Vec<Range<u64>>) {
         self.digests.forget_all(&ranges);
+        self.inherited.iter_mut().for_each(|inherited| inherited.forget(&ranges));
         self.refresh.extend(ranges);
         join(&mut self.refresh);
     }
@@ -192,6 +197,7 @@ impl TrackedMemory {
         let held = self.hot.end_round(self.first);
         batcher.held_back(held);
         self.first = false;
+        self.inherited = None;
         self.refresh.clear();
         Ok(())
     }
@@ -223,6 +229,21 @@ impl TrackedMemory {
         Ok(bytes)
     }
 
+    /// Nothing was sent yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.first
+    }
+
+    pub(super) fn pagemap(&self) -> &Pagemap {
+        &self.pagemap
+    }
+
+    /// The contents of its own pages, in mappings that may be read or not.
+    pub(super) fn contents(&mut self, readable: bool) -> PrivatePages<'_> {
+        let Self { pid, mem, pagemap, tracker, .. } = self;
+        PrivatePages { pid: *pid, mem, pagemap, tracker: &mut **tracker, readable }
+    }
+
     fn send(
         &mut self,
         owner: Owner,
@@ -232,15 +253,11 @@ impl TrackedMemory {
         batcher: &mut Batcher,
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
-        let mut contents = PrivatePages {
-            pid: self.pid,
-            mem: &self.mem,
-            pagemap: &self.pagemap,
-            tracker: &mut *self.tracker,
-            readable: how.readable,
-        };
-        let mut outcome =
-            SentPages { sent: &mut self.sent, digests: &mut self.digests, coarse, over_file: how.over_file };
+        let Self { pid, mem, pagemap, tracker, sent, inherited, digests, .. } = self;
+        let mut contents =
+            PrivatePages { pid: *pid, mem, pagemap, tracker: &mut **tracker, readable: how.readable };
+        let inherited = inherited.as_ref();
+        let mut outcome = SentPages { sent, inherited, digests, coarse, over_file: how.over_file };
         for range in data {
             batcher.push(owner, range, &mut contents, &mut outcome, sink)?;
         }
@@ -281,7 +298,7 @@ impl TrackedMemory {
     }
 
     /// The pages of a range that belong to the process: present or swapped, and not a file's.
-    fn own_pages(&mut self, range: &Range<u64>) -> Result<Vec<Range<u64>>, SourceError> {
+    pub(super) fn own_pages(&mut self, range: &Range<u64>) -> Result<Vec<Range<u64>>, SourceError> {
         let mut regions: Vec<Region> = Vec::new();
         self.pagemap.classify(range.clone(), &mut regions).map_err(|error| match error {
             ScanError::Kernel(errno) => SourceError::kernel("classify pages", self.pid, errno),
@@ -322,7 +339,7 @@ impl TrackedMemory {
     }
 }
 
-struct PrivatePages<'a> {
+pub(super) struct PrivatePages<'a> {
     pid: i32,
     mem: &'a ProcessMemory,
     pagemap: &'a Pagemap,
@@ -431,6 +448,7 @@ fn is_unmapped(error: &io::Error) -> bool {
 
 struct SentPages<'a> {
     sent: &'a mut PageSet,
+    inherited: Option<&'a Inherited>,
     digests: &'a mut Digests,
     coarse: &'a [Range<u64>],
     over_file: bool,
@@ -461,7 +479,8 @@ impl Outcome for SentPages<'_> {
     }
 
     fn same(&self, page: u64, contents: &[u8]) -> bool {
-        self.is_coarse(page) && self.sent.has(page) && self.digests.same(page, contents)
+        self.inherited.is_some_and(|inherited| inherited.same(page, contents))
+            || (self.is_coarse(page) && self.sent.has(page) && self.digests.same(page, contents))
     }
 
     fn must_tell_zero(&self, page: u64) -> bool {

@@ -121,7 +121,7 @@ impl Kernel {
             });
             todo.extend(self.nodes.values().filter(|c| c.ppid == pid).map(|c| c.pid));
         }
-        Shape { processes, objects: Vec::new() }
+        Shape { processes, ..Shape::default() }
     }
 }
 
@@ -257,7 +257,7 @@ fn process(pid: Pid, ppid: Pid, pgid: Pid, sid: Pid) -> ProcessShape {
 }
 
 fn planned(processes: Vec<ProcessShape>) -> Vec<TreeStep> {
-    plan(&[root(true)], &Shape { processes, objects: Vec::new() }).unwrap()
+    plan(&[root(true)], &Shape { processes, ..Shape::default() }).unwrap()
 }
 
 #[test]
@@ -279,6 +279,6 @@ fn a_shell_pipeline_whose_first_process_ended_keeps_its_group() {
 
 #[test]
 fn a_wrong_root_is_refused_by_its_pid() {
-    let shape = Shape { processes: vec![process(9, 0, 9, 9)], objects: Vec::new() };
+    let shape = Shape { processes: vec![process(9, 0, 9, 9)], ..Shape::default() };
     assert_eq!(plan(&[root(true)], &shape).unwrap_err().pid, 9);
 }
