@@ -74,11 +74,16 @@ impl TrackedMemory {
         tracker: Box<dyn Tracker>,
         sent: PageSet,
     ) -> Result<Self, SourceError> {
+        let failed = |what: &str, error: io::Error| match error.raw_os_error().map(Errno::from_raw) {
+            // It has ended since it was looked at.
+            Some(Errno::ESRCH | Errno::ENOENT) => SourceError::ThreadGone { tid: pid },
+            _ => SourceError::kernel(what, pid, error),
+        };
         Ok(Self {
             pid,
             inner,
-            mem: ProcessMemory::open(pid).map_err(|error| SourceError::kernel("open mem", pid, error))?,
-            pagemap: Pagemap::open(pid).map_err(|error| SourceError::kernel("open pagemap", pid, error))?,
+            mem: ProcessMemory::open(pid).map_err(|error| failed("open mem", error))?,
+            pagemap: Pagemap::open(pid).map_err(|error| failed("open pagemap", error.into()))?,
             tracker,
             sent,
             inherited: None,
