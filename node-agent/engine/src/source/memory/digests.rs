@@ -1,7 +1,8 @@
-//! Digests of pages that the target holds, where a tracker cannot tell single pages apart: a huge page has one bit for
-//! all of its 512.
+//! Digests of pages that the target holds, where a tracker cannot tell single pages apart (a huge page has one bit for
+//! all of its 512), and of what processes begin with at the target.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::ops::Range;
 
 use image::PAGE_SIZE;
@@ -12,8 +13,10 @@ use super::sent::EXTENT;
 const PAGES: usize = 512;
 
 /// By extent; 0 = not known. An extent takes 4 KiB.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Digests {
+    /// Nobody can know it who would make two pages alike.
+    seed: u64,
     extents: BTreeMap<u64, Box<[u64; PAGES]>>,
 }
 
@@ -21,21 +24,28 @@ fn place(page: u64) -> (u64, usize) {
     (page / EXTENT, usize::try_from(page % EXTENT / PAGE_SIZE).unwrap_or(0))
 }
 
-fn digest(contents: &[u8]) -> u64 {
-    XxHash3_64::oneshot(contents).max(1)
+impl Default for Digests {
+    fn default() -> Self {
+        Self { seed: RandomState::new().hash_one(0), extents: BTreeMap::new() }
+    }
 }
 
 impl Digests {
+    fn digest(&self, contents: &[u8]) -> u64 {
+        XxHash3_64::oneshot_with_seed(self.seed, contents).max(1)
+    }
+
     /// Whether the page had these contents when it was sent last, as far as that is known.
     pub(crate) fn same(&self, page: u64, contents: &[u8]) -> bool {
         let (extent, at) = place(page);
-        self.extents.get(&extent).is_some_and(|known| known[at] != 0 && known[at] == digest(contents))
+        self.extents.get(&extent).is_some_and(|known| known[at] != 0 && known[at] == self.digest(contents))
     }
 
     /// The page is sent with these contents.
     pub(crate) fn set(&mut self, page: u64, contents: &[u8]) {
         let (extent, at) = place(page);
-        self.extents.entry(extent).or_insert_with(|| Box::new([0; PAGES]))[at] = digest(contents);
+        let digest = self.digest(contents);
+        self.extents.entry(extent).or_insert_with(|| Box::new([0; PAGES]))[at] = digest;
     }
 
     /// What the target holds of this page is not known any more.
