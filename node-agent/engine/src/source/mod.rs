@@ -4,8 +4,10 @@
 //! leaves something in a process that [`Source::abort`] cannot take out again, and what a crash of this
 //! process leaves behind either restores itself or is removed by [`recover`].
 
+mod beside;
 mod capture;
 pub(crate) mod clock;
+mod connections;
 mod descriptor;
 mod error;
 mod facts;
