@@ -22,6 +22,8 @@ pub struct SockOpt {
 pub struct Tcp {
     /// Address family: AF_INET or AF_INET6 (an IPv6 socket may speak IPv4-mapped).
     pub family: i32,
+    /// It was made for MPTCP, and has no connection.
+    pub multipath: bool,
     /// Options to set again, in order.
     pub options: Vec<SockOpt>,
     /// Where it stands.
@@ -106,6 +108,8 @@ pub struct Udp {
     pub peer: Option<SocketAddr>,
     /// Datagrams not yet read, oldest first.
     pub queue: Vec<Datagram>,
+    /// shutdown(2): bit 0 = reading, bit 1 = writing.
+    pub shutdown: u8,
 }
 
 /// A datagram that was received and not read.

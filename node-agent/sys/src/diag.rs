@@ -1,5 +1,6 @@
 //! sock_diag(7): all sockets of the calling thread's network namespace.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use crate::net::message::{Attributes, Message, number, short, string};
@@ -40,6 +41,17 @@ pub struct InetSocket {
     pub congestion: Option<String>,
     /// IPV6_V6ONLY.
     pub v6_only: bool,
+    /// TCP: what it waits for: [`InetSocket::RETRANSMITTING`], or another number of `idiag_timer`.
+    pub timer: u8,
+    /// TCP: how often that was due in vain, one after the other.
+    pub retransmits: u8,
+    /// See [`Diag::unsigned`].
+    signed: bool,
+}
+
+impl InetSocket {
+    /// Everything that was sent last waits to be acknowledged, or sent again.
+    pub const RETRANSMITTING: u8 = 1;
 }
 
 /// A unix socket.
@@ -122,13 +134,29 @@ impl Diag {
     pub fn inet_in(&mut self, protocol: u8, states: u32) -> Result<Vec<InetSocket>> {
         const INET_DIAG_CONG: u8 = 4;
         const INET_DIAG_SHUTDOWN: u8 = 8;
+        self.ask(protocol, states, 1 << (INET_DIAG_CONG - 1) | 1 << (INET_DIAG_SHUTDOWN - 1))
+    }
+
+    /// Inodes of the TCP sockets that have no keys of `TCP_MD5SIG`. Closed ones need not be among them. Only those with
+    /// `CAP_NET_ADMIN` are told.
+    ///
+    /// # Errors
+    /// As [`Netlink::dump`].
+    pub fn unsigned(&mut self) -> Result<HashSet<u32>> {
+        const INET_DIAG_INFO: u8 = 2;
+        // What is particular to the protocol comes with its information only.
+        let sockets = self.ask(6, u32::MAX, 1 << (INET_DIAG_INFO - 1))?;
+        Ok(sockets.iter().filter(|socket| !socket.signed).map(|socket| socket.inode).collect())
+    }
+
+    fn ask(&mut self, protocol: u8, states: u32, extensions: u8) -> Result<Vec<InetSocket>> {
         let mut found = Vec::new();
         for family in [2_u8, 10] {
             // struct inet_diag_req_v2: family, protocol, extensions, pad, states, sockid.
             let mut request = [0_u8; 56];
             request[0] = family;
             request[1] = protocol;
-            request[2] = 1 << (INET_DIAG_CONG - 1) | 1 << (INET_DIAG_SHUTDOWN - 1);
+            request[2] = extensions;
             request[4..8].copy_from_slice(&states.to_ne_bytes());
             let answers = match self.netlink.dump(&Message::new(SOCK_DIAG_BY_FAMILY, 0, &request)) {
                 Err(Errno::ENOENT) => continue,
@@ -163,6 +191,7 @@ fn inet(answer: &Answer, protocol: u8) -> Option<InetSocket> {
     const INET_DIAG_CONG: u16 = 4;
     const INET_DIAG_SHUTDOWN: u16 = 8;
     const INET_DIAG_SKV6ONLY: u16 = 11;
+    const INET_DIAG_MD5SIG: u16 = 18;
     let payload = answer.payload.as_slice();
     let family = *payload.first()?;
     let interface = number(payload, 40)?;
@@ -193,6 +222,9 @@ fn inet(answer: &Answer, protocol: u8) -> Option<InetSocket> {
         shutdown: byte(INET_DIAG_SHUTDOWN).unwrap_or(0),
         congestion: attributes.find(INET_DIAG_CONG).map(string),
         v6_only: byte(INET_DIAG_SKV6ONLY).unwrap_or(0) != 0,
+        timer: *payload.get(2)?,
+        retransmits: *payload.get(3)?,
+        signed: attributes.find(INET_DIAG_MD5SIG).is_some(),
     })
 }
 

@@ -181,6 +181,36 @@ pub fn is_member(fd: BorrowedFd<'_>, interface: u32, group: std::net::IpAddr) ->
     }
 }
 
+/// What a socket has of the kernel's memory (`SO_MEMINFO`), in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// What waits to be read, with what the kernel needs to keep it: an empty datagram counts, too.
+    pub receive: u32,
+    /// What was sent and has not left the host yet.
+    pub send: u32,
+    /// Set aside for what is still to come.
+    pub forward: u32,
+    /// Options that have no fixed place: keys of signatures, extension headers, memberships, filters; and
+    /// notifications of `MSG_ZEROCOPY` that are still due.
+    pub options: u32,
+}
+
+/// Asks for it.
+///
+/// # Errors
+/// `ENOTSOCK`, `EBADF`.
+pub fn memory(fd: BorrowedFd<'_>) -> Result<Memory> {
+    let mut bytes = [0_u8; 64];
+    get_into(fd, libc::SOL_SOCKET, SO_MEMINFO, &mut bytes)?;
+    let word = |index: usize| {
+        let at = 4 * index;
+        u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    };
+    Ok(Memory { receive: word(0), send: word(2), forward: word(4), options: word(6) })
+}
+
+const SO_MEMINFO: i32 = 55;
+
 /// Address family (`SO_DOMAIN`). `ENOTSOCK` tells that a descriptor is no socket.
 ///
 /// # Errors

@@ -29,7 +29,6 @@ const IPV6_RECVORIGDSTADDR: i32 = 74;
 const UDP_GRO: i32 = 104;
 const SO_BUF_LOCK: i32 = 72;
 const SO_RCVBUFFORCE: i32 = 33;
-const SO_MEMINFO: i32 = 55;
 const LIMIT: usize = 65536;
 /// How long the loopback interface may take.
 const DELIVERY: Duration = Duration::from_secs(2);
@@ -196,7 +195,7 @@ fn deliver_one(
         return Err(DeliverError::NotLocal(to.ip()));
     }
     let payload = with_header(datagram, protocol).map_err(kernel("make a datagram"))?;
-    let before = memory(fd).map_err(kernel("SO_MEMINFO"))?;
+    let before = sock::memory(fd).map_err(kernel("SO_MEMINFO"))?.receive;
     if connect {
         sock::connect(fd, &from.into()).map_err(kernel("connect to a sender"))?;
     }
@@ -204,7 +203,7 @@ fn deliver_one(
     packet.send().map_err(kernel("give a datagram to the loopback interface"))?;
     let end = Instant::now() + DELIVERY;
     // It usually is there when send(2) returns.
-    while memory(fd).map_err(kernel("SO_MEMINFO"))? <= before {
+    while sock::memory(fd).map_err(kernel("SO_MEMINFO"))?.receive <= before {
         if Instant::now() > end {
             return Err(DeliverError::Lost(from));
         }
@@ -215,14 +214,6 @@ fn deliver_one(
         sock::connect(fd, &nobody).map_err(kernel("disconnect from a sender"))?;
     }
     Ok(())
-}
-
-/// Bytes that wait in the socket with what the kernel needs to keep them (`SK_MEMINFO_RMEM_ALLOC`): an empty datagram
-/// counts, too.
-fn memory(fd: BorrowedFd<'_>) -> Result<u32> {
-    let mut words = [0_u8; 64];
-    sock::get_into(fd, SOL_SOCKET, SO_MEMINFO, &mut words)?;
-    Ok(u32::from_ne_bytes([words[0], words[1], words[2], words[3]]))
 }
 
 /// Where a datagram went that was sent to an address.

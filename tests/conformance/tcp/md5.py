@@ -1,5 +1,5 @@
 """A connection whose segments are signed (TCP_MD5SIG)"""
-# lost: a connection without a signature
+# refused: keys of signatures
 import socket
 import struct
 

@@ -1,5 +1,5 @@
 """A connection that was closed while most of its data was still to be sent"""
-# lost: ConnectionResetError
+# refused: still has
 # not: host: it stays in the network namespace
 from case import case, same, tcp_pair
 

@@ -1,5 +1,5 @@
 """A datagram that is held back (MSG_MORE)"""
-# lost: datagram
+# refused: has not left
 import socket
 
 from case import case, same

@@ -1,5 +1,5 @@
 """A connected socket to which nobody answered, which the program has not seen yet"""
-# lost: no error
+# refused: an error that waits to be told
 import select
 import socket
 

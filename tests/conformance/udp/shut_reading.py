@@ -1,5 +1,4 @@
 """A socket that was shut down for reading"""
-# refused: shut down
 import socket
 
 from case import case, same

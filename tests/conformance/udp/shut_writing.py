@@ -1,5 +1,4 @@
 """A socket that was shut down for writing alone"""
-# lost: it sends
 import socket
 
 from case import case

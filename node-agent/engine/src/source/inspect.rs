@@ -28,7 +28,7 @@ pub(crate) fn inspect(spec: &TreeSpec, items: bool) -> Result<Inventory, Inspect
         connections: processes
             .iter()
             .flat_map(|found| found.sockets.values())
-            .filter(|kind| matches!(kind, Kind::Tcp { state, .. } if *state == tcp_state::ESTABLISHED))
+            .filter(|kind| matches!(kind, Kind::Tcp(tcp) if tcp.state == tcp_state::ESTABLISHED))
             .count(),
         resident_bytes: processes.iter().map(|found| found.process.stat.rss_pages * image::PAGE_SIZE).sum(),
         needs: needs(&look)?,

@@ -166,8 +166,14 @@ fn socket(found: &ProcessLook, fd: i32) -> String {
         None => own.clone(),
     };
     match kind {
-        Some(Kind::Tcp { state: tcp_state::LISTEN, .. }) => format!("TCP listening on {own}"),
-        Some(Kind::Tcp { .. }) => format!("TCP {ends}"),
+        Some(Kind::Tcp(tcp)) => {
+            let name = if tcp.protocol == libc::IPPROTO_TCP { "TCP" } else { "multipath TCP" };
+            if tcp.state == tcp_state::LISTEN {
+                format!("{name} listening on {own}")
+            } else {
+                format!("{name} {ends}")
+            }
+        }
         Some(Kind::Udp { .. }) => format!("UDP {ends}"),
         Some(Kind::Unix(socket_type)) => {
             let form = match *socket_type {

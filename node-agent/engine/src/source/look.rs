@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use image::shape::{FileIdentity, ProcessShape, Shape, Zombie};
 
+use super::beside::Beside;
+use super::connections;
 use super::descriptor::{Class, Descriptor};
 use super::error::InspectError;
 use super::facts::{self, Asked, Facts, SocketFacts};
@@ -95,40 +97,6 @@ pub(crate) enum Depth {
     Everything,
 }
 
-/// A look at the objects of the IPC namespace, on a thread of its own.
-enum IpcLook {
-    Under(std::thread::JoinHandle<(Findings, Result<(), InspectError>)>),
-    Over(Findings, Result<(), InspectError>),
-}
-
-impl IpcLook {
-    fn begin(root: i32, pids: Vec<i32>) -> Self {
-        let pids = std::sync::Arc::new(pids);
-        let look = move |pids: &[i32]| {
-            let mut findings = Findings::default();
-            let result = ipc::check(root, pids, &mut findings);
-            (findings, result)
-        };
-        let own = std::sync::Arc::clone(&pids);
-        match std::thread::Builder::new().name("ipc".to_owned()).spawn(move || look(&own)) {
-            Ok(thread) => Self::Under(thread),
-            Err(_) => {
-                let (findings, result) = look(&pids);
-                Self::Over(findings, result)
-            }
-        }
-    }
-
-    fn end(self, findings: &mut Findings) -> Result<(), InspectError> {
-        let (found, result) = match self {
-            Self::Under(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Self::Over(found, result) => (found, result),
-        };
-        findings.list.extend(found.list);
-        result
-    }
-}
-
 const LEAVE: &str = "have the program leave the group, or close the socket, before the move";
 
 impl Looker {
@@ -186,8 +154,13 @@ impl Looker {
         account::lap("freeze.look-rules");
         // Beside all the rest: it takes a thread in the container's IPC namespace anyway.
         let objects = (depth == Depth::Everything).then(|| {
-            let (root, pids) = (self.spec.root, tree.iter().map(|process| process.pid).collect());
-            IpcLook::begin(root, pids)
+            let root = self.spec.root;
+            let pids: Vec<i32> = tree.iter().map(|process| process.pid).collect();
+            Beside::begin("ipc", move |findings| ipc::check(root, &pids, findings))
+        });
+        let closed = (depth == Depth::Everything && self.stopped.is_some()).then(|| {
+            let root = self.spec.root;
+            Beside::begin("closed", move |findings| connections::check_closed(root, findings))
         });
         // Containers mount and unmount, and numbers are used again.
         self.mounts.clear();
@@ -209,6 +182,10 @@ impl Looker {
         account::lap("freeze.look-processes");
         if let Some(objects) = objects {
             objects.end(findings)?;
+            if let Some(closed) = closed {
+                closed.end(findings)?;
+            }
+            connections::check_signatures(self.spec.root, &look.processes, findings)?;
             super::multicast::check(self.spec.root, &self.groups, findings)?;
             let now = self.stopped.is_some();
             terminals::check(&look.processes, &self.spec, &self.view, now, findings)?;

@@ -5,8 +5,10 @@
 //! process leaves behind either restores itself or is removed by [`recover`].
 
 mod barrier;
+mod beside;
 mod capture;
 pub(crate) mod clock;
+mod connections;
 mod descriptor;
 mod error;
 mod facts;

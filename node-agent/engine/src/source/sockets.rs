@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 use libc::{
-    AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP,
-    IPPROTO_UDPLITE, NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE, NETLINK_SOCK_DIAG, SOCK_DGRAM, SOCK_STREAM,
+    AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_MPTCP, IPPROTO_TCP,
+    IPPROTO_UDP, IPPROTO_UDPLITE, NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE, NETLINK_SOCK_DIAG, SOCK_DGRAM,
+    SOCK_STREAM,
 };
 use sys::{Errno, sock};
 
@@ -23,23 +24,39 @@ pub(crate) mod tcp_state {
 const TCP_INFO: i32 = 11;
 const TCP_SAVED_SYN: i32 = 28;
 const TCP_ULP: i32 = 31;
-const IPPROTO_MPTCP: i32 = 262;
 const IP_RECVERR: i32 = 11;
 const IPV6_RECVERR: i32 = 25;
 const SO_TIMESTAMPING: i32 = 37;
 const SO_ZEROCOPY: i32 = 60;
+const SO_RESERVE_MEM: i32 = 73;
+const TCP_AO_INFO: i32 = 40;
+/// IPV6_HOPOPTS, RTHDRDSTOPTS, RTHDR, DSTOPTS: headers that go with every packet.
+const EXTENSION_HEADERS: [i32; 4] = [54, 55, 57, 59];
 
 /// A socket by what the engine does with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// AF_UNIX of this type.
     Unix(i32),
-    /// TCP in this kernel state.
-    Tcp { family: i32, state: u8 },
+    /// TCP, or a multipath one that has no connection.
+    Tcp(TcpKind),
     /// UDP or UDP-Lite.
     Udp { family: i32, protocol: i32 },
     /// AF_NETLINK of a protocol without state in the kernel.
     Netlink { socket_type: i32, protocol: i32 },
+}
+
+/// What a TCP socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TcpKind {
+    pub(crate) family: i32,
+    /// IPPROTO_TCP or IPPROTO_MPTCP.
+    pub(crate) protocol: i32,
+    /// The kernel's number.
+    pub(crate) state: u8,
+    /// It has memory for options, and nothing that it tells of itself explains why: perhaps keys of signatures.
+    /// See [`super::connections`].
+    pub(crate) unexplained: bool,
 }
 
 /// Why a socket cannot move, and what to do.
@@ -67,7 +84,7 @@ pub(crate) fn kind(fd: BorrowedFd<'_>, now: bool) -> Result<Result<Kind, Reason>
     }
     match (family, socket_type, protocol) {
         (AF_UNIX, _, _) => Ok(Ok(Kind::Unix(socket_type))),
-        (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_TCP) => tcp(fd, family, now),
+        (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_TCP | IPPROTO_MPTCP) => tcp(fd, family, protocol, now),
         (AF_INET | AF_INET6, SOCK_DGRAM, IPPROTO_UDP | IPPROTO_UDPLITE) => {
             Ok(udp(fd, family, now)?.map(|()| Kind::Udp { family, protocol }))
         }
@@ -75,10 +92,6 @@ pub(crate) fn kind(fd: BorrowedFd<'_>, now: bool) -> Result<Result<Kind, Reason>
         (AF_NETLINK, _, NETLINK_ROUTE | NETLINK_SOCK_DIAG | NETLINK_KOBJECT_UEVENT) => {
             Ok(netlink(fd, now)?.map(|()| Kind::Netlink { socket_type, protocol }))
         }
-        (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_MPTCP) => Ok(Err((
-            "MPTCP socket: its subflows cannot be made again".to_owned(),
-            "start the program with plain TCP",
-        ))),
         _ => Ok(Err((format!("{}: not carried", describe(family, socket_type, protocol)), CLOSE))),
     }
 }
@@ -102,11 +115,11 @@ fn netlink(fd: BorrowedFd<'_>, now: bool) -> Result<Result<(), Reason>, Errno> {
 }
 
 fn udp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<(), Reason>, Errno> {
-    let events = sock::events(fd, libc::POLLRDHUP)?;
-    if events & libc::POLLRDHUP != 0 {
-        return Ok(Err(("UDP socket that was shut down: not carried yet".to_owned(), CLOSE)));
+    // Memberships are asked for elsewhere.
+    if let Held::Refused(reason) = held(fd, family, now)? {
+        return Ok(Err(reason));
     }
-    if now && events & libc::POLLERR != 0 {
+    if now && sock::events(fd, 0)? & libc::POLLERR != 0 {
         let mut options = vec![
             (IPPROTO_IP, IP_RECVERR),
             (libc::SOL_SOCKET, SO_TIMESTAMPING),
@@ -115,20 +128,68 @@ fn udp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<(), Reason>,
         if family == AF_INET6 {
             options.push((IPPROTO_IPV6, IPV6_RECVERR));
         }
-        if options
+        let has_queue = options
             .into_iter()
-            .any(|(level, name)| sock::get_int(fd, level, name).is_ok_and(|value| value != 0))
-        {
-            return Ok(Err(("UDP socket with messages in its error queue".to_owned(), TRY_AGAIN)));
-        }
+            .any(|(level, name)| sock::get_int(fd, level, name).is_ok_and(|value| value != 0));
+        // Which error it is, only taking it tells.
+        let what = if has_queue { "messages in its error queue" } else { "an error that waits to be told" };
+        return Ok(Err((format!("UDP socket with {what}"), TRY_AGAIN)));
     }
     Ok(Ok(()))
 }
 
-fn tcp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<Kind, Reason>, Errno> {
+/// What a socket's memory tells of what it holds.
+enum Held {
+    Nothing,
+    /// Something that it does not tell.
+    Unexplained,
+    Refused(Reason),
+}
+
+/// Asks for the memory of an internet socket, and for more only when it has some.
+fn held(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Held, Errno> {
+    let memory = sock::memory(fd)?;
+    let option = |level, name| sock::get_int(fd, level, name).is_ok_and(|value| value != 0);
+    let refused = |reason: &str, way_out| Ok(Held::Refused((reason.to_owned(), way_out)));
+    if memory.forward + memory.receive + memory.send > 0 && option(libc::SOL_SOCKET, SO_RESERVE_MEM) {
+        return refused("socket with memory set aside (SO_RESERVE_MEM): not carried", CLOSE);
+    }
+    if memory.options == 0 {
+        return Ok(Held::Nothing);
+    }
+    let has_header =
+        |name| sock::get_into(fd, IPPROTO_IPV6, name, &mut [0; 256]).is_ok_and(|length| length > 0);
+    if family == AF_INET6 && EXTENSION_HEADERS.into_iter().any(has_header) {
+        return refused("socket with extension headers of IPv6: not carried yet", CLOSE);
+    }
+    if option(libc::SOL_SOCKET, SO_ZEROCOPY) {
+        let due = "socket with data sent by MSG_ZEROCOPY, of which the program is still to be told";
+        return if now { refused(due, TRY_AGAIN) } else { Ok(Held::Nothing) };
+    }
+    match sock::get_into(fd, IPPROTO_TCP, TCP_AO_INFO, &mut [0; 48]) {
+        // It has no such keys, or the kernel or the protocol does not know them.
+        Err(Errno::ENOENT | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(Held::Unexplained),
+        _ => refused(SIGNED, UNSIGNED),
+    }
+}
+
+/// Of a socket with keys.
+pub(crate) const SIGNED: &str =
+    "TCP socket with keys of signatures (TCP_MD5SIG, TCP_AO): they are not carried";
+pub(crate) const UNSIGNED: &str = "have the program close it, or start it without signatures";
+
+fn tcp(fd: BorrowedFd<'_>, family: i32, protocol: i32, now: bool) -> Result<Result<Kind, Reason>, Errno> {
     let info = sock::get_raw(fd, IPPROTO_TCP, TCP_INFO)?;
     let state = info.first().copied().unwrap_or(0);
-    if let Ok(ulp) = sock::get_raw(fd, IPPROTO_TCP, TCP_ULP)
+    let is_multipath = protocol == IPPROTO_MPTCP;
+    if is_multipath && !matches!(state, tcp_state::LISTEN | tcp_state::CLOSE) {
+        return Ok(Err((
+            "MPTCP connection: its subflows cannot be made again".to_owned(),
+            "start the program with plain TCP",
+        )));
+    }
+    if !is_multipath
+        && let Ok(ulp) = sock::get_raw(fd, IPPROTO_TCP, TCP_ULP)
         && ulp.first().is_some_and(|byte| *byte != 0)
     {
         let name = String::from_utf8_lossy(&ulp).trim_end_matches('\0').to_owned();
@@ -145,9 +206,15 @@ fn tcp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<Kind, Reason
             "have the program read them, or start it without TCP_SAVE_SYN",
         )));
     }
+    let unexplained = match held(fd, family, now)? {
+        Held::Refused(reason) => return Ok(Err(reason)),
+        Held::Unexplained => true,
+        Held::Nothing => false,
+    };
+    let events = if now { sock::events(fd, libc::POLLRDHUP)? } else { 0 };
     Ok(match state {
         // What it was, what is left to read, why it ended: none of it can be given to a fresh socket.
-        tcp_state::CLOSE if now && sock::events(fd, libc::POLLRDHUP)? & libc::POLLRDHUP != 0 => Err((
+        tcp_state::CLOSE if events & libc::POLLRDHUP != 0 => Err((
             "TCP connection that has ended, which the program has not closed: not carried yet".to_owned(),
             "try again in a moment; a program that keeps it must close it",
         )),
@@ -159,7 +226,11 @@ fn tcp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<Kind, Reason
             format!("{} TCP connection(s) wait to be accepted", word(&info, 24)),
             "try again in a moment; a program that never accepts must be ended",
         )),
-        _ => Ok(Kind::Tcp { family, state }),
+        _ if events & libc::POLLERR != 0 => Err((
+            "TCP socket with an error that waits to be told, or messages in its error queue".to_owned(),
+            TRY_AGAIN,
+        )),
+        _ => Ok(Kind::Tcp(TcpKind { family, protocol, state, unexplained })),
     })
 }
 
@@ -209,13 +280,15 @@ mod tests {
             Ok(Kind::Udp { family: AF_INET, protocol: IPPROTO_UDP })
         );
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let listening = Kind::Tcp { family: AF_INET, state: tcp_state::LISTEN };
+        let plain =
+            |state| Kind::Tcp(TcpKind { family: AF_INET, protocol: IPPROTO_TCP, state, unexplained: false });
+        let listening = plain(tcp_state::LISTEN);
         assert_eq!(kind(listener.as_fd(), true).unwrap(), Ok(listening));
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert!(kind(listener.as_fd(), true).unwrap().unwrap_err().0.contains("wait to be accepted"));
         assert_eq!(kind(listener.as_fd(), false).unwrap(), Ok(listening));
         let (server, _) = listener.accept().unwrap();
-        let connected = Kind::Tcp { family: AF_INET, state: tcp_state::ESTABLISHED };
+        let connected = plain(tcp_state::ESTABLISHED);
         assert_eq!(kind(server.as_fd(), true).unwrap(), Ok(connected));
         assert_eq!(kind(listener.as_fd(), true).unwrap(), Ok(listening));
         drop(client);
@@ -225,14 +298,20 @@ mod tests {
         udp.send_to(b"x", gone).unwrap();
         assert!(kind(udp.as_fd(), true).unwrap().unwrap_err().0.contains("error queue"));
         assert!(kind(udp.as_fd(), false).unwrap().is_ok());
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        udp.connect(gone).unwrap();
+        udp.send(b"x").unwrap();
+        assert!(kind(udp.as_fd(), true).unwrap().unwrap_err().0.contains("an error that waits"));
+        udp.take_error().unwrap().unwrap();
+        assert!(kind(udp.as_fd(), true).unwrap().is_ok());
         let udp = UdpSocket::bind("[::1]:0").unwrap();
         assert_eq!(
             kind(udp.as_fd(), true).unwrap(),
             Ok(Kind::Udp { family: AF_INET6, protocol: IPPROTO_UDP })
         );
-        udp.connect(udp.local_addr().unwrap()).unwrap();
-        sock::shutdown(udp.as_fd(), nix::sys::socket::Shutdown::Read).unwrap();
-        assert!(kind(udp.as_fd(), false).unwrap().unwrap_err().0.contains("shut down"));
+        // A header of padding alone.
+        sock::set_raw(udp.as_fd(), IPPROTO_IPV6, 59, &[0, 0, 1, 4, 0, 0, 0, 0]).unwrap();
+        assert!(kind(udp.as_fd(), false).unwrap().unwrap_err().0.contains("extension headers"));
         let udp = sock::socket(AF_INET6, SOCK_DGRAM, 0).unwrap();
         // IPV6_FREEBIND: no interface need have it.
         sock::set_int(udp.as_fd(), IPPROTO_IPV6, 78, 1).unwrap();

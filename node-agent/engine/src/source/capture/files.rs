@@ -21,7 +21,7 @@ use crate::source::findings::Findings;
 use crate::source::look::{Look, ProcessLook};
 use crate::source::mm::{self, MmReader};
 use crate::source::registry::Registry;
-use crate::source::sockets::{self, Kind, Reason};
+use crate::source::sockets::{self, Kind, Reason, SIGNED, UNSIGNED};
 use crate::source::spec::{External, TreeSpec};
 use crate::source::view::View;
 use crate::source::{InspectError, SourceError, locks, watches};
@@ -157,7 +157,12 @@ fn sockets(
                 .map_err(|errno| SourceError::kernel("ask a socket", open.holder_pid, errno))?,
         };
         match kind {
-            Ok(Kind::Tcp { family, state }) => tcp.push((open, family, state)),
+            // Only in flight: the kernel's list was not asked for it.
+            Ok(Kind::Tcp(socket)) if socket.unexplained && known.is_none() => {
+                let kind = Err((SIGNED.to_owned(), UNSIGNED));
+                kinds.insert(open.id, other_socket(open, kind, options, context)?);
+            }
+            Ok(Kind::Tcp(socket)) => tcp.push((open, socket)),
             kind => {
                 kinds.insert(open.id, other_socket(open, kind, options, context)?);
             }
@@ -189,7 +194,10 @@ fn other_socket(
     let (pid, number) = open.holder;
     Ok(match kind {
         Ok(Kind::Udp { family, protocol }) => {
-            FileKind::Udp(Box::new(inet::capture_udp(open, family, protocol, options, context.findings)?))
+            let shutdown = context.unix.udp_shutdown(open);
+            let mut socket = inet::capture_udp(open, family, protocol, options, context.findings)?;
+            socket.shutdown |= shutdown;
+            FileKind::Udp(Box::new(socket))
         }
         Ok(Kind::Netlink { socket_type, protocol }) => {
             let socket = netlink::capture(open.file.as_fd(), socket_type, protocol, options)
@@ -199,7 +207,7 @@ fn other_socket(
         Ok(Kind::Unix(_)) => {
             refused(context.findings, open, "unix socket without an entry in the kernel's list")
         }
-        Ok(Kind::Tcp { .. }) => nothing(),
+        Ok(Kind::Tcp(_)) => nothing(),
         Err((reason, way_out)) => {
             context.findings.fd(pid, number, reason, way_out);
             nothing()

@@ -1,5 +1,7 @@
 //! Puts the image together.
 
+use std::collections::BTreeSet;
+
 use image::state::{HostFacts, Image};
 
 use crate::account;
@@ -17,9 +19,16 @@ use crate::source::sockets::Kind;
 /// Everything but the contents of memory.
 pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image, SourceError> {
     let mut findings = Findings::default();
-    let any = files::live(&frozen.look)
-        .any(|found| found.sockets.values().any(|kind| matches!(kind, Kind::Unix(_))));
-    let peers = if any { Peers::list(looker.spec.root)? } else { Peers::default() };
+    let (mut unix, mut protocols) = (false, BTreeSet::new());
+    for kind in files::live(&frozen.look).flat_map(|found| found.sockets.values()) {
+        match kind {
+            Kind::Unix(_) => unix = true,
+            Kind::Udp { protocol, .. } => protocols.extend(u8::try_from(*protocol)),
+            _ => {}
+        }
+    }
+    let any = unix || !protocols.is_empty();
+    let peers = if any { Peers::list_with(looker.spec.root, unix, &protocols)? } else { Peers::default() };
     account::lap("capture.unix-peers");
     let captured = {
         let mut context = Context {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use image::sockets::{Datagram, Tcp, TcpConnection, TcpState, Udp};
-use libc::{IPPROTO_TCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM};
+use libc::{IPPROTO_MPTCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM};
 use rayon::prelude::*;
 use sys::tcp::state;
 use sys::udp::Destination;
@@ -16,7 +16,7 @@ use super::table::Open;
 use crate::source::SourceError;
 use crate::source::error::TRY_AGAIN;
 use crate::source::findings::Findings;
-use crate::source::sockets::tcp_state;
+use crate::source::sockets::{TcpKind, tcp_state};
 
 /// A TCP socket that is in repair mode now and must be taken out of it on abort.
 #[derive(Debug)]
@@ -29,7 +29,6 @@ pub(crate) struct InRepair {
 
 /// Sockets that one thread reads at a time.
 const AT_A_TIME: usize = 16;
-const UDP_CORK: i32 = 1;
 const UDP_ENCAP: i32 = 100;
 /// The loopback interface carries 65536 bytes in one piece, 48 of which are headers.
 const MAX_OVER_IPV6: usize = 65536 - 48;
@@ -44,29 +43,28 @@ pub(crate) struct Read {
     pub(crate) refusal: Option<String>,
 }
 
-/// Reads TCP sockets, on all processors; each is given with its family and its state. The
-/// connections that could be read are in repair mode, whatever became of the others.
+/// Reads TCP sockets, on all processors. The connections that could be read are in repair mode, whatever became of the others.
 pub(crate) fn read_tcp(
-    sockets: &[(&Open, i32, u8)],
+    sockets: &[(&Open, TcpKind)],
     options: &mut Reader,
 ) -> Result<Vec<Result<Read, SourceError>>, SourceError> {
-    for (open, family, _) in sockets {
+    for (open, kind) in sockets {
         options
-            .know(*family, SOCK_STREAM, IPPROTO_TCP)
+            .know(kind.family, SOCK_STREAM, kind.protocol)
             .map_err(|errno| SourceError::kernel("read socket options", open.holder_pid, errno))?;
     }
     let options = &*options;
-    let read = |(open, family, state): &(&Open, i32, u8)| one_tcp(open, *family, *state, options);
+    let read = |(open, kind): &(&Open, TcpKind)| one_tcp(open, *kind, options);
     Ok(sockets.par_iter().with_min_len(AT_A_TIME).map(read).collect())
 }
 
-fn one_tcp(open: &Open, family: i32, state: u8, options: &Reader) -> Result<Read, SourceError> {
+fn one_tcp(open: &Open, kind: TcpKind, options: &Reader) -> Result<Read, SourceError> {
     let fd = open.file.as_fd();
     let fail = |what: &str, errno| SourceError::kernel(what, open.holder_pid, errno);
-    let options = options.changed_tcp(fd, family, state);
+    let options = options.changed_tcp(fd, kind);
     let local = || sock::local_name(fd).map_err(|errno| fail("getsockname", errno));
     let (mut in_repair, mut refusal) = (None, None);
-    let state = match state {
+    let state = match kind.state {
         tcp_state::CLOSE => {
             // The port of an address alone is chosen when it connects.
             let alone = sock::get_int(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT).unwrap_or(0) != 0;
@@ -105,7 +103,8 @@ fn one_tcp(open: &Open, family: i32, state: u8, options: &Reader) -> Result<Read
             }
         },
     };
-    Ok(Read { tcp: Tcp { family, options, state }, in_repair, refusal })
+    let tcp = Tcp { family: kind.family, multipath: kind.protocol == IPPROTO_MPTCP, options, state };
+    Ok(Read { tcp, in_repair, refusal })
 }
 
 fn connection(dump: tcp::TcpDump) -> TcpConnection {
@@ -160,6 +159,17 @@ pub(crate) fn capture_udp(
         local: local.inet().filter(|address| address.port() != 0),
         peer,
         queue: queue.into_iter().map(datagram).collect(),
+        shutdown: shut(fd).map_err(|errno| fail("poll", errno))?,
+    })
+}
+
+/// How a UDP socket was shut down, as far as poll(2) shows it: not when it was for writing alone.
+fn shut(fd: BorrowedFd<'_>) -> Result<u8, Errno> {
+    let events = sock::events(fd, libc::POLLRDHUP)?;
+    Ok(match (events & libc::POLLRDHUP != 0, events & libc::POLLHUP != 0) {
+        (_, true) => 3,
+        (true, false) => 1,
+        (false, false) => 0,
     })
 }
 
@@ -220,8 +230,14 @@ fn is_ipv4(address: &SocketAddr) -> bool {
 
 fn refuse_udp(fd: BorrowedFd<'_>, open: &Open, findings: &mut Findings) {
     let (pid, number) = open.holder;
-    if sock::get_int(fd, IPPROTO_UDP, UDP_CORK).unwrap_or(0) != 0 && tcp::outq(fd).unwrap_or(0) > 0 {
-        findings.fd(pid, number, "UDP socket that holds back data (UDP_CORK)", "try again in a moment");
+    // Also what waits for a device, or for the address of a neighbour: it would be lost.
+    if tcp::outq(fd).unwrap_or(0) > 0 {
+        findings.fd(
+            pid,
+            number,
+            "UDP socket with data that has not left yet (UDP_CORK, MSG_MORE, or a device that is busy)",
+            TRY_AGAIN,
+        );
     }
     if sock::get_int(fd, IPPROTO_UDP, UDP_ENCAP).unwrap_or(0) != 0 {
         findings.fd(pid, number, "UDP socket with encapsulation in the kernel", CLOSE);

@@ -7,11 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use image::sockets::SockOpt;
 use libc::{
-    AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, SOL_SOCKET,
+    AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_MPTCP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE,
+    SOL_SOCKET,
 };
 use sys::{Errno, sock};
 
-use crate::source::sockets::tcp_state;
+use crate::source::sockets::{TcpKind, tcp_state};
 
 /// Level and names, in the order in which they are set again.
 type Table = (i32, &'static [i32]);
@@ -115,8 +116,9 @@ impl Reader {
 
     /// As [`Reader::changed`], for a TCP socket in this state: without what a connection carries in another way, or
     /// has from the kernel and not from its program.
-    pub(crate) fn changed_tcp(&self, fd: BorrowedFd<'_>, family: i32, state: u8) -> Vec<SockOpt> {
-        let mut changed = self.changed(fd, family, libc::SOCK_STREAM, IPPROTO_TCP);
+    pub(crate) fn changed_tcp(&self, fd: BorrowedFd<'_>, kind: TcpKind) -> Vec<SockOpt> {
+        let TcpKind { family, protocol, state, .. } = kind;
+        let mut changed = self.changed(fd, family, libc::SOCK_STREAM, protocol);
         let connected = !matches!(state, tcp_state::CLOSE | tcp_state::LISTEN);
         changed.retain(|option| {
             let key = (option.level, option.name);
@@ -133,15 +135,16 @@ impl Reader {
 
 fn tables(family: i32, protocol: i32) -> Vec<Table> {
     let mut tables = vec![SOCKET];
+    let is_tcp = matches!(protocol, IPPROTO_TCP | IPPROTO_MPTCP);
     if family == libc::AF_NETLINK {
         tables.extend([BUFFERS, NETLINK]);
-    } else if protocol == IPPROTO_TCP && family != libc::AF_UNIX {
+    } else if is_tcp && family != libc::AF_UNIX {
         tables.extend([BUFFERS, TCP_UNCONNECTED, TCP]);
     } else {
         tables.push(BUFFERS);
     }
     if matches!(family, AF_INET | AF_INET6) {
-        if protocol != IPPROTO_TCP {
+        if !is_tcp {
             tables.extend([UDP, IP_MULTICAST]);
         }
         if protocol == IPPROTO_UDPLITE {
@@ -151,7 +154,7 @@ fn tables(family: i32, protocol: i32) -> Vec<Table> {
     }
     if family == AF_INET6 {
         tables.push(IPV6);
-        if protocol != IPPROTO_TCP {
+        if !is_tcp {
             tables.push(IPV6_MULTICAST);
         }
     }

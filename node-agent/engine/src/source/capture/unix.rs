@@ -1,6 +1,6 @@
 //! Unix sockets: who is connected to whom, and what waits in them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 
@@ -19,10 +19,12 @@ use crate::source::sockets::{self, Kind};
 use crate::source::tree::Process;
 use crate::source::{InspectError, SourceError};
 
-/// The kernel's list of unix sockets, by inode.
+/// The kernel's list of unix sockets, and what is asked of the others there, by inode.
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     sockets: HashMap<u64, UnixSocket>,
+    /// How UDP sockets were shut down, of which nothing else tells as a whole.
+    udp: HashMap<u64, u8>,
 }
 
 pub(crate) const OUTSIDE: &str = "give it to the container as an external file, or close it before the move";
@@ -36,11 +38,32 @@ const SO_PASSPIDFD: i32 = 76;
 impl Peers {
     /// Asks the kernel, in the network namespace of the tree.
     pub(crate) fn list(root: i32) -> Result<Self, InspectError> {
-        let fail = |errno| InspectError::kernel("list unix sockets", root, errno);
+        Self::list_with(root, true, &BTreeSet::new())
+    }
+
+    /// Asks for unix sockets, or not, and for the sockets of these protocols like UDP.
+    pub(crate) fn list_with(root: i32, unix: bool, protocols: &BTreeSet<u8>) -> Result<Self, InspectError> {
+        let fail = |errno| InspectError::kernel("list sockets", root, errno);
         let netns = ns::open(root, ns::Kind::Net).map_err(fail)?;
-        let list = || -> sys::Result<Vec<UnixSocket>> { Diag::open()?.unix() };
-        let sockets = ns::in_netns(netns.as_fd(), list).map_err(fail)?.map_err(fail)?;
-        Ok(Self { sockets: sockets.into_iter().map(|socket| (u64::from(socket.inode), socket)).collect() })
+        let list = || -> sys::Result<Self> {
+            let mut diag = Diag::open()?;
+            let mut found = Self::default();
+            if unix {
+                let sockets = diag.unix()?.into_iter();
+                found.sockets = sockets.map(|socket| (u64::from(socket.inode), socket)).collect();
+            }
+            for protocol in protocols {
+                let sockets = diag.inet(*protocol)?.into_iter();
+                found.udp.extend(sockets.map(|socket| (u64::from(socket.inode), socket.shutdown)));
+            }
+            Ok(found)
+        };
+        ns::in_netns(netns.as_fd(), list).map_err(fail)?.map_err(fail)
+    }
+
+    /// How a UDP socket was shut down: bit 0 = reading, bit 1 = writing. One that is not bound is not listed.
+    pub(crate) fn udp_shutdown(&self, open: &Open) -> u8 {
+        self.udp.get(&open.key.1).copied().unwrap_or(0)
     }
 
     /// The inode of a socket's peer.

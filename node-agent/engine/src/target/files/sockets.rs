@@ -83,6 +83,16 @@ fn beside(connections: &[Wanted<'_>]) -> Result<Vec<Made>, TargetError> {
     })
 }
 
+/// What shutdown(2) was called with: bit 0 = reading, bit 1 = writing.
+pub(super) fn how_shut(bits: u8) -> Option<Shutdown> {
+    match bits & 3 {
+        1 => Some(Shutdown::Read),
+        2 => Some(Shutdown::Write),
+        3 => Some(Shutdown::Both),
+        _ => None,
+    }
+}
+
 /// Sets options as they were read.
 pub(super) fn set_options(
     file: &OpenFile,
@@ -109,6 +119,15 @@ pub(super) fn set_options(
     Ok(())
 }
 
+/// A socket with its options.
+fn fresh(file: &OpenFile, socket: &Tcp) -> Result<OwnedFd, TargetError> {
+    let protocol = if socket.multipath { libc::IPPROTO_MPTCP } else { libc::IPPROTO_TCP };
+    let fd = sock::socket(socket.family, libc::SOCK_STREAM, protocol)
+        .map_err(fail_errno(file, if socket.multipath { "make a socket of MPTCP" } else { "socket" }))?;
+    set_options(file, fd.as_fd(), &socket.options)?;
+    Ok(fd)
+}
+
 fn listen(
     file: &OpenFile,
     socket: &Tcp,
@@ -116,9 +135,7 @@ fn listen(
     backlog: u32,
     all: &mut Descriptions,
 ) -> Result<(), TargetError> {
-    let fd = sock::socket(socket.family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
-        .map_err(fail_errno(file, "socket"))?;
-    set_options(file, fd.as_fd(), &socket.options)?;
+    let fd = fresh(file, socket)?;
     sock::bind(fd.as_fd(), &local.into()).map_err(fail_errno(file, format!("bind to {local}")))?;
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     sock::listen(fd.as_fd(), backlog).map_err(fail_errno(file, format!("listen on {local}")))?;
@@ -132,9 +149,7 @@ fn closed(
     local: Option<SocketAddr>,
     all: &mut Descriptions,
 ) -> Result<(), TargetError> {
-    let fd = sock::socket(socket.family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
-        .map_err(fail_errno(file, "socket"))?;
-    set_options(file, fd.as_fd(), &socket.options)?;
+    let fd = fresh(file, socket)?;
     if let Some(local) = local {
         sock::bind(fd.as_fd(), &local.into()).map_err(fail_errno(file, format!("bind to {local}")))?;
     }

@@ -5,9 +5,9 @@ use std::os::fd::AsFd;
 
 use image::files::{FileKind, Files, OpenFile};
 use image::sockets::{Datagram, Udp};
-use sys::{sock, udp};
+use sys::{Errno, sock, udp};
 
-use super::sockets::set_options;
+use super::sockets::{how_shut, set_options};
 use super::{Descriptions, fail, fail_errno};
 use crate::target::error::TargetError;
 
@@ -31,6 +31,13 @@ pub(super) fn make(files: &Files, all: &mut Descriptions) -> Result<(), TargetEr
         if let Some(peer) = socket.peer {
             let fd = all.require(file.id)?;
             sock::connect(fd, &peer.into()).map_err(fail_errno(file, format!("connect to {peer}")))?;
+        }
+        if let Some(how) = how_shut(socket.shutdown) {
+            match sock::shutdown(all.require(file.id)?, how) {
+                // It says so of a socket without a peer, and does it.
+                Ok(()) | Err(Errno::ENOTCONN) => {}
+                Err(errno) => return Err(fail_errno(file, "shutdown")(errno)),
+            }
         }
     }
     Ok(())

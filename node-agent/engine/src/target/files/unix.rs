@@ -8,11 +8,10 @@ use image::files::{FileKind, Files, OpenFile};
 use image::sockets::{Unix, UnixState};
 use libc::{AF_UNIX, SYS_bind, SYS_chdir, SYS_close};
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::socket::Shutdown;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use sys::sock::{self, Address};
 
-use super::sockets::set_options;
+use super::sockets::{how_shut, set_options};
 use super::{Descriptions, Workshop, fail, fail_errno, refuse};
 use crate::target::error::TargetError;
 use crate::target::script::{Block, call};
@@ -365,12 +364,7 @@ pub(super) fn fill(files: &Files, all: &Descriptions, shop: &Workshop<'_>) -> Re
         }
     }
     for (file, socket) in sockets.values() {
-        let how = match socket.shutdown & 3 {
-            1 => Shutdown::Read,
-            2 => Shutdown::Write,
-            3 => Shutdown::Both,
-            _ => continue,
-        };
+        let Some(how) = how_shut(socket.shutdown) else { continue };
         if matches!(socket.state, UnixState::PeerClosed) {
             continue;
         }
