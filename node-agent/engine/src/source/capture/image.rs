@@ -39,6 +39,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
             findings: &mut findings,
             in_repair: &mut frozen.in_repair,
             unix: peers,
+            groups: &looker.groups,
         };
         files::capture(&mut context)?
     };

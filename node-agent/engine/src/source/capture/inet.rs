@@ -4,18 +4,21 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use image::sockets::{Datagram, Tcp, TcpConnection, TcpState, Udp};
+use image::sockets::{Datagram, Membership, Tcp, TcpConnection, TcpState, Udp};
 use libc::{IPPROTO_MPTCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM};
 use rayon::prelude::*;
+use sys::sock::multicast::Filter;
 use sys::tcp::state;
 use sys::udp::Destination;
 use sys::{Errno, ns, sock, tcp, udp};
 
 use super::options::Reader;
 use super::table::Open;
+use crate::proc::multicast::Group;
 use crate::source::SourceError;
 use crate::source::error::TRY_AGAIN;
 use crate::source::findings::Findings;
+use crate::source::multicast;
 use crate::source::sockets::{TcpKind, tcp_state};
 
 /// A TCP socket that is in repair mode now and must be taken out of it on abort.
@@ -159,8 +162,22 @@ pub(crate) fn capture_udp(
         local: local.inet().filter(|address| address.port() != 0),
         peer,
         queue: queue.into_iter().map(datagram).collect(),
+        memberships: Vec::new(),
         shutdown: shut(fd).map_err(|errno| fail("poll", errno))?,
     })
+}
+
+/// The memberships of a UDP socket in these groups.
+pub(crate) fn memberships(open: &Open, groups: &[Group]) -> Result<Vec<Membership>, SourceError> {
+    let found = multicast::memberships(open.file.as_fd(), groups)
+        .map_err(|errno| SourceError::kernel("ask a socket for memberships", open.holder_pid, errno))?;
+    let membership = |(group, filter): (&Group, Filter)| Membership {
+        device: group.device.clone(),
+        group: group.address,
+        exclude: filter.exclude,
+        sources: filter.sources,
+    };
+    Ok(found.into_iter().map(membership).collect())
 }
 
 /// How a UDP socket was shut down, as far as poll(2) shows it: not when it was for writing alone.
