@@ -45,6 +45,17 @@ pub enum TcpState {
         /// Backlog as given to listen(2).
         backlog: u32,
     },
+    /// connect(2) is under way, and nobody has answered.
+    Connecting {
+        /// Our address.
+        local: SocketAddr,
+        /// The peer's.
+        peer: SocketAddr,
+        /// Sequence number of the SYN.
+        first: u32,
+        /// SO_REUSEADDR, which repair mode overwrites.
+        reuse_address: bool,
+    },
     /// Established or half-closed.
     Connected(Box<TcpConnection>),
 }

@@ -172,7 +172,7 @@ fn sockets(
         }
     }
     let mut failed = None;
-    for ((open, ..), read) in tcp.iter().zip(inet::read_tcp(&tcp, options)?) {
+    for ((open, ..), read) in tcp.iter().zip(inet::read_tcp(&tcp, options, &context.unix)?) {
         match read {
             Ok(inet::Read { tcp, in_repair, refusal }) => {
                 context.in_repair.extend(in_repair);
