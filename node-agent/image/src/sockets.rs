@@ -1,6 +1,6 @@
 //! Sockets.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,17 @@ pub enum TcpState {
         local: SocketAddr,
         /// Backlog as given to listen(2).
         backlog: u32,
+    },
+    /// connect(2) is under way, and nobody has answered.
+    Connecting {
+        /// Our address.
+        local: SocketAddr,
+        /// The peer's.
+        peer: SocketAddr,
+        /// Sequence number of the SYN.
+        first: u32,
+        /// SO_REUSEADDR, which repair mode overwrites.
+        reuse_address: bool,
     },
     /// Established or half-closed.
     Connected(Box<TcpConnection>),
@@ -108,8 +119,23 @@ pub struct Udp {
     pub peer: Option<SocketAddr>,
     /// Datagrams not yet read, oldest first.
     pub queue: Vec<Datagram>,
+    /// Multicast groups that it is a member of.
+    pub memberships: Vec<Membership>,
     /// shutdown(2): bit 0 = reading, bit 1 = writing.
     pub shutdown: u8,
+}
+
+/// What a socket hears of a multicast group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The interface's name.
+    pub device: String,
+    /// The group.
+    pub group: IpAddr,
+    /// It hears all but the sources; else only them.
+    pub exclude: bool,
+    /// The sources.
+    pub sources: Vec<IpAddr>,
 }
 
 /// A datagram that was received and not read.

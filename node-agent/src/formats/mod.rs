@@ -41,7 +41,7 @@ fn protocol() -> Registry {
         "message": PeerMessage, Purpose, Mark, crate::commit::Answer, crate::commit::Owner, image::Subject,
         image::files::FileKind, image::files::LockKind, image::shape::Backing, image::shape::ObjectKind,
         image::files::TerminalSide, image::sockets::TcpState, image::sockets::UnixState, image::state::Report, image::state::Resume,
-        std::net::SocketAddr
+        std::net::SocketAddr, std::net::IpAddr
     );
     let parts = [
         layouts!("files": Op),

@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod message;
+pub mod multicast;
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
@@ -158,27 +159,6 @@ pub fn events(fd: BorrowedFd<'_>, wanted: i16) -> Result<i16> {
     // SAFETY: the kernel reads and writes the one entry that `entry` is.
     small(unsafe { libc::poll(&raw mut entry, 1, 0) })?;
     Ok(entry.revents)
-}
-
-/// `MCAST_MSFILTER`, by which a membership is asked for: its argument is a `struct group_filter`.
-const MCAST_MSFILTER: i32 = 48;
-
-/// Whether the socket is a member of a multicast group at the interface of that number. See ip(7).
-///
-/// # Errors
-/// `ENOTSOCK`, `ENOPROTOOPT` this kind of socket has no memberships.
-pub fn is_member(fd: BorrowedFd<'_>, interface: u32, group: std::net::IpAddr) -> Result<bool> {
-    // Interface, padding, an address of 128 bytes, mode and number of sources; room for one source.
-    let mut filter = [0_u8; 144 + 128];
-    filter[..4].copy_from_slice(&interface.to_ne_bytes());
-    let address = Address::Inet(std::net::SocketAddr::new(group, 0)).to_bytes();
-    filter[8..8 + address.len()].copy_from_slice(&address);
-    let level = if group.is_ipv4() { libc::IPPROTO_IP } else { libc::IPPROTO_IPV6 };
-    match get_into(fd, level, MCAST_MSFILTER, &mut filter) {
-        Ok(_) => Ok(true),
-        Err(Errno::EADDRNOTAVAIL | Errno::ENODEV) => Ok(false),
-        Err(errno) => Err(errno),
-    }
 }
 
 /// What a socket has of the kernel's memory (`SO_MEMINFO`), in bytes.

@@ -6,6 +6,7 @@
 
 mod connection;
 mod inject;
+pub mod opening;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 

@@ -2,6 +2,7 @@
 //! means is told afterwards, one after the other.
 
 use std::fs::{File, Metadata};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::ffi::OsStringExt;
@@ -64,8 +65,8 @@ pub(crate) struct DescriptorFacts {
 #[derive(Debug)]
 pub(crate) struct SocketFacts {
     pub(crate) kind: Result<Kind, Reason>,
-    /// Why its memberships of multicast groups cannot move.
-    pub(crate) membership: Option<String>,
+    /// The multicast groups that it is a member of: interface and group.
+    pub(crate) groups: Vec<(u32, IpAddr)>,
 }
 
 /// Reads all processes. `known` gives the mappings with their flags as they were last read. One that has ended gives
@@ -190,10 +191,13 @@ fn socket(pid: i32, socket: &File, asked: Asked<'_>) -> Result<Option<SocketFact
         Err(Errno::ENOTSOCK) => return Ok(None),
         Err(errno) => return Err(InspectError::kernel("ask a socket", pid, errno)),
     };
-    let membership = match kind {
-        Ok(Kind::Udp { .. }) => multicast::membership(socket.as_fd(), asked.groups)
-            .map_err(|errno| InspectError::kernel("ask a socket for memberships", pid, errno))?,
-        _ => None,
+    let groups = match kind {
+        Ok(Kind::Udp { .. }) => multicast::memberships(socket.as_fd(), asked.groups)
+            .map_err(|errno| InspectError::kernel("ask a socket for memberships", pid, errno))?
+            .into_iter()
+            .map(|(group, _)| (group.interface, group.address))
+            .collect(),
+        _ => Vec::new(),
     };
-    Ok(Some(SocketFacts { kind, membership }))
+    Ok(Some(SocketFacts { kind, groups }))
 }

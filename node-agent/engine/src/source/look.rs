@@ -1,6 +1,7 @@
 //! One look at the whole tree through /proc.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use image::shape::{FileIdentity, ProcessShape, Shape, Zombie};
 
@@ -58,7 +59,9 @@ pub(crate) struct Looker {
     /// smaps of each process, by pid and start time.
     flags: HashMap<(i32, u64), Vec<Entry>>,
     /// Multicast groups of the network namespace.
-    groups: Vec<Group>,
+    pub(crate) groups: Vec<Group>,
+    /// Those of which sockets are members: interface and group.
+    joined: Vec<(u32, IpAddr)>,
     /// Trackers are in place: userfaultfd flags on mappings are our own.
     pub(crate) tracked: bool,
     /// Set while the tree stands still.
@@ -97,8 +100,6 @@ pub(crate) enum Depth {
     Everything,
 }
 
-const LEAVE: &str = "have the program leave the group, or close the socket, before the move";
-
 impl Looker {
     pub(crate) fn new(spec: &TreeSpec) -> Result<Self, InspectError> {
         let view = match View::new(spec.root) {
@@ -114,6 +115,7 @@ impl Looker {
             mounts: HashMap::new(),
             flags: HashMap::new(),
             groups: Vec::new(),
+            joined: Vec::new(),
             tracked: false,
             stopped: None,
             settled: Settled::new(),
@@ -150,6 +152,7 @@ impl Looker {
             };
             rules::check(&mut rules, &tree, findings)?;
             self.groups = multicast::read(self.spec.root)?;
+            self.joined.clear();
         }
         account::lap("freeze.look-rules");
         // Beside all the rest: it takes a thread in the container's IPC namespace anyway.
@@ -186,7 +189,7 @@ impl Looker {
                 closed.end(findings)?;
             }
             connections::check_signatures(self.spec.root, &look.processes, findings)?;
-            super::multicast::check(self.spec.root, &self.groups, findings)?;
+            super::multicast::check(self.spec.root, &self.groups, &self.joined, findings)?;
             let now = self.stopped.is_some();
             terminals::check(&look.processes, &self.spec, &self.view, now, findings)?;
             watches::check(&look.processes, &self.view, now, findings)?;
@@ -231,9 +234,11 @@ impl Looker {
             };
             if descriptor.class == Class::Socket
                 && let Some(socket) = socket
-                && let Some(kind) = judge(&found.process, descriptor.fd, socket, reader.findings)
             {
-                found.sockets.insert(descriptor.fd, kind);
+                self.joined.extend(&socket.groups);
+                if let Some(kind) = judge(&found.process, descriptor.fd, socket, reader.findings) {
+                    found.sockets.insert(descriptor.fd, kind);
+                }
             }
             found.descriptors.push(descriptor);
         }
@@ -291,9 +296,6 @@ fn exe(reader: &mut MmReader<'_>, process: &Process) -> Result<FileIdentity, Ins
 
 /// What a socket is, unless it cannot move.
 fn judge(process: &Process, fd: i32, socket: SocketFacts, findings: &mut Findings) -> Option<Kind> {
-    if let Some(reason) = socket.membership {
-        findings.fd(process.inner, fd, reason, LEAVE);
-    }
     match socket.kind {
         Ok(kind) => Some(kind),
         Err((reason, way_out)) => {

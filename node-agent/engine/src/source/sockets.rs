@@ -218,7 +218,7 @@ fn tcp(fd: BorrowedFd<'_>, family: i32, protocol: i32, now: bool) -> Result<Resu
             "TCP connection that has ended, which the program has not closed: not carried yet".to_owned(),
             "try again in a moment; a program that keeps it must close it",
         )),
-        tcp_state::SYN_SENT | tcp_state::SYN_RECV if now => {
+        tcp_state::SYN_RECV if now => {
             Err(("TCP connection that is just being made".to_owned(), "try again in a moment"))
         }
         // For a listening socket: connections that wait for accept(2).

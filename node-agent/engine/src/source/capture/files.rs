@@ -16,6 +16,7 @@ use super::pipes::Pipes;
 use super::table::{Holder, Open, Table};
 use super::tty::Terminals;
 use super::{epoll, ghosts, inet, netlink, unix};
+use crate::proc::multicast::Group;
 use crate::source::descriptor::Class;
 use crate::source::findings::Findings;
 use crate::source::look::{Look, ProcessLook};
@@ -44,6 +45,8 @@ pub(crate) struct Context<'a> {
     pub(crate) findings: &'a mut Findings,
     pub(crate) in_repair: &'a mut Vec<inet::InRepair>,
     pub(crate) unix: unix::Peers,
+    /// Multicast groups of the network namespace.
+    pub(crate) groups: &'a [Group],
 }
 
 impl Context<'_> {
@@ -169,7 +172,7 @@ fn sockets(
         }
     }
     let mut failed = None;
-    for ((open, ..), read) in tcp.iter().zip(inet::read_tcp(&tcp, options)?) {
+    for ((open, ..), read) in tcp.iter().zip(inet::read_tcp(&tcp, options, &context.unix)?) {
         match read {
             Ok(inet::Read { tcp, in_repair, refusal }) => {
                 context.in_repair.extend(in_repair);
@@ -197,6 +200,7 @@ fn other_socket(
             let shutdown = context.unix.udp_shutdown(open);
             let mut socket = inet::capture_udp(open, family, protocol, options, context.findings)?;
             socket.shutdown |= shutdown;
+            socket.memberships = inet::memberships(open, context.groups)?;
             FileKind::Udp(Box::new(socket))
         }
         Ok(Kind::Netlink { socket_type, protocol }) => {

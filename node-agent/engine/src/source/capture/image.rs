@@ -1,34 +1,33 @@
 //! Puts the image together.
 
-use std::collections::BTreeSet;
-
 use image::state::{HostFacts, Image};
 
 use crate::account;
 
 use super::files::{self, Context};
 use super::threads;
-use super::unix::Peers;
+use super::unix::{Peers, Wanted};
 use crate::source::SourceError;
 use crate::source::failpoint;
 use crate::source::findings::Findings;
 use crate::source::look::Looker;
 use crate::source::session::{Frozen, refuse};
-use crate::source::sockets::Kind;
+use crate::source::sockets::{Kind, tcp_state};
 
 /// Everything but the contents of memory.
 pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image, SourceError> {
     let mut findings = Findings::default();
-    let (mut unix, mut protocols) = (false, BTreeSet::new());
+    let mut wanted = Wanted::default();
     for kind in files::live(&frozen.look).flat_map(|found| found.sockets.values()) {
         match kind {
-            Kind::Unix(_) => unix = true,
-            Kind::Udp { protocol, .. } => protocols.extend(u8::try_from(*protocol)),
-            _ => {}
+            Kind::Unix(_) => wanted.unix = true,
+            Kind::Udp { protocol, .. } => wanted.udp.extend(u8::try_from(*protocol)),
+            Kind::Tcp(tcp) => wanted.connecting |= tcp.state == tcp_state::SYN_SENT,
+            Kind::Netlink { .. } => {}
         }
     }
-    let any = unix || !protocols.is_empty();
-    let peers = if any { Peers::list_with(looker.spec.root, unix, &protocols)? } else { Peers::default() };
+    let any = wanted.unix || wanted.connecting || !wanted.udp.is_empty();
+    let peers = if any { Peers::list_with(looker.spec.root, &wanted)? } else { Peers::default() };
     account::lap("capture.unix-peers");
     let captured = {
         let mut context = Context {
@@ -39,6 +38,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
             findings: &mut findings,
             in_repair: &mut frozen.in_repair,
             unix: peers,
+            groups: &looker.groups,
         };
         files::capture(&mut context)?
     };

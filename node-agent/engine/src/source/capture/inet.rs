@@ -4,18 +4,22 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use image::sockets::{Datagram, Tcp, TcpConnection, TcpState, Udp};
+use image::sockets::{Datagram, Membership, Tcp, TcpConnection, TcpState, Udp};
 use libc::{IPPROTO_MPTCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM};
 use rayon::prelude::*;
+use sys::sock::multicast::Filter;
 use sys::tcp::state;
 use sys::udp::Destination;
 use sys::{Errno, ns, sock, tcp, udp};
 
 use super::options::Reader;
 use super::table::Open;
+use super::unix::Peers;
+use crate::proc::multicast::Group;
 use crate::source::SourceError;
 use crate::source::error::TRY_AGAIN;
 use crate::source::findings::Findings;
+use crate::source::multicast;
 use crate::source::sockets::{TcpKind, tcp_state};
 
 /// A TCP socket that is in repair mode now and must be taken out of it on abort.
@@ -47,6 +51,7 @@ pub(crate) struct Read {
 pub(crate) fn read_tcp(
     sockets: &[(&Open, TcpKind)],
     options: &mut Reader,
+    peers: &Peers,
 ) -> Result<Vec<Result<Read, SourceError>>, SourceError> {
     for (open, kind) in sockets {
         options
@@ -54,11 +59,11 @@ pub(crate) fn read_tcp(
             .map_err(|errno| SourceError::kernel("read socket options", open.holder_pid, errno))?;
     }
     let options = &*options;
-    let read = |(open, kind): &(&Open, TcpKind)| one_tcp(open, *kind, options);
+    let read = |(open, kind): &(&Open, TcpKind)| one_tcp(open, *kind, options, peers);
     Ok(sockets.par_iter().with_min_len(AT_A_TIME).map(read).collect())
 }
 
-fn one_tcp(open: &Open, kind: TcpKind, options: &Reader) -> Result<Read, SourceError> {
+fn one_tcp(open: &Open, kind: TcpKind, options: &Reader, peers: &Peers) -> Result<Read, SourceError> {
     let fd = open.file.as_fd();
     let fail = |what: &str, errno| SourceError::kernel(what, open.holder_pid, errno);
     let options = options.changed_tcp(fd, kind);
@@ -78,6 +83,28 @@ fn one_tcp(open: &Open, kind: TcpKind, options: &Reader) -> Result<Read, SourceE
             TcpState::Listen {
                 local: local()?.inet().ok_or_else(|| fail("getsockname", Errno::EAFNOSUPPORT))?,
                 backlog: info.sacked,
+            }
+        }
+        tcp_state::SYN_SENT => {
+            let reuse_address = sock::get_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)
+                .map_err(|errno| fail("SO_REUSEADDR", errno))?
+                != 0;
+            in_repair = Some(InRepair { socket: Arc::clone(&open.file), reuse_address });
+            match (tcp::opening::first_sequence(fd), peers.connecting(open)) {
+                (Ok(first), Some(socket)) if socket.unacked <= 1 && socket.shutdown == 0 => {
+                    let (local, peer) = (socket.local, socket.peer);
+                    TcpState::Connecting { local, peer, first, reuse_address }
+                }
+                // It is answered by now; or it has data in its SYN.
+                (Ok(_) | Err(Errno::EAGAIN), _) => {
+                    refusal = Some("TCP connection that is just being made".to_owned());
+                    TcpState::Closed { local: None }
+                }
+                // In repair mode, or not: it may have ended.
+                (Err(errno), _) => {
+                    refusal = Some(format!("TCP connection that was just being made: {errno}"));
+                    TcpState::Closed { local: None }
+                }
             }
         }
         // The peer's FIN shows in the same way; of that the state tells.
@@ -159,8 +186,22 @@ pub(crate) fn capture_udp(
         local: local.inet().filter(|address| address.port() != 0),
         peer,
         queue: queue.into_iter().map(datagram).collect(),
+        memberships: Vec::new(),
         shutdown: shut(fd).map_err(|errno| fail("poll", errno))?,
     })
+}
+
+/// The memberships of a UDP socket in these groups.
+pub(crate) fn memberships(open: &Open, groups: &[Group]) -> Result<Vec<Membership>, SourceError> {
+    let found = multicast::memberships(open.file.as_fd(), groups)
+        .map_err(|errno| SourceError::kernel("ask a socket for memberships", open.holder_pid, errno))?;
+    let membership = |(group, filter): (&Group, Filter)| Membership {
+        device: group.device.clone(),
+        group: group.address,
+        exclude: filter.exclude,
+        sources: filter.sources,
+    };
+    Ok(found.into_iter().map(membership).collect())
 }
 
 /// How a UDP socket was shut down, as far as poll(2) shows it: not when it was for writing alone.

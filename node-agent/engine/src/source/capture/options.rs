@@ -120,11 +120,11 @@ impl Reader {
         let TcpKind { family, protocol, state, .. } = kind;
         let mut changed = self.changed(fd, family, libc::SOCK_STREAM, protocol);
         let connected = !matches!(state, tcp_state::CLOSE | tcp_state::LISTEN);
+        let connecting = state == tcp_state::SYN_SENT;
         changed.retain(|option| {
             let key = (option.level, option.name);
-            let apart = [BUFFERS, TCP_UNCONNECTED]
-                .iter()
-                .any(|(level, names)| *level == key.0 && names.contains(&key.1));
+            let within = |(level, names): Table| level == key.0 && names.contains(&key.1);
+            let apart = within(TCP_UNCONNECTED) || within(BUFFERS) && !connecting;
             // The keys of the network namespace show where the socket has none of its own.
             let key_of_listener = state == tcp_state::LISTEN && !option.value.is_empty();
             !(connected && (apart || key == SO_INCOMING_CPU)) && (key != TCP_FASTOPEN_KEY || key_of_listener)

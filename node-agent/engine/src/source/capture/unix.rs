@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 
 use image::sockets::{Unix, UnixMessage, UnixState};
-use sys::diag::{Diag, UnixSocket};
+use sys::diag::{Diag, InetSocket, UnixSocket};
 use sys::{Errno, ns, sock};
 
 use super::files::Context;
@@ -15,7 +15,7 @@ use crate::proc::fdinfo;
 use crate::source::descriptor::{Class, Descriptor};
 use crate::source::error::TRY_AGAIN;
 use crate::source::facts;
-use crate::source::sockets::{self, Kind};
+use crate::source::sockets::{self, Kind, tcp_state};
 use crate::source::tree::Process;
 use crate::source::{InspectError, SourceError};
 
@@ -25,6 +25,17 @@ pub(crate) struct Peers {
     sockets: HashMap<u64, UnixSocket>,
     /// How UDP sockets were shut down, of which nothing else tells as a whole.
     udp: HashMap<u64, u8>,
+    /// TCP sockets that are just connecting, whose peers nothing else tells.
+    connecting: HashMap<u64, InetSocket>,
+}
+
+/// What is asked of the kernel.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) unix: bool,
+    /// Protocols like UDP.
+    pub(crate) udp: BTreeSet<u8>,
+    pub(crate) connecting: bool,
 }
 
 pub(crate) const OUTSIDE: &str = "give it to the container as an external file, or close it before the move";
@@ -38,27 +49,36 @@ const SO_PASSPIDFD: i32 = 76;
 impl Peers {
     /// Asks the kernel, in the network namespace of the tree.
     pub(crate) fn list(root: i32) -> Result<Self, InspectError> {
-        Self::list_with(root, true, &BTreeSet::new())
+        Self::list_with(root, &Wanted { unix: true, ..Wanted::default() })
     }
 
-    /// Asks for unix sockets, or not, and for the sockets of these protocols like UDP.
-    pub(crate) fn list_with(root: i32, unix: bool, protocols: &BTreeSet<u8>) -> Result<Self, InspectError> {
+    /// As [`Peers::list`], for what is wanted.
+    pub(crate) fn list_with(root: i32, wanted: &Wanted) -> Result<Self, InspectError> {
         let fail = |errno| InspectError::kernel("list sockets", root, errno);
         let netns = ns::open(root, ns::Kind::Net).map_err(fail)?;
         let list = || -> sys::Result<Self> {
             let mut diag = Diag::open()?;
             let mut found = Self::default();
-            if unix {
+            if wanted.unix {
                 let sockets = diag.unix()?.into_iter();
                 found.sockets = sockets.map(|socket| (u64::from(socket.inode), socket)).collect();
             }
-            for protocol in protocols {
+            for protocol in &wanted.udp {
                 let sockets = diag.inet(*protocol)?.into_iter();
                 found.udp.extend(sockets.map(|socket| (u64::from(socket.inode), socket.shutdown)));
+            }
+            if wanted.connecting {
+                let sockets = diag.inet_in(6, 1 << tcp_state::SYN_SENT)?.into_iter();
+                found.connecting = sockets.map(|socket| (u64::from(socket.inode), socket)).collect();
             }
             Ok(found)
         };
         ns::in_netns(netns.as_fd(), list).map_err(fail)?.map_err(fail)
+    }
+
+    /// A TCP socket that is just connecting.
+    pub(crate) fn connecting(&self, open: &Open) -> Option<&InetSocket> {
+        self.connecting.get(&open.key.1)
     }
 
     /// How a UDP socket was shut down: bit 0 = reading, bit 1 = writing. One that is not bound is not listed.

@@ -17,6 +17,7 @@ pub(crate) use unix::Aside;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use image::files::{FileKind, Files, OpenFile};
@@ -60,11 +61,23 @@ pub(crate) struct InRepair {
     pub(crate) reuse_address: bool,
 }
 
+/// A TCP socket in repair mode that is to connect.
+#[derive(Debug)]
+pub(crate) struct Connecting {
+    /// The open file.
+    pub(crate) id: u32,
+    /// To whom.
+    pub(crate) peer: SocketAddr,
+    /// SO_REUSEADDR, which repair mode overwrites.
+    pub(crate) reuse_address: bool,
+}
+
 /// Every description of the container, held by the agent.
 #[derive(Debug, Default)]
 pub(crate) struct Descriptions {
     held: BTreeMap<u32, OwnedFd>,
     pub(crate) in_repair: Vec<InRepair>,
+    pub(crate) connecting: Vec<Connecting>,
     /// Socket files that were moved aside.
     pub(crate) aside: Vec<Aside>,
 }
@@ -227,6 +240,14 @@ impl Descriptions {
                 {
                     waiting.push(fd);
                 }
+            }
+        }
+        // After those to which they may connect. A SYN that nobody hears yet is sent again by the kernel.
+        for connection in self.connecting.drain(..) {
+            if let Some(fd) = self.held.get(&connection.id) {
+                let Connecting { id, peer, reuse_address } = connection;
+                sys::tcp::opening::begin(fd.as_fd(), peer, reuse_address)
+                    .map_err(TargetError::errno(format!("connect open file {id} to {peer}")))?;
             }
         }
         Ok(waiting)

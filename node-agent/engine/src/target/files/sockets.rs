@@ -9,7 +9,7 @@ use nix::sys::socket::Shutdown;
 use sys::sock;
 use sys::tcp::{self, Buffers, RepairWindow, TcpDump};
 
-use super::{Descriptions, InRepair, fail_errno, refuse, udp};
+use super::{Connecting, Descriptions, InRepair, fail_errno, refuse, udp};
 use crate::target::error::TargetError;
 
 /// Connections that are worth a thread: so many take about a millisecond.
@@ -26,6 +26,13 @@ pub(super) fn make(files: &Files, all: &mut Descriptions) -> Result<(), TargetEr
         match &socket.state {
             TcpState::Listen { local, backlog } => listen(file, socket, *local, *backlog, all)?,
             TcpState::Closed { local } => closed(file, socket, *local, all)?,
+            TcpState::Connecting { local, peer, first, reuse_address } => {
+                let fd = fresh(file, socket)?;
+                tcp::opening::prepare(fd.as_fd(), *local, *first)
+                    .map_err(fail_errno(file, format!("prepare the connection from {local} to {peer}")))?;
+                all.put(file.id, fd);
+                all.connecting.push(Connecting { id: file.id, peer: *peer, reuse_address: *reuse_address });
+            }
             TcpState::Connected(_) => {}
         }
     }
