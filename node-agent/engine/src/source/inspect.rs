@@ -30,7 +30,7 @@ pub(crate) fn inspect(spec: &TreeSpec) -> Result<Inventory, InspectError> {
             .filter(|kind| matches!(kind, Kind::Tcp { state, .. } if *state == tcp_state::ESTABLISHED))
             .count(),
         resident_bytes: processes.iter().map(|found| found.process.stat.rss_pages * image::PAGE_SIZE).sum(),
-        needs: needs(&look)?,
+        needs: Needs { ipc_ids: looker.sysv.any, ..needs(&look)? },
         refusals: findings.list,
         shape: look.shape,
     })

@@ -8,12 +8,13 @@ use super::descriptor::{Class, Descriptor};
 use super::error::InspectError;
 use super::facts::{self, Asked, Facts, SocketFacts};
 use super::findings::Findings;
-use super::ipc;
+use super::ipc::{self, How};
 use super::mm::{self, Files, Mapping, MmReader};
 use super::registry::{Handle, Registry};
 use super::rules::{self, Rules, Settled};
 use super::sockets::Kind;
 use super::spec::TreeSpec;
+use super::sysv::{Found, Sysv};
 use super::terminals;
 use super::tree::{self, Process};
 use super::view::View;
@@ -65,6 +66,9 @@ pub(crate) struct Looker {
     settled: Settled,
     /// What was asked of files in this look.
     files: Files,
+    /// The tree has an IPC namespace of its own, and what is in it.
+    own_ipc: bool,
+    pub(crate) sysv: Sysv,
 }
 
 /// What is known of a tree that we have stopped.
@@ -97,20 +101,21 @@ pub(crate) enum Depth {
 
 /// A look at the objects of the IPC namespace, on a thread of its own.
 enum IpcLook {
-    Under(std::thread::JoinHandle<(Findings, Result<(), InspectError>)>),
-    Over(Findings, Result<(), InspectError>),
+    Under(std::thread::JoinHandle<(Findings, Result<Option<Found>, InspectError>)>),
+    Over(Findings, Result<Option<Found>, InspectError>),
 }
 
 impl IpcLook {
-    fn begin(root: i32, pids: Vec<i32>) -> Self {
+    fn begin(root: i32, pids: Vec<i32>, held: Vec<i32>, how: How) -> Self {
         let pids = std::sync::Arc::new(pids);
         let look = move |pids: &[i32]| {
             let mut findings = Findings::default();
-            let result = ipc::check(root, pids, &mut findings);
+            let result = ipc::look(root, pids, &held, how, &mut findings);
             (findings, result)
         };
-        let own = std::sync::Arc::clone(&pids);
-        match std::thread::Builder::new().name("ipc".to_owned()).spawn(move || look(&own)) {
+        let look = std::sync::Arc::new(look);
+        let (own, there) = (std::sync::Arc::clone(&pids), std::sync::Arc::clone(&look));
+        match std::thread::Builder::new().name("ipc".to_owned()).spawn(move || there(&own)) {
             Ok(thread) => Self::Under(thread),
             Err(_) => {
                 let (findings, result) = look(&pids);
@@ -119,7 +124,7 @@ impl IpcLook {
         }
     }
 
-    fn end(self, findings: &mut Findings) -> Result<(), InspectError> {
+    fn end(self, findings: &mut Findings) -> Result<Option<Found>, InspectError> {
         let (found, result) = match self {
             Self::Under(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             Self::Over(found, result) => (found, result),
@@ -150,6 +155,8 @@ impl Looker {
             stopped: None,
             settled: Settled::new(),
             files: Files::default(),
+            own_ipc: false,
+            sysv: Sysv::default(),
         })
     }
 
@@ -185,10 +192,15 @@ impl Looker {
         }
         account::lap("freeze.look-rules");
         // Beside all the rest: it takes a thread in the container's IPC namespace anyway.
-        let objects = (depth == Depth::Everything).then(|| {
-            let (root, pids) = (self.spec.root, tree.iter().map(|process| process.pid).collect());
-            IpcLook::begin(root, pids)
-        });
+        let how = match depth {
+            Depth::Shape => How::Segments,
+            Depth::Everything if self.stopped.is_some() => How::Contents,
+            Depth::Everything => How::All,
+        };
+        let (root, pids) = (self.spec.root, tree.iter().map(|process| process.pid).collect());
+        self.own_ipc = ipc::is_own(root)?;
+        let objects = (self.own_ipc || depth == Depth::Everything)
+            .then(|| IpcLook::begin(root, pids, self.sysv.held(), how));
         // Containers mount and unmount, and numbers are used again.
         self.mounts.clear();
         self.files = Files::default();
@@ -207,8 +219,14 @@ impl Looker {
             }
         }
         account::lap("freeze.look-processes");
-        if let Some(objects) = objects {
-            objects.end(findings)?;
+        if let Some(found) = objects.map(|objects| objects.end(findings)).transpose()?.flatten() {
+            let Self { sysv, registry, view, stopped, .. } = self;
+            sysv.take(found, &look.processes, registry, &view.ids, stopped.is_some(), findings)?;
+        }
+        if depth == Depth::Everything {
+            if !self.own_ipc {
+                self.sysv.of_host(&look.processes, findings)?;
+            }
             super::multicast::check(self.spec.root, &self.groups, findings)?;
             let now = self.stopped.is_some();
             terminals::check(&look.processes, &self.spec, &self.view, now, findings)?;
@@ -244,6 +262,7 @@ impl Looker {
             mounts: &mut self.mounts,
             files: &mut self.files,
             tracked: self.tracked,
+            own_ipc: self.own_ipc,
         };
         found.mappings = reader.mappings(&found.process, &facts.entries)?;
         found.exe = exe(&mut reader, &found.process)?;

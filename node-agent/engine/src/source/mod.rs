@@ -31,6 +31,7 @@ mod session;
 mod sockets;
 mod spec;
 mod stopping;
+mod sysv;
 mod terminals;
 mod told;
 mod traced;
