@@ -8,6 +8,7 @@
 //! * [`state`] is what is read while the container is frozen: registers, signals, timers, credentials.
 //! * [`files`] and [`sockets`] are the open file descriptions.
 //! * [`groups`] are the control groups.
+//! * [`ipc`] is what lives in the IPC namespace.
 //! * [`refusal`] names what cannot be carried over.
 //! * [`checkpoint`] is a whole container as one stream.
 //! * [`frame`], [`pages`], [`packed`] and [`codec`] are the byte form, with limits checked before any allocation.
@@ -19,6 +20,7 @@ pub mod codec;
 pub mod files;
 pub mod frame;
 pub mod groups;
+pub mod ipc;
 pub mod packed;
 pub mod pages;
 pub mod refusal;

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ipc::IpcObject;
 use crate::state::Creds;
 use crate::{Addr, Pid};
 
@@ -218,6 +219,8 @@ pub enum ObjectKind {
         /// Permissions; known when nothing runs any more.
         mode: u32,
     },
+    /// A segment of System V shared memory (shmget(2)); it is there while nobody has it attached, too.
+    Segment(IpcObject),
 }
 
 /// What of a process can be prepared before its state is known, because it rarely changes.

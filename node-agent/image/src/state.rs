@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::files::{FdEntry, Files};
+use crate::ipc::Ipc;
 use crate::shape::Shape;
 use crate::{Addr, Pid};
 
@@ -17,6 +18,8 @@ pub struct Image {
     pub processes: Vec<ProcessState>,
     /// Open file descriptions and what hangs on them.
     pub files: Files,
+    /// What the container's IPC namespace holds.
+    pub ipc: Ipc,
 }
 
 /// What a target must match (or be told) about the source's host.
@@ -43,6 +46,8 @@ pub struct HostFacts {
 pub struct Needs {
     /// It has timers of timer_create(2).
     pub posix_timers: bool,
+    /// It has System V shared memory, semaphores or message queues.
+    pub ipc_ids: bool,
     /// The highest hard limit of its processes for each resource, index = resource number.
     pub hard_limits: Vec<u64>,
     /// The lowest oom_score_adj of its processes.
@@ -54,6 +59,8 @@ pub struct Needs {
 pub struct Gives {
     /// Timers can be made with chosen ids (PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15).
     pub timer_ids: bool,
+    /// System V objects can be made with chosen ids (CONFIG_CHECKPOINT_RESTORE).
+    pub ipc_ids: bool,
     /// The agent's own hard limits; `None` = it may set any (`CAP_SYS_RESOURCE`).
     pub hard_limits: Option<Vec<u64>>,
     /// The lowest oom_score_adj it may set; `None` = any.

@@ -52,6 +52,14 @@ pub(crate) fn give(needs: &Needs, gives: &Gives) -> Vec<Refusal> {
             "choose a target with Linux 6.15 or newer, or have the program delete its timers",
         );
     }
+    if needs.ipc_ids && !gives.ipc_ids {
+        lack(
+            "it has System V objects (shared memory, semaphores, message queues), and the target's kernel cannot make \
+             them with the same ids"
+                .to_owned(),
+            "choose a target with CONFIG_CHECKPOINT_RESTORE, or remove them (ipcrm)",
+        );
+    }
     if let Some(limits) = &gives.hard_limits {
         for (resource, (need, may)) in needs.hard_limits.iter().zip(limits).enumerate() {
             if need > may {
@@ -131,20 +139,33 @@ mod tests {
     fn what_an_agent_without_privilege_cannot_give() {
         let mut hard_limits = vec![0; 16];
         hard_limits[7] = 4096;
-        let needs = Needs { posix_timers: true, hard_limits: hard_limits.clone(), oom_score_adj: -5 };
-        let any = Gives { timer_ids: true, hard_limits: None, oom_score_adj: None };
+        let needs =
+            Needs { posix_timers: true, ipc_ids: true, hard_limits: hard_limits.clone(), oom_score_adj: -5 };
+        let any = Gives { timer_ids: true, ipc_ids: true, hard_limits: None, oom_score_adj: None };
         assert_eq!(give(&needs, &any), vec![]);
         let same = Gives { hard_limits: Some(hard_limits.clone()), oom_score_adj: Some(-5), ..any.clone() };
         assert_eq!(give(&needs, &same), vec![]);
         hard_limits[7] = 1024;
-        let little = Gives { timer_ids: false, hard_limits: Some(hard_limits), oom_score_adj: Some(0) };
+        let little = Gives {
+            timer_ids: false,
+            ipc_ids: false,
+            hard_limits: Some(hard_limits),
+            oom_score_adj: Some(0),
+        };
         let lacks = give(&needs, &little);
-        assert_eq!(lacks.len(), 3, "{lacks:#?}");
+        assert_eq!(lacks.len(), 4, "{lacks:#?}");
         assert!(lacks[0].reason.contains("POSIX timers"));
-        assert!(lacks[1].reason.contains("RLIMIT_NOFILE of 4096"));
-        assert!(lacks[2].reason.contains("oom_score_adj of -5"));
-        let none = Needs { posix_timers: false, hard_limits: vec![1024; 16], oom_score_adj: 0 };
-        let equal = Gives { timer_ids: false, hard_limits: Some(vec![1024; 16]), oom_score_adj: Some(0) };
+        assert!(lacks[1].reason.contains("System V"));
+        assert!(lacks[2].reason.contains("RLIMIT_NOFILE of 4096"));
+        assert!(lacks[3].reason.contains("oom_score_adj of -5"));
+        let none =
+            Needs { posix_timers: false, ipc_ids: false, hard_limits: vec![1024; 16], oom_score_adj: 0 };
+        let equal = Gives {
+            timer_ids: false,
+            ipc_ids: false,
+            hard_limits: Some(vec![1024; 16]),
+            oom_score_adj: Some(0),
+        };
         assert_eq!(give(&none, &equal), vec![]);
     }
 }

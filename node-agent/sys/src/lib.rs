@@ -34,6 +34,7 @@ pub mod pagemap;
 pub mod pidfd;
 pub mod prctl;
 pub mod sock;
+pub mod sysv;
 pub mod tcp;
 pub mod tty;
 pub mod udp;

@@ -110,7 +110,12 @@ impl Node for FakeNode {
 
     fn gives(&self) -> image::state::Gives {
         // An agent with little privilege on an old kernel.
-        image::state::Gives { timer_ids: false, hard_limits: Some(vec![1024; 16]), oom_score_adj: Some(0) }
+        image::state::Gives {
+            timer_ids: false,
+            ipc_ids: false,
+            hard_limits: Some(vec![1024; 16]),
+            oom_score_adj: Some(0),
+        }
     }
 
     fn facts(&self) -> HostFacts {

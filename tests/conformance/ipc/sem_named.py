@@ -1,5 +1,4 @@
 """A semaphore with a name (sem_open): the C library has made its file under another one"""
-# refused: another one
 import ctypes
 import os
 

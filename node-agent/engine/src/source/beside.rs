@@ -6,19 +6,19 @@ use std::thread::{Builder, JoinHandle};
 use super::error::InspectError;
 use super::findings::Findings;
 
-type Found = (Findings, Result<(), InspectError>);
+type Found<T> = (Findings, Result<T, InspectError>);
 
 /// Such a part.
-pub(crate) enum Beside {
-    Under(JoinHandle<Found>),
-    Over(Found),
+pub(crate) enum Beside<T> {
+    Under(JoinHandle<Found<T>>),
+    Over(Found<T>),
 }
 
-impl Beside {
+impl<T: Send + 'static> Beside<T> {
     /// Begins it; when the host takes no more threads, it is done now.
     pub(crate) fn begin<Check>(name: &str, check: Check) -> Self
     where
-        Check: Fn(&mut Findings) -> Result<(), InspectError> + Send + Sync + 'static,
+        Check: Fn(&mut Findings) -> Result<T, InspectError> + Send + Sync + 'static,
     {
         let look = move || {
             let mut findings = Findings::default();
@@ -34,7 +34,7 @@ impl Beside {
     }
 
     /// Waits for it, and adds what it found.
-    pub(crate) fn end(self, findings: &mut Findings) -> Result<(), InspectError> {
+    pub(crate) fn end(self, findings: &mut Findings) -> Result<T, InspectError> {
         let (found, result) = match self {
             Self::Under(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             Self::Over(found) => found,

@@ -31,7 +31,7 @@ pub(crate) fn inspect(spec: &TreeSpec, items: bool) -> Result<Inventory, Inspect
             .filter(|kind| matches!(kind, Kind::Tcp(tcp) if tcp.state == tcp_state::ESTABLISHED))
             .count(),
         resident_bytes: processes.iter().map(|found| found.process.stat.rss_pages * image::PAGE_SIZE).sum(),
-        needs: needs(&look)?,
+        needs: Needs { ipc_ids: looker.sysv.any, ..needs(&look)? },
         items: if items { inventory::list(&look, &findings.list) } else { Vec::new() },
         refusals: findings.list,
         shape: look.shape,

@@ -120,6 +120,7 @@ fn behind(vma: &Vma, shape: &Shape) -> String {
             Some(object) => match &object.kind {
                 ObjectKind::SharedAnonymous => "shared memory".to_owned(),
                 ObjectKind::Memfd { name, .. } => format!("memory file {name}"),
+                ObjectKind::Segment(segment) => format!("System V shared memory {}", segment.id),
             },
             None => "shared memory".to_owned(),
         },

@@ -9,101 +9,94 @@ use sys::{Errno, mount};
 
 use super::error::InspectError;
 use super::findings::Findings;
-use crate::proc::{self, ProcError};
+use super::sysv::{Found, Tables, field};
 
 const REMOVE: &str = "remove it (ipcrm), or end the program that made it, before the move";
 const UNLINK: &str = "have the program unlink it (mq_unlink) before the move";
 
-/// Refuses everything in the IPC namespace of `root`. A tree that shares the namespace with the host is answerable
-/// only for what names one of its processes.
-pub(crate) fn check(root: i32, tree: &[i32], findings: &mut Findings) -> Result<(), InspectError> {
+/// What there is in the IPC namespace of `root`; `None` when the tree shares it with the host: then it is answerable
+/// only for what names one of its processes, and that is refused. `held`: segments of shared memory that are open already.
+pub(crate) fn look(
+    root: i32,
+    tree: &[i32],
+    held: &[i32],
+    how: How,
+    findings: &mut Findings,
+) -> Result<Option<Found>, InspectError> {
     let kernel = |what: &'static str| move |errno| InspectError::kernel(what, root, errno);
-    let own = |pid| ns::id(pid, Kind::Ipc);
-    let theirs = match own(root) {
-        Ok(id) => id,
-        // A kernel without them, or a process that is gone: the walk over the tree tells.
-        Err(Errno::ENOENT | Errno::ESRCH) => return Ok(()),
-        Err(errno) => return Err(kernel("look at the IPC namespace")(errno)),
-    };
-    let ours = ns::open_own(Kind::Ipc).and_then(|fd| ns::id_of(fd.as_fd()));
-    if ours.map_err(kernel("look at our IPC namespace"))? == theirs {
-        return report(&sysv()?, Some(tree), findings);
+    if !is_own(root)? {
+        if how != How::Segments {
+            report(&Tables::read()?, tree, findings);
+        }
+        return Ok(None);
     }
-    let namespace = ns::open(root, Kind::Ipc).map_err(kernel("open the IPC namespace"))?;
-    let (sysv, queues) = ns::within(namespace.as_fd(), Kind::Ipc, || (sysv(), queues()))
-        .map_err(kernel("enter the IPC namespace"))?;
-    report(&sysv?, None, findings)?;
+    let namespace = match ns::open(root, Kind::Ipc) {
+        Ok(namespace) => namespace,
+        // A process that is gone: the walk over the tree tells.
+        Err(Errno::ENOENT | Errno::ESRCH) => return Ok(None),
+        Err(errno) => return Err(kernel("open the IPC namespace")(errno)),
+    };
+    let (found, queues) = ns::within(namespace.as_fd(), Kind::Ipc, || {
+        let queues = if how == How::Segments { Ok(Vec::new()) } else { queues() };
+        (Found::look(held, how == How::Contents), queues)
+    })
+    .map_err(kernel("enter the IPC namespace"))?;
     for name in queues.map_err(kernel("list POSIX message queues"))? {
         findings.container(format!("POSIX message queue /{name}: queues are not carried yet"), UNLINK);
     }
-    Ok(())
+    found.map(Some)
 }
 
-/// The tables of System V objects of this thread's namespace: shared memory, semaphores, message queues.
-fn sysv() -> Result<[Vec<Vec<i64>>; 3], ProcError> {
-    Ok([table("shm")?, table("sem")?, table("msg")?])
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// Segments of shared memory.
+    Segments,
+    /// All there is.
+    All,
+    /// With what is in semaphores and message queues.
+    Contents,
 }
 
-/// The rows of a table as numbers, without its head. Modes are octal, which does not matter here.
-fn table(name: &str) -> Result<Vec<Vec<i64>>, ProcError> {
-    let path = format!("/proc/sysvipc/{name}");
-    let bytes = match proc::read_path(&path) {
-        Ok(bytes) => bytes,
-        // A kernel without them.
-        Err(error) if error.is_gone() => return Ok(Vec::new()),
-        Err(error) => return Err(error),
+/// Whether a process has an IPC namespace of its own.
+pub(crate) fn is_own(root: i32) -> Result<bool, InspectError> {
+    let kernel = |what: &'static str| move |errno| InspectError::kernel(what, root, errno);
+    let theirs = match ns::id(root, Kind::Ipc) {
+        Ok(id) => id,
+        // A kernel without them, or a process that is gone: the walk over the tree tells.
+        Err(Errno::ENOENT | Errno::ESRCH) => return Ok(false),
+        Err(errno) => return Err(kernel("look at the IPC namespace")(errno)),
     };
-    let row = |line| -> Option<Vec<i64>> { proc::words(line).map(proc::number).collect() };
-    proc::lines(&bytes)
-        .skip(1)
-        .map(|line| row(line).ok_or_else(|| ProcError::parse(&path, proc::text(line))))
-        .collect()
+    let ours = ns::open_own(Kind::Ipc).and_then(|fd| ns::id_of(fd.as_fd()));
+    Ok(ours.map_err(kernel("look at our IPC namespace"))? != theirs)
 }
 
-/// `tree`: only what its processes made or used last; `None` = everything.
-fn report(
-    tables: &[Vec<Vec<i64>>; 3],
-    tree: Option<&[i32]>,
-    findings: &mut Findings,
-) -> Result<(), InspectError> {
-    let [segments, semaphores, queues] = tables;
-    let field = |row: &[i64], at: usize| row.get(at).copied().unwrap_or(0);
+/// What processes of the tree made or used last in the host's namespace.
+fn report(tables: &Tables, tree: &[i32], findings: &mut Findings) {
     let concerns = |row: &[i64], pids: &[usize]| {
-        tree.is_none_or(|tree| {
-            pids.iter().any(|at| tree.iter().any(|pid| i64::from(*pid) == field(row, *at)))
-        })
+        pids.iter().any(|at| tree.iter().any(|pid| i64::from(*pid) == field(row, *at)))
     };
-    for row in segments {
-        // key shmid perms size cpid lpid nattch. One that is attached is refused where it is mapped.
+    for row in &tables.segments {
+        // One that is attached is refused where it is mapped.
         if field(row, 6) == 0 && concerns(row, &[4, 5]) {
             let (key, id, size) = (field(row, 0), field(row, 1), field(row, 3));
             findings.container(
-                format!("System V shared memory {id} (key {key}, {size} bytes) that nobody has attached: not carried yet"),
+                format!("System V shared memory {id} (key {key}, {size} bytes) of the host's IPC namespace, that nobody has attached"),
                 REMOVE,
             );
         }
     }
-    for row in semaphores {
-        // key semid perms nsems. Nobody's pid is told.
-        if tree.is_none() {
-            let (key, id, count) = (field(row, 0), field(row, 1), field(row, 3));
-            findings.container(
-                format!("System V semaphores {id} (key {key}, {count} of them): not carried yet"),
-                REMOVE,
-            );
-        }
-    }
-    for row in queues {
-        // key msqid perms cbytes qnum lspid lrpid.
+    for row in &tables.queues {
         if concerns(row, &[5, 6]) {
             let (key, id, count) = (field(row, 0), field(row, 1), field(row, 4));
             findings.container(
-                format!("System V message queue {id} (key {key}, {count} messages): not carried yet"),
+                format!(
+                    "System V message queue {id} (key {key}, {count} messages) of the host's IPC namespace"
+                ),
                 REMOVE,
             );
         }
     }
-    Ok(())
 }
 
 /// The names in the message queue file system of this thread's namespace, which is mounted nowhere for it.

@@ -11,12 +11,13 @@ use super::descriptor::{Class, Descriptor};
 use super::error::InspectError;
 use super::facts::{self, Asked, Facts, SocketFacts};
 use super::findings::Findings;
-use super::ipc;
+use super::ipc::{self, How};
 use super::mm::{self, Files, Mapping, MmReader};
 use super::registry::{Handle, Registry};
 use super::rules::{self, Rules, Settled};
 use super::sockets::Kind;
 use super::spec::TreeSpec;
+use super::sysv::Sysv;
 use super::terminals;
 use super::tree::{self, Process};
 use super::view::View;
@@ -70,6 +71,9 @@ pub(crate) struct Looker {
     settled: Settled,
     /// What was asked of files in this look.
     files: Files,
+    /// The tree has an IPC namespace of its own, and what is in it.
+    own_ipc: bool,
+    pub(crate) sysv: Sysv,
 }
 
 /// What is known of a tree that we have stopped.
@@ -120,6 +124,8 @@ impl Looker {
             stopped: None,
             settled: Settled::new(),
             files: Files::default(),
+            own_ipc: false,
+            sysv: Sysv::default(),
         })
     }
 
@@ -156,15 +162,20 @@ impl Looker {
         }
         account::lap("freeze.look-rules");
         // Beside all the rest: it takes a thread in the container's IPC namespace anyway.
-        let objects = (depth == Depth::Everything).then(|| {
-            let root = self.spec.root;
+        let how = match depth {
+            Depth::Shape => How::Segments,
+            Depth::Everything if self.stopped.is_some() => How::Contents,
+            Depth::Everything => How::All,
+        };
+        let root = self.spec.root;
+        self.own_ipc = ipc::is_own(root)?;
+        let objects = (self.own_ipc || depth == Depth::Everything).then(|| {
             let pids: Vec<i32> = tree.iter().map(|process| process.pid).collect();
-            Beside::begin("ipc", move |findings| ipc::check(root, &pids, findings))
+            let held = self.sysv.held();
+            Beside::begin("ipc", move |findings| ipc::look(root, &pids, &held, how, findings))
         });
-        let closed = (depth == Depth::Everything && self.stopped.is_some()).then(|| {
-            let root = self.spec.root;
-            Beside::begin("closed", move |findings| connections::check_closed(root, findings))
-        });
+        let closed = (depth == Depth::Everything && self.stopped.is_some())
+            .then(|| Beside::begin("closed", move |findings| connections::check_closed(root, findings)));
         // Containers mount and unmount, and numbers are used again.
         self.mounts.clear();
         self.files = Files::default();
@@ -183,10 +194,16 @@ impl Looker {
             }
         }
         account::lap("freeze.look-processes");
-        if let Some(objects) = objects {
-            objects.end(findings)?;
-            if let Some(closed) = closed {
-                closed.end(findings)?;
+        if let Some(found) = objects.map(|objects| objects.end(findings)).transpose()?.flatten() {
+            let Self { sysv, registry, view, stopped, .. } = self;
+            sysv.take(found, &look.processes, registry, &view.ids, stopped.is_some(), findings)?;
+        }
+        if let Some(closed) = closed {
+            closed.end(findings)?;
+        }
+        if depth == Depth::Everything {
+            if !self.own_ipc {
+                self.sysv.of_host(&look.processes, findings)?;
             }
             connections::check_signatures(self.spec.root, &look.processes, findings)?;
             super::multicast::check(self.spec.root, &self.groups, &self.joined, findings)?;
@@ -224,6 +241,7 @@ impl Looker {
             mounts: &mut self.mounts,
             files: &mut self.files,
             tracked: self.tracked,
+            own_ipc: self.own_ipc,
         };
         found.mappings = reader.mappings(&found.process, &facts.entries)?;
         found.exe = exe(&mut reader, &found.process)?;

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::linux::fs::MetadataExt;
 
 use image::Pid;
+use image::ipc::IpcObject;
 use image::shape::{Backing, Mm, ObjectKind, Vma};
 
 use super::error::InspectError;
@@ -90,6 +91,8 @@ pub(crate) struct MmReader<'a> {
     pub(crate) files: &'a mut Files,
     /// Our own trackers are in place: userfaultfd flags say nothing about the program.
     pub(crate) tracked: bool,
+    /// The tree has an IPC namespace of its own.
+    pub(crate) own_ipc: bool,
 }
 
 const RESTART: &str = "end the program, or have it give this memory back, before the move";
@@ -183,12 +186,20 @@ impl MmReader<'_> {
         let handle = Handle { pid: process.pid, link };
         let may_write = entry.shared && (entry.flags.has("mw") || entry.prot & 2 != 0);
         if file.metadata.st_dev() == self.view.shmem_dev {
-            let Some(kind) = object_kind(&entry.name) else {
+            let kind = match object_kind(&entry.name) {
+                None if entry.name.starts_with(b"/SYSV") && self.own_ipc => {
+                    // Its inode's number is the segment's; the rest is in the namespace's table.
+                    let id = i32::try_from(entry.inode).unwrap_or(0);
+                    Some(ObjectKind::Segment(IpcObject { id, ..IpcObject::default() }))
+                }
+                kind => kind,
+            };
+            let Some(kind) = kind else {
                 let name = String::from_utf8_lossy(&entry.name).into_owned();
                 let (reason, way_out) = if name.starts_with("/SYSV") {
                     (
-                        "System V shared memory: its segment and key cannot be made again yet".to_owned(),
-                        "use POSIX shared memory (shm_open, memfd_create) instead",
+                        "System V shared memory of the host's IPC namespace".to_owned(),
+                        "give the container an IPC namespace, or use POSIX shared memory (shm_open, memfd_create)",
                     )
                 } else {
                     (format!("{name}: shared memory of a kind that is not known"), RESTART)
@@ -229,10 +240,15 @@ impl MmReader<'_> {
         };
         if file.deleted {
             if file.metadata.st_nlink() > 0 {
+                let other = self.registry.other_name(file.key(), |known| self.view.other_name(file, known));
+                if let Some(other) = other {
+                    identity.path = other;
+                    return Some(identity);
+                }
                 self.findings.add(
                     pid,
                     subject,
-                    format!("{shown} was deleted under this name but has another one that is not known"),
+                    format!("{shown} was deleted under this name but has another one that is not in the same directory"),
                     "close the file, or remove its other names",
                 );
                 return None;

@@ -35,6 +35,7 @@ mod session;
 mod sockets;
 mod spec;
 mod stopping;
+mod sysv;
 mod template;
 mod terminals;
 mod told;

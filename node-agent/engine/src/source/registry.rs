@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use image::ipc::IpcObject;
 use image::shape::{MemoryObject, ObjectKind};
 
 /// `st_dev` and `st_ino`.
@@ -34,7 +35,8 @@ pub(crate) struct Object {
     pub(crate) handle: Handle,
     /// It was there at the last look.
     pub(crate) alive: bool,
-    /// A descriptor of it is open in the tree: it may be written without a mapping that is tracked.
+    /// A descriptor of it is open in the tree, or it was attached for a while: it may be written without a mapping that is
+    /// tracked.
     pub(crate) has_fd: bool,
 }
 
@@ -55,9 +57,22 @@ pub(crate) struct Registry {
     objects: HashMap<Key, u32>,
     by_id: Vec<Object>,
     ghosts: HashMap<Key, GhostFile>,
+    /// Names of files that were deleted under the one by which they were opened.
+    names: HashMap<Key, String>,
 }
 
 impl Registry {
+    /// The name that such a file has: `find` gets the one that it had at the last look.
+    pub(crate) fn other_name(
+        &mut self,
+        key: Key,
+        find: impl FnOnce(Option<&str>) -> Option<String>,
+    ) -> Option<String> {
+        let name = find(self.names.get(&key).map(String::as_str))?;
+        self.names.insert(key, name.clone());
+        Some(name)
+    }
+
     /// To be called before each look at the tree.
     pub(crate) fn begin(&mut self) {
         for object in &mut self.by_id {
@@ -87,6 +102,24 @@ impl Registry {
             has_fd: false,
         });
         id
+    }
+
+    /// The object of a segment of System V shared memory, if it was met in this look.
+    pub(crate) fn segment(&self, segment: i32) -> Option<u32> {
+        self.alive().map(|object| object.object.id).find(|id| self.segment_of(*id) == Some(segment))
+    }
+
+    /// The segment of System V shared memory that an object is.
+    pub(crate) fn segment_of(&self, id: u32) -> Option<i32> {
+        let object = self.by_id.get(usize::try_from(id).ok()?)?;
+        if let ObjectKind::Segment(segment) = &object.object.kind { Some(segment.id) } else { None }
+    }
+
+    /// Notes what is known of a segment.
+    pub(crate) fn segment_is(&mut self, id: u32, segment: IpcObject) {
+        if let Some(object) = self.get_mut(id) {
+            object.object.kind = ObjectKind::Segment(segment);
+        }
     }
 
     /// Notes that a descriptor of the object is open.

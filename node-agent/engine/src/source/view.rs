@@ -5,6 +5,7 @@ use std::fs::Metadata;
 use std::os::fd::OwnedFd;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::DirEntryExt;
 use std::path::PathBuf;
 
 use image::shape::FileIdentity;
@@ -82,6 +83,29 @@ impl View {
     /// Whether a path of the container is this file.
     pub(crate) fn leads_to(&self, path: &[u8], metadata: &Metadata) -> bool {
         self.symlink_metadata(path).is_some_and(|found| links::identity(&found) == links::identity(metadata))
+    }
+
+    /// Another name of a file in the directory in which it was deleted, as programs leave it that make a file under one name
+    /// and then give it its true one. `known`: one that it had before.
+    pub(crate) fn other_name(&self, file: &FileView, known: Option<&str>) -> Option<String> {
+        /// More names than this are not looked through.
+        const MOST: usize = 10_000;
+        if let Some(known) = known.filter(|known| self.leads_to(known.as_bytes(), &file.metadata)) {
+            return Some(known.to_owned());
+        }
+        let end = file.path.iter().rposition(|byte| *byte == b'/')?;
+        let directory = &file.path[..=end];
+        for entry in std::fs::read_dir(self.host(directory)).ok()?.take(MOST) {
+            let entry = entry.ok()?;
+            if entry.ino() != file.metadata.st_ino() {
+                continue;
+            }
+            let path = [directory, entry.file_name().as_encoded_bytes()].concat();
+            if self.leads_to(&path, &file.metadata) {
+                return String::from_utf8(path).ok();
+            }
+        }
+        None
     }
 
     /// Opens a terminal of the container, without making it anybody's controlling one.

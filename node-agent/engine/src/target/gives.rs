@@ -16,6 +16,7 @@ pub fn gives() -> Gives {
         std::fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
     Gives {
         timer_ids: prctl::has_timer_restore_ids(),
+        ipc_ids: std::path::Path::new(super::ipc::SEGMENT_ID).exists(),
         hard_limits: (!privileged).then(|| limits().collect()),
         // It may go down to its lowest value ever, which is not told.
         oom_score_adj: (!privileged).then(|| own.unwrap_or(0)),

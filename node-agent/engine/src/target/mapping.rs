@@ -1,7 +1,7 @@
 //! The address space of one skeleton.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -15,6 +15,7 @@ use nix::fcntl::OFlag;
 
 use super::error::TargetError;
 use super::ghosts::Ghosts;
+use super::ipc;
 use super::objects::Objects;
 use super::plan::memory::{self, MemoryStep};
 use super::plant::Channel;
@@ -106,8 +107,9 @@ pub(crate) fn reconcile(
     if skeleton.mm.fields != wanted.fields || skeleton.mm.auxv != wanted.auxv || exe_number.is_some() {
         calls.push(set_mm(&wanted.fields, &wanted.auxv, exe_number));
     }
+    calls.extend(attach_segments(skeleton, wanted, &steps, around.objects)?);
     for step in &steps {
-        step_calls(step, &sources, &mut calls);
+        step_calls(step, &sources, around.objects, &mut calls);
     }
     calls.extend(around.channel.close_others());
     skeleton.run(around.tape, &calls)?;
@@ -223,6 +225,9 @@ impl Sources {
         for step in steps {
             let MemoryStep::Map(vma) = step else { continue };
             let Some(key) = key(&vma.backing) else { continue };
+            if segment(&vma.backing, around.objects).is_some() {
+                continue;
+            }
             if sources.index.contains_key(&key) {
                 continue;
             }
@@ -260,11 +265,46 @@ fn open_backing(pid: Pid, vma: &Vma, around: &Surroundings<'_>) -> Result<File, 
     }
 }
 
-fn step_calls(step: &MemoryStep, sources: &Sources, calls: &mut Vec<Call>) {
+/// The number and size of the segment of System V shared memory that a mapping shows.
+fn segment(backing: &Backing, objects: &Objects) -> Option<(i32, u64)> {
+    if let Backing::Object { id, .. } = backing { objects.segment(*id) } else { None }
+}
+
+/// Attaches segments of System V shared memory: each as often as the source had it, with all parts of it that are there.
+fn attach_segments(
+    skeleton: &Skeleton,
+    wanted: &Mm,
+    steps: &[MemoryStep],
+    objects: &Objects,
+) -> Result<Vec<Call>, TargetError> {
+    let mut attached: BTreeMap<(u64, i32, bool), (u64, Vec<&Vma>)> = BTreeMap::new();
+    for step in steps {
+        let MemoryStep::Map(vma) = step else { continue };
+        let (Some((id, size)), Backing::Object { offset, may_write, .. }) =
+            (segment(&vma.backing, objects), &vma.backing)
+        else {
+            continue;
+        };
+        let at = (vma.start.wrapping_sub(*offset), id, *may_write);
+        attached.entry(at).or_insert((size, Vec::new())).1.push(vma);
+    }
+    let Some(largest) = attached.values().map(|(size, _)| *size).max() else { return Ok(Vec::new()) };
+    let held: Vec<Span> = skeleton.read_maps()?.iter().map(|m| (m.start, m.end)).collect();
+    let needed: Vec<Span> = wanted.vmas.iter().map(|v| (v.start, v.end)).collect();
+    let spare = free_span(largest.next_multiple_of(image::PAGE_SIZE), &[&held, &needed]);
+    let calls = attached
+        .into_iter()
+        .flat_map(|((_, id, may_write), (size, parts))| ipc::attach(&parts, id, size, may_write, spare));
+    Ok(calls.collect())
+}
+
+fn step_calls(step: &MemoryStep, sources: &Sources, objects: &Objects, calls: &mut Vec<Call>) {
     match step {
         MemoryStep::Unmap { .. } => {}
         MemoryStep::Map(vma) => {
-            calls.push(map(vma, sources.number(&vma.backing)));
+            if segment(&vma.backing, objects).is_none() {
+                calls.push(map(vma, sources.number(&vma.backing)));
+            }
             for advice in memory::advice_between(&image::shape::VmaFlags::default(), &vma.flags) {
                 calls.push(call!("madvise", SYS_madvise, vma.start, vma.len(), advice));
             }

@@ -20,6 +20,7 @@ mod error;
 mod files;
 mod ghosts;
 mod gives;
+mod ipc;
 mod mapping;
 mod objects;
 pub mod plan;
@@ -324,7 +325,8 @@ impl Target {
         times.descriptors = watch.lap("restore.descriptors");
         fail::fail_point!("target-descriptors");
         restorer.processes()?;
-        objects.seal(&image.shape.objects)?;
+        objects.finish(&image.shape.objects, restorer.tree.get(root)?, tape)?;
+        ipc::restore(&image.ipc, restorer.tree, root, tape, objects.next_ids())?;
         times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");
         restorer.threads()?;

@@ -11,6 +11,7 @@ use libc::{SYS_mmap, SYS_munmap};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::TargetError;
+use super::ipc::{self, NextIds};
 use super::script::call;
 use super::skeleton::Skeleton;
 use super::writer::PageWriter;
@@ -20,6 +21,7 @@ use sys::tape::target::TargetTape;
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     held: BTreeMap<u32, (MemoryObject, Arc<File>)>,
+    next: NextIds,
 }
 
 impl Objects {
@@ -29,6 +31,17 @@ impl Objects {
             .get(&id)
             .map(|(_, file)| file)
             .ok_or_else(|| TargetError::Image(format!("memory object {id} is mapped and not in the shape")))
+    }
+
+    /// The number and size of an object that is a segment of System V shared memory.
+    pub(crate) fn segment(&self, id: u32) -> Option<(i32, u64)> {
+        let (object, _) = self.held.get(&id)?;
+        if let ObjectKind::Segment(segment) = &object.kind { Some((segment.id, object.size)) } else { None }
+    }
+
+    /// By which System V objects get their numbers.
+    pub(crate) fn next_ids(&mut self) -> &mut NextIds {
+        &mut self.next
     }
 
     /// Makes, resizes and forgets objects as the shape says.
@@ -42,7 +55,10 @@ impl Objects {
         let gone: Vec<u32> =
             self.held.keys().copied().filter(|id| !wanted.iter().any(|o| o.id == *id)).collect();
         for id in gone {
-            self.held.remove(&id);
+            if let Some((MemoryObject { kind: ObjectKind::Segment(segment), .. }, _)) = self.held.remove(&id)
+            {
+                root.run(tape, &[ipc::remove_segment(&segment)])?;
+            }
             writer.remove_object(id);
         }
         for object in wanted {
@@ -54,7 +70,7 @@ impl Objects {
                     *held = object.clone();
                 }
                 None => {
-                    let file = Arc::new(make(object, root, tape)?);
+                    let file = Arc::new(make(object, root, tape, &mut self.next)?);
                     writer.set_object(object.id, file.clone());
                     self.held.insert(object.id, (object.clone(), file));
                 }
@@ -63,19 +79,27 @@ impl Objects {
         Ok(())
     }
 
-    /// Finishes memory files when all is written and mapped, with what `shape` says of them in the end: pages were written
-    /// as a whole, a file may end in the middle of one; no seal stands against it yet.
-    pub(crate) fn seal(&mut self, shape: &[MemoryObject]) -> Result<(), TargetError> {
+    /// Finishes memory files and segments when all is written and mapped, with what `shape` says of them in the end: pages
+    /// were written as a whole, a file may end in the middle of one; no seal stands against it yet.
+    pub(crate) fn finish(
+        &mut self,
+        shape: &[MemoryObject],
+        root: &mut Skeleton,
+        tape: &TargetTape,
+    ) -> Result<(), TargetError> {
         for object in shape {
-            let (Some((_, file)), ObjectKind::Memfd { seals, mode, .. }) =
-                (self.held.get(&object.id), &object.kind)
-            else {
+            let Some((_, file)) = self.held.get(&object.id) else { continue };
+            if object.kind == ObjectKind::SharedAnonymous {
                 continue;
-            };
+            }
             let metadata = file.metadata().map_err(TargetError::system("look at a memory file"))?;
             if metadata.len() != object.size {
                 file.set_len(object.size).map_err(TargetError::system("resize a memory file"))?;
             }
+            if let ObjectKind::Segment(segment) = &object.kind {
+                root.run(tape, &ipc::finish_segment(segment))?;
+            }
+            let ObjectKind::Memfd { seals, mode, .. } = &object.kind else { continue };
             if metadata.mode() & 0o7777 != *mode {
                 let permissions = Permissions::from_mode(*mode);
                 file.set_permissions(permissions).map_err(TargetError::system("set a memory file's mode"))?;
@@ -90,7 +114,12 @@ impl Objects {
     }
 }
 
-fn make(object: &MemoryObject, root: &mut Skeleton, tape: &TargetTape) -> Result<File, TargetError> {
+fn make(
+    object: &MemoryObject,
+    root: &mut Skeleton,
+    tape: &TargetTape,
+    next: &mut NextIds,
+) -> Result<File, TargetError> {
     match &object.kind {
         ObjectKind::Memfd { name, .. } => {
             let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -107,15 +136,10 @@ fn make(object: &MemoryObject, root: &mut Skeleton, tape: &TargetTape) -> Result
             let map = call!("mmap shared memory", SYS_mmap, 0, object.size, prot, flags, -1, 0);
             let ran = root.run(tape, &[map])?;
             let start = ran.answers.first().map_or(0, |a| a.value.cast_unsigned());
-            let end = start + object.size.next_multiple_of(image::PAGE_SIZE);
-            let path = format!("/proc/{}/map_files/{start:x}-{end:x}", root.host);
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .open(&path)
-                .map_err(|source| TargetError::Open { pid: root.node.pid, path, source })?;
-            root.run(tape, &[call!("munmap", SYS_munmap, start, end - start)])?;
+            let file = root.open_mapping(start, object.size)?;
+            root.run(tape, &[call!("munmap", SYS_munmap, start, object.size)])?;
             Ok(file)
         }
+        ObjectKind::Segment(segment) => next.segment(root, tape, segment, object.size),
     }
 }

@@ -348,6 +348,14 @@ impl Skeleton {
         Ok(start + offset.ok_or_else(|| lost(pid, "its vDSO has no syscall instruction"))? as u64)
     }
 
+    /// A file of the shared memory that is mapped at `start`, `size` bytes of it.
+    pub(crate) fn open_mapping(&self, start: Addr, size: u64) -> Result<File, TargetError> {
+        let end = start + size.next_multiple_of(image::PAGE_SIZE);
+        let path = format!("/proc/{}/map_files/{start:x}-{end:x}", self.host);
+        let file = File::options().read(true).write(true).open(&path);
+        file.map_err(|source| TargetError::Open { pid: self.node.pid, path, source })
+    }
+
     /// Runs calls on the first thread.
     pub(crate) fn run(&mut self, tape: &TargetTape, calls: &[Call]) -> Result<Ran, TargetError> {
         self.leader.run(tape, calls)

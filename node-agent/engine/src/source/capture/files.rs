@@ -59,6 +59,7 @@ impl Context<'_> {
             mounts: &mut HashMap::new(),
             files: &mut mm::Files::default(),
             tracked: true,
+            own_ipc: false,
         };
         work(&mut reader, &self.spec.externals)
     }

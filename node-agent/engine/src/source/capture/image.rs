@@ -50,6 +50,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         shape: frozen.look.shape.clone(),
         processes: Vec::new(),
         files: captured.files,
+        ipc: std::mem::take(&mut looker.sysv.ipc),
     };
     crate::source::memory::objects::seals(&looker.registry, &mut image.shape);
     for found in files::live(&frozen.look) {
