@@ -85,7 +85,8 @@ pub(crate) fn moves(cluster: &Cluster, name: &str, nodes: &[&str]) -> Result<()>
         let phase = migration.pointer("/status/phase").and_then(Value::as_str);
         ensure!(phase == Some("Succeeded"), "the move ended as {migration}");
         ensure!(cluster.node_of(name)? == *node, "{name} is not on {node}");
-        println!("{name} -> {node}: {}", migration.pointer("/status/downtime").unwrap_or(&Value::Null));
+        let pause = migration.pointer("/status/downtime/totalMs").unwrap_or(&Value::Null);
+        println!("{name} -> {node}: paused for {pause} ms");
     }
     Ok(())
 }

@@ -5,19 +5,25 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::cluster::{Cluster, wait_for};
 use crate::lifecycle::moves;
 use crate::suite::Case;
 use crate::workload::{
-    JAVA_PROGRAM, NODE_PROGRAM, RELUCTANT_PROGRAM, SHELL_PROGRAM, http, memcached, nginx, python,
+    JAVA_PROGRAM, NODE_PROGRAM, POSTGRES_CLIENT, RELUCTANT_PROGRAM, SHELL_PROGRAM, http, memcached, nginx,
+    python,
 };
 
 /// All of them.
 pub const CASES: &[Case] = &[
     Case { name: "nginx_with_a_new_connection_for_each_request_moves", programs: &["nginx"], run: visited },
     Case { name: "memcached_moves_there_and_back", programs: &["memcached"], run: memcached_server },
+    Case {
+        name: "postgresql_with_open_sessions_moves_there_and_back",
+        programs: &["pg_ctlcluster", "setpriv"],
+        run: postgres,
+    },
     Case { name: "a_node_js_server_moves_there_and_back", programs: &["node"], run: node_server },
     Case { name: "a_server_in_a_jvm_moves_there_and_back", programs: &["java", "javac"], run: java_server },
     Case {
@@ -59,6 +65,35 @@ fn memcached_server() -> Result<()> {
     let verdict = clients.verdict()?;
     ensure!(verdict.replies > 500, "too few replies to mean anything: {verdict:?}");
     println!("memcached: {verdict:?}");
+    cluster.passed();
+    Ok(())
+}
+
+/// Its processes share System V and POSIX memory, semaphores and listening sockets; it must not be root.
+fn postgres() -> Result<()> {
+    let cluster = Cluster::up()?;
+    let (name, ip) = ("postgres", "10.77.0.116");
+    let versions = fs::read_dir("/usr/lib/postgresql").context("look for PostgreSQL")?;
+    let mut programs: Vec<_> = versions.flatten().map(|version| version.path().join("bin")).collect();
+    programs.sort();
+    let programs = programs.last().context("a version of PostgreSQL")?.display();
+    let script = format!(
+        "mkdir /data/run && chown 65534:65534 /data/run && cd /data/run &&
+         as='setpriv --reuid 65534 --regid 65534 --clear-groups' &&
+         $as {programs}/initdb -D /data/run/db -A trust --no-sync --no-locale -E UTF8 &&
+         echo 'host all all all trust' >> db/pg_hba.conf &&
+         exec $as {programs}/postgres -D /data/run/db -h 0.0.0.0 -k /data/run -c shared_buffers=16MB"
+    );
+    cluster.run_container(name, "node-a", &format!("{ip}/24"), &["/data"], &["/bin/sh", "-c", &script])?;
+    cluster.wait_for_port(format!("{ip}:5432").parse()?)?;
+    let client = cluster.dir().join("postgres.py");
+    fs::write(&client, POSTGRES_CLIENT)?;
+    let sessions =
+        cluster.client_program(&["python3", client.to_str().unwrap_or_default(), ip, "5432", "3"])?;
+    moves(&cluster, name, THERE_AND_BACK)?;
+    let verdict = sessions.verdict()?;
+    ensure!(verdict.replies > 20, "too few transactions to mean anything: {verdict:?}");
+    println!("{name}: {verdict:?}");
     cluster.passed();
     Ok(())
 }

@@ -56,6 +56,9 @@ pub const NODE_PROGRAM: &str = include_str!("server.js");
 /// The same in a JVM.
 pub const JAVA_PROGRAM: &str = include_str!("Server.java");
 
+/// Sessions with a PostgreSQL server; its arguments are address, port and how many. It answers as a client process does.
+pub const POSTGRES_CLIENT: &str = include_str!("postgres.py");
+
 /// A python3 program with connections to its own unix socket that it accepts only when it is asked to.
 pub const RELUCTANT_PROGRAM: &str = include_str!("reluctant.py");
 
