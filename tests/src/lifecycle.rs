@@ -79,6 +79,9 @@ pub const CASES: &[Case] = &[
 ];
 
 /// Moves `name` to each node in turn and expects it to serve there.
+/// A pause of which the log shows where it went.
+const LONG_MS: f64 = 2000.0;
+
 pub(crate) fn moves(cluster: &Cluster, name: &str, nodes: &[&str]) -> Result<()> {
     for node in nodes {
         let migration = cluster.move_to(name, node)?;
@@ -87,6 +90,9 @@ pub(crate) fn moves(cluster: &Cluster, name: &str, nodes: &[&str]) -> Result<()>
         ensure!(cluster.node_of(name)? == *node, "{name} is not on {node}");
         let pause = migration.pointer("/status/downtime/totalMs").unwrap_or(&Value::Null);
         println!("{name} -> {node}: paused for {pause} ms");
+        if pause.as_f64().is_some_and(|ms| ms > LONG_MS) {
+            println!("its steps: {}", migration.pointer("/status/downtime").unwrap_or(&Value::Null));
+        }
     }
     Ok(())
 }
