@@ -78,10 +78,10 @@ pub const CASES: &[Case] = &[
     Case { name: "mounts_made_by_a_program_move_there_and_back", programs: &["python3"], run: mounts },
 ];
 
-/// Moves `name` to each node in turn and expects it to serve there.
 /// A pause of which the log shows where it went.
 const LONG_MS: f64 = 2000.0;
 
+/// Moves `name` to each node in turn and expects it to serve there.
 pub(crate) fn moves(cluster: &Cluster, name: &str, nodes: &[&str]) -> Result<()> {
     for node in nodes {
         let migration = cluster.move_to(name, node)?;

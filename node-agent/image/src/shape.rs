@@ -179,6 +179,8 @@ pub struct VmaFlags {
     pub mergeable: bool,
     /// VM_ACCOUNT (`ac`).
     pub accounted: bool,
+    /// mseal(2) (`sl`).
+    pub sealed: bool,
 }
 
 /// A file by its name, with what proves on the target that it is the same one.

@@ -96,6 +96,7 @@ impl Flags {
             no_huge_page: self.has("nh"),
             mergeable: self.has("mg"),
             accounted: self.has("ac"),
+            sealed: self.has("sl"),
         }
     }
 }

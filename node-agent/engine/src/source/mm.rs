@@ -292,7 +292,6 @@ impl MmReader<'_> {
                 "shadow stack (CET): it cannot be made again yet",
                 "start the program without shadow stacks",
             ),
-            ("sl", "it is sealed (mseal): the seal would be lost", "start the program without mseal"),
         ];
         for (flag, reason, way_out) in rules {
             let ours = self.tracked && matches!(flag, "um" | "uw" | "ui");
@@ -301,6 +300,11 @@ impl MmReader<'_> {
             }
         }
         let special = matches!(entry.name.as_slice(), b"[vvar]" | b"[vvar_vclock]" | b"[vdso]");
+        if special && entry.flags.has("sl") {
+            let reason =
+                "the kernel has sealed it (CONFIG_MSEAL_SYSTEM_MAPPINGS): it cannot be put there again";
+            self.findings.address(pid, entry.start, reason, "use a kernel that does not seal it");
+        }
         if !special && (entry.flags.has("pf") || entry.flags.has("io")) {
             self.findings.address(
                 pid,

@@ -30,6 +30,8 @@ const PR_SET_MM_MAP: i32 = 14;
 const PR_SET_VMA: i32 = 0x5356_4d41;
 const RSEQ_FLAG_UNREGISTER: u64 = 1;
 const MADV_DONTNEED: i32 = 4;
+/// mseal(2), since Linux 6.10.
+const SYS_MSEAL: i64 = 462;
 const MLOCK_ONFAULT: u64 = 1;
 /// ROBUST_LIST_HEAD size.
 const ROBUST_HEAD: u64 = 24;
@@ -198,6 +200,12 @@ pub(crate) fn lock_memory(mm: &Mm) -> Vec<Call> {
             call!("mlock2", SYS_mlock2, v.start, v.len(), flags)
         })
         .collect()
+}
+
+/// Seals what the source had sealed: nothing is changed there any more.
+pub(crate) fn seal_memory(mm: &Mm) -> Vec<Call> {
+    let sealed = mm.vmas.iter().filter(|v| v.flags.sealed && !memory::is_special(v));
+    sealed.map(|v| call!("mseal", SYS_MSEAL, v.start, v.len(), 0)).collect()
 }
 
 /// The agent's descriptors of all that `steps` map.

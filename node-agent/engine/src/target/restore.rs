@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use image::files::{FileLock, LockKind};
-use image::shape::Zombie;
+use image::shape::{Mm, Zombie};
 use image::state::{Image, ProcessState, Resume, Thread};
 use image::{Pid, Refusal, Subject};
 use libc::{SYS_close, SYS_fcntl, SYS_wait4};
@@ -48,6 +48,10 @@ pub(crate) struct Restorer<'a> {
 /// The live processes of the image with their states.
 fn live(image: &Image) -> impl Iterator<Item = &ProcessState> {
     image.processes.iter()
+}
+
+fn memory_of(image: &Image, pid: Pid) -> Option<&Mm> {
+    image.shape.processes.iter().find(|process| process.pid == pid).map(|process| &process.mm)
 }
 
 fn first_of(process: &ProcessState) -> Result<&Thread, TargetError> {
@@ -203,7 +207,7 @@ impl Restorer<'_> {
         }
         self.first_threads(|process| {
             let pid = process.pid;
-            let mm = image.shape.processes.iter().find(|p| p.pid == pid).map(|p| &p.mm);
+            let mm = memory_of(image, pid);
             let mut calls = attributes::process_before_credentials(process);
             calls.extend(mm.map(mapping::lock_memory).unwrap_or_default());
             if process.lock_later != 0 {
@@ -228,6 +232,7 @@ impl Restorer<'_> {
             let mut calls = attributes::credentials(&first.creds, &filters, &capabilities);
             calls.extend(attributes::thread_after_credentials(first));
             calls.extend(attributes::process_after_credentials(process));
+            calls.extend(memory_of(image, process.pid).map(mapping::seal_memory).unwrap_or_default());
             calls.extend(attributes::arm_posix_timers(&process.timers));
             Ok(calls)
         })
