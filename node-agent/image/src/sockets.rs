@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Pid;
+
 /// Socket options that were read with getsockopt(2) and are set again as they were: raw bytes, so that
 /// none needs a type here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,6 +196,19 @@ pub struct Unix {
     pub shutdown: u8,
     /// Its peer closed without having read everything: `ECONNRESET` waits to be told.
     pub reset: bool,
+    /// SO_PEERCRED, when that process is in the tree: who has made the pair, connected, or listened.
+    pub peer_credentials: Option<PeerCredentials>,
+}
+
+/// Who has made the other end of a unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerCredentials {
+    /// The process in the container.
+    pub pid: Pid,
+    /// Its effective user then, in the container's numbering.
+    pub uid: u32,
+    /// And group.
+    pub gid: u32,
 }
 
 /// Where a unix socket stands.

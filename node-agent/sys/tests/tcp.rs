@@ -454,3 +454,41 @@ fn dump_of(ns: &NetnsThread, listener: &std::net::TcpListener, at: SocketAddr) -
     let (one, _other) = connect(ns, listener, at);
     tcp::dump(one.as_fd()).unwrap()
 }
+
+#[test]
+fn a_syn_that_nobody_answered_goes_out_again_as_it_was() {
+    const IP_MINTTL: i32 = 21;
+    let min_ttl = |listener: &std::net::TcpListener, ttl| {
+        sys::sock::set_int(listener.as_fd(), libc::IPPROTO_IP, IP_MINTTL, ttl).unwrap();
+    };
+    let world = netns();
+    let accepted = world.run(move || {
+        let mut netlink = sys::net::Netlink::open().unwrap();
+        netlink.set_up(1, true).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        min_ttl(&listener, 255);
+        let peer = listener.local_addr().unwrap();
+        let fresh = || sys::sock::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        let old = fresh();
+        sys::fds::set_status_flags(old.as_fd(), libc::O_NONBLOCK).unwrap();
+        assert!(sys::sock::connect(old.as_fd(), &peer.into()).is_err());
+        let local = sys::sock::local_name(old.as_fd()).unwrap().inet().unwrap();
+        let first = tcp::opening::first_sequence(old.as_fd()).unwrap();
+        drop(old);
+        let new = fresh();
+        tcp::opening::prepare(new.as_fd(), local, first).unwrap();
+        assert!(tcp::in_repair(new.as_fd()).unwrap());
+        tcp::opening::begin(new.as_fd(), peer, true).unwrap();
+        assert_eq!(sys::sock::get_int(new.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR), Ok(1));
+        assert_eq!(sys::fds::status_flags(new.as_fd()).unwrap() & libc::O_NONBLOCK, 0);
+        assert_eq!(tcp::opening::first_sequence(new.as_fd()), Ok(first));
+        tcp::leave(new.as_fd(), true).unwrap();
+        min_ttl(&listener, 0);
+        let (server, from) = listener.accept().unwrap();
+        assert_eq!(from, local);
+        // Answered by now: there is no SYN to ask for.
+        assert!(tcp::opening::first_sequence(new.as_fd()).is_err());
+        drop(server);
+    });
+    accepted.unwrap();
+}

@@ -22,7 +22,7 @@ const SIGSET: u64 = 8;
 const PR_SET_MDWE: i32 = 65;
 const PR_SET_MEMORY_MERGE: i32 = 67;
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
-const SECBIT_NO_SETUID_FIXUP: u64 = 4;
+pub(crate) const SECBIT_NO_SETUID_FIXUP: u64 = 4;
 const SS_ONSTACK: i32 = 1;
 const SS_DISABLE: i32 = 2;
 /// _LINUX_CAPABILITY_VERSION_3.
@@ -93,7 +93,7 @@ pub(crate) fn name(comm: &[u8]) -> Call {
     call!("PR_SET_NAME", SYS_prctl, libc::PR_SET_NAME, Block::new(comm), 0, 0, 0)
 }
 
-fn prctl(what: &'static str, option: i32, value: u64) -> Call {
+pub(crate) fn prctl(what: &'static str, option: i32, value: u64) -> Call {
     call!(what, SYS_prctl, option, value, 0, 0, 0)
 }
 

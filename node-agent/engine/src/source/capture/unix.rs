@@ -1,10 +1,10 @@
 //! Unix sockets: who is connected to whom, and what waits in them.
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 
-use image::sockets::{Unix, UnixMessage, UnixState};
+use image::sockets::{PeerCredentials, Unix, UnixMessage, UnixState};
 use sys::diag::{Diag, InetSocket, UnixSocket};
 use sys::{Errno, ns, sock};
 
@@ -314,7 +314,19 @@ fn one(
         state,
         queue,
         shutdown: socket.shutdown,
+        peer_credentials: peer_credentials(fd, context),
     })
+}
+
+/// Who is said to have made the other end, if that process is still there.
+fn peer_credentials(fd: BorrowedFd<'_>, context: &Context<'_>) -> Option<PeerCredentials> {
+    let mut bytes = [0; 12];
+    sock::get_into(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, &mut bytes).ok()?;
+    let [pid, uid, gid] = [0, 4, 8].map(|at| sockets::word(&bytes, at));
+    let pid = pid.cast_signed();
+    let found = super::files::live(context.look).find(|found| found.process.pid == pid)?;
+    let ids = &context.view.ids;
+    Some(PeerCredentials { pid: found.process.inner, uid: ids.uid.inside(uid)?, gid: ids.gid.inside(gid)? })
 }
 
 fn empty(sock_type: i32) -> Unix {
@@ -328,6 +340,7 @@ fn empty(sock_type: i32) -> Unix {
         queue: Vec::new(),
         shutdown: 0,
         reset: false,
+        peer_credentials: None,
     }
 }
 

@@ -4,6 +4,7 @@
 //! sharing after dup(2), fork(2) and SCM_RIGHTS comes out exactly.
 
 mod inotify;
+mod makers;
 mod netlink;
 mod pipes;
 mod simple;

@@ -5,12 +5,13 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use image::files::{FileKind, Files, OpenFile};
-use image::sockets::{Unix, UnixState};
+use image::sockets::{PeerCredentials, Unix, UnixState};
 use libc::{AF_UNIX, SYS_bind, SYS_chdir, SYS_close};
 use nix::fcntl::{AtFlags, OFlag};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use sys::sock::{self, Address};
 
+use super::makers;
 use super::sockets::{how_shut, set_options};
 use super::{Descriptions, Workshop, fail, fail_errno, refuse};
 use crate::target::error::TargetError;
@@ -58,7 +59,7 @@ pub(super) fn make(
         if let UnixState::Listen { backlog } = socket.state {
             let fd = single(file, socket, all, shop)?;
             let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
-            sock::listen(fd.as_fd(), backlog).map_err(fail_errno(file, "listen"))?;
+            makers::listen(file, fd.as_fd(), backlog, socket.peer_credentials, shop)?;
             all.put(file.id, fd);
         }
     }
@@ -199,7 +200,8 @@ fn connected(
     }
     let named = |s: &Unix| !s.name.is_empty();
     let (one, other) = if !named(socket) && !named(peer_socket) {
-        sock::pair(AF_UNIX, socket.sock_type, 0).map_err(fail_errno(file, "socketpair"))?
+        let by = socket.peer_credentials.or(peer_socket.peer_credentials);
+        makers::pair(file, socket.sock_type, by, shop)?
     } else if socket.sock_type == libc::SOCK_DGRAM {
         let one = single(file, socket, all, shop)?;
         let other = single(peer_file, peer_socket, all, shop)?;
@@ -210,9 +212,9 @@ fn connected(
     } else {
         // One of the two was accepted, and has its listener's name.
         if let Some((id, l)) = listener(peer_socket, sockets) {
-            accept(file, socket, id, l, all, shop)?
+            accept(file, socket, (id, l), peer_socket.peer_credentials, all, shop)?
         } else if let Some((id, l)) = listener(socket, sockets) {
-            let (other, one) = accept(peer_file, peer_socket, id, l, all, shop)?;
+            let (other, one) = accept(peer_file, peer_socket, (id, l), socket.peer_credentials, all, shop)?;
             (one, other)
         } else {
             return Err(refuse(
@@ -237,12 +239,12 @@ fn listener<'a>(accepted: &Unix, sockets: &BTreeMap<u32, (&OpenFile, &'a Unix)>)
     found.map(|(file, socket)| (file.id, *socket))
 }
 
-/// Connects a client to a listener of the image: (client, accepted).
+/// Connects a client to a listener of the image, as the process that did: (client, accepted).
 fn accept(
     file: &OpenFile,
     client: &Unix,
-    listener: u32,
-    listening: &Unix,
+    (listener, listening): (u32, &Unix),
+    by: Option<PeerCredentials>,
     all: &mut Descriptions,
     shop: &mut Workshop<'_>,
 ) -> Result<(OwnedFd, OwnedFd), TargetError> {
@@ -251,7 +253,10 @@ fn accept(
     }
     let fd = sock::socket(AF_UNIX, client.sock_type, 0).map_err(fail_errno(file, "socket"))?;
     bind(file, client, fd.as_fd(), all, shop)?;
-    connect_in_container(file, fd.as_fd(), &listening.name, shop)?;
+    match by {
+        Some(by) => makers::connect(fd.as_fd(), &listening.name, &by, shop)?,
+        None => connect_in_container(file, fd.as_fd(), &listening.name, shop)?,
+    }
     let accepted = sock::accept(all.require(listener)?).map_err(fail_errno(file, "accept"))?;
     Ok((fd, accepted))
 }
@@ -313,14 +318,15 @@ fn lonely(
     let (one, other) = match listener(socket, sockets) {
         Some((id, listening)) if listening.name.first() == Some(&0) || listening.name_exists => {
             let client = Unix { name: Vec::new(), ..socket.clone() };
-            let (client, accepted) = accept(file, &client, id, listening, all, shop)?;
+            let (client, accepted) =
+                accept(file, &client, (id, listening), socket.peer_credentials, all, shop)?;
             (accepted, client)
         }
         _ => {
             if !socket.name.is_empty() {
                 tracing::warn!(file = file.id, "the name of a closed connection is not restored");
             }
-            sock::pair(AF_UNIX, socket.sock_type, 0).map_err(fail_errno(file, "socketpair"))?
+            makers::pair(file, socket.sock_type, socket.peer_credentials, shop)?
         }
     };
     set_options(file, one.as_fd(), &socket.options)?;

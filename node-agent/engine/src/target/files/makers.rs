@@ -1,0 +1,112 @@
+//! Unix sockets remember who made a pair, connected or listened (SO_PEERCRED): these calls are made by that process.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use image::files::OpenFile;
+use image::sockets::PeerCredentials;
+use libc::{
+    AF_UNIX, SYS_chdir, SYS_close, SYS_connect, SYS_listen, SYS_setresgid, SYS_setresuid, SYS_socketpair,
+};
+use sys::sock::{self, Address};
+
+use super::{Workshop, fail_errno};
+use crate::target::attributes::{SECBIT_NO_SETUID_FIXUP, prctl};
+use crate::target::error::TargetError;
+use crate::target::script::{Block, Call, call};
+
+const AS_IT_WAS: u32 = u32::MAX;
+
+/// socketpair(2) by the process that both ends name; by the agent when it is gone.
+pub(super) fn pair(
+    file: &OpenFile,
+    kind: i32,
+    by: Option<PeerCredentials>,
+    shop: &mut Workshop<'_>,
+) -> Result<(OwnedFd, OwnedFd), TargetError> {
+    let Some(by) = by else {
+        return sock::pair(AF_UNIX, kind, 0).map_err(fail_errno(file, "socketpair"));
+    };
+    let skeleton = shop.tree.get(by.pid)?;
+    let call = call!("socketpair", SYS_socketpair, AF_UNIX, kind | libc::SOCK_CLOEXEC, 0, Block::answer(8));
+    let (calls, at) = as_maker(&by, vec![call]);
+    let ran = skeleton.run(shop.tape, &calls)?;
+    let numbers = ran.answers.get(at).and_then(|answer| answer.blocks.first());
+    let number = |at: usize| {
+        let bytes = numbers.and_then(|bytes| bytes.get(at..at + 4)?.try_into().ok());
+        bytes.map_or(-1, i32::from_ne_bytes)
+    };
+    let (one, other) = (number(0), number(4));
+    let take = |number| sys::pidfd::getfd(skeleton.pidfd.as_fd(), number);
+    let taken = take(one).and_then(|fd| Ok((fd, take(other)?))).map_err(fail_errno(file, "take a pair"))?;
+    let close = [call!("close", SYS_close, one), call!("close", SYS_close, other)];
+    skeleton.run(shop.tape, &close)?;
+    Ok(taken)
+}
+
+/// listen(2) by the process that the socket names.
+pub(super) fn listen(
+    file: &OpenFile,
+    fd: BorrowedFd<'_>,
+    backlog: i32,
+    by: Option<PeerCredentials>,
+    shop: &mut Workshop<'_>,
+) -> Result<(), TargetError> {
+    let Some(by) = by else { return sock::listen(fd, backlog).map_err(fail_errno(file, "listen")) };
+    on(&by, fd, shop, |number| vec![call!("listen", SYS_listen, number, backlog)])
+}
+
+/// connect(2) to a name of the container by the process that the accepted end names.
+pub(super) fn connect(
+    fd: BorrowedFd<'_>,
+    name: &[u8],
+    by: &PeerCredentials,
+    shop: &mut Workshop<'_>,
+) -> Result<(), TargetError> {
+    let mut address = Address::Unix(name.to_vec()).to_bytes();
+    if name.first() != Some(&0) {
+        address.push(0);
+    }
+    let length = address.len();
+    on(by, fd, shop, |number| {
+        vec![
+            call!("chdir", SYS_chdir, Block::text("/")),
+            call!("connect", SYS_connect, number, Block::new(address), length),
+        ]
+    })
+}
+
+/// Calls on a descriptor that the process has meanwhile.
+fn on(
+    by: &PeerCredentials,
+    fd: BorrowedFd<'_>,
+    shop: &mut Workshop<'_>,
+    calls: impl FnOnce(i32) -> Vec<Call>,
+) -> Result<(), TargetError> {
+    let skeleton = shop.tree.get(by.pid)?;
+    let number = shop.channel.plant(skeleton, shop.tape, shop.channel.number, &[fd])?;
+    let number = number.first().copied().unwrap_or(-1);
+    let (mut calls, _) = as_maker(by, calls(number));
+    calls.push(call!("close", SYS_close, number));
+    skeleton.run(shop.tape, &calls).map(drop)
+}
+
+/// Calls as the user that made them; and at which place the first of them is. No capability is lost on the way.
+fn as_maker(by: &PeerCredentials, calls: Vec<Call>) -> (Vec<Call>, usize) {
+    if (by.uid, by.gid) == (0, 0) {
+        return (calls, 0);
+    }
+    let ids = |uid: u32, gid: u32| {
+        [
+            call!("setresgid", SYS_setresgid, AS_IT_WAS, gid, AS_IT_WAS),
+            call!("setresuid", SYS_setresuid, AS_IT_WAS, uid, AS_IT_WAS),
+        ]
+    };
+    let bits = |bits: u64| prctl("PR_SET_SECUREBITS", libc::PR_SET_SECUREBITS, bits);
+    let mut all = vec![bits(SECBIT_NO_SETUID_FIXUP)];
+    all.extend(ids(by.uid, by.gid));
+    let at = all.len();
+    all.extend(calls);
+    all.extend(ids(0, 0));
+    all.push(bits(0));
+    (all, at)
+}
