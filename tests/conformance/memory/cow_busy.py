@@ -1,4 +1,4 @@
-"""Processes that share memory as copy-on-write and write to it, give it back, unmap, map and protect it, fork and end all the while"""
+"""Processes that share memory as copy-on-write and that write to it, give it back, map it anew, protect it, fork and end all the while"""
 import ctypes
 import mmap
 import os
@@ -78,9 +78,9 @@ def cow_busy():
             turn += 1
             memory.change(chance, ((index + 1) << 48) + ((generation + 1) << 40) + (turn << 16))
             shared[RUNS + index] = 1
-            time.sleep(0.001)
+            time.sleep(0.003)
             # A child goes on where it is now, in half of them without its parent.
-            if turn == 300 and generation < 3:
+            if turn == 100 and generation < 3:
                 child = fork(lambda: work(index, generation + 1))
                 if index % 2:
                     os._exit(0)
