@@ -117,7 +117,16 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Entry>, ProcError> {
             }
             continue;
         }
-        entries.push(parse_line(line).ok_or_else(|| ProcError::parse("maps", text(line)))?);
+        let entry = parse_line(line).ok_or_else(|| ProcError::parse("maps", text(line)))?;
+        // The kernel lets the process go on between two pieces of the text: one that maps memory meanwhile shows some twice.
+        while let Some(last) = entries.last_mut().filter(|last| last.end > entry.start) {
+            if last.start < entry.start {
+                last.end = entry.start;
+            } else {
+                entries.pop();
+            }
+        }
+        entries.push(entry);
     }
     Ok(entries)
 }
@@ -188,6 +197,14 @@ VmFlags: rd wr sh mr mw me ms sd nr
 7f0000040000-7f0000041000 rw-p 00000000 00:00 0                          [anon:my arena]
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
 ";
+
+    #[test]
+    fn what_is_shown_twice_counts_once_and_as_it_was_last() {
+        let text = b"1000-3000 rw-p 00000000 00:00 0 \n2000-5000 rw-p 00000000 00:00 0 \n2000-4000 r--p 00000000 00:00 0 \n";
+        let found: Vec<(u64, u64, u8)> =
+            parse(text).unwrap().iter().map(|entry| (entry.start, entry.end, entry.prot)).collect();
+        assert_eq!(found, [(0x1000, 0x2000, 3), (0x2000, 0x4000, 1)]);
+    }
 
     #[test]
     fn parses_maps_and_smaps_lines() {

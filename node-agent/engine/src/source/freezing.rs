@@ -284,10 +284,13 @@ impl Source {
                 continue;
             }
             self.lost_writer = true;
-            let (sent, tapes) = match self.tracked.remove(&process.pid) {
+            let (mut sent, tapes) = match self.tracked.remove(&process.pid) {
                 Some(tracked) => (tracked.memory.into_sent(), tracked.tapes),
-                None => (self.left_behind.remove(&process.inner).unwrap_or_default(), None),
+                None => (PageSet::default(), None),
             };
+            if let Some(before) = self.left_behind.remove(&process.inner) {
+                sent.add(&before);
+            }
             let memory = TrackedMemory::new(process.pid, process.inner, Box::new(AllWritten), sent)?;
             self.tracked.insert(process.pid, Tracked { key: process.key(), memory, tapes });
         }

@@ -1,6 +1,6 @@
 //! What the processes share as copy-on-write, sent ahead of the first round.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use image::Pid;
@@ -112,10 +112,16 @@ impl Source {
         let written = Arc::new(written);
         let vmas: HashMap<Pid, &[Vma]> =
             look.shape.processes.iter().map(|process| (process.pid, process.mm.vmas.as_slice())).collect();
+        let mut unknown: HashSet<Pid> = vmas.keys().copied().collect();
         for (memory, _) in members {
             if let Some(wanted) = vmas.get(&memory.inner) {
                 memory.inherit(Inherited::new(&template.vmas, &written, wanted));
+                unknown.remove(&memory.inner);
             }
+        }
+        // The shape has processes that were born while it was read. They begin with the template, too, and are tracked later.
+        for pid in unknown {
+            self.left_behind.entry(pid).or_default().add(&written.pages);
         }
         Ok(())
     }

@@ -82,6 +82,9 @@ pub(crate) fn reconcile(
         skeleton.template = false;
         return Ok(Vec::new());
     }
+    if *wanted == Mm::default() {
+        return empty(skeleton, around);
+    }
     let steps = memory::plan(&skeleton.mm.vmas, &wanted.vmas);
     let unmapped: Vec<Span> = steps
         .iter()
@@ -134,14 +137,15 @@ pub(crate) fn begin_template(
     Ok(())
 }
 
-/// Takes the template from a process that has no memory of its own.
-pub(crate) fn end_template(skeleton: &mut Skeleton, around: &Surroundings<'_>) -> Result<(), TargetError> {
+/// Takes everything from a process that has no memory of its own: a zombie, or who carries the tree.
+pub(crate) fn empty(skeleton: &mut Skeleton, around: &Surroundings<'_>) -> Result<Vec<Span>, TargetError> {
     let own = skeleton.mm.vmas.iter().filter(|vma| !memory::is_special(vma));
-    let calls: Vec<Call> = own.map(|vma| call!("munmap", SYS_munmap, vma.start, vma.len())).collect();
-    skeleton.run(around.tape, &calls)?;
+    let unmapped: Vec<Span> = own.map(|vma| (vma.start, vma.end)).collect();
+    let calls = unmapped.iter().map(|(start, end)| call!("munmap", SYS_munmap, *start, end - start));
+    skeleton.run(around.tape, &calls.collect::<Vec<Call>>())?;
     skeleton.mm = Mm::default();
     skeleton.template = false;
-    Ok(())
+    Ok(unmapped)
 }
 
 /// Gives the process an executable that nothing maps: the kernel refuses to replace one that is mapped (EBUSY), and the

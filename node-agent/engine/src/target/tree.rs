@@ -1,6 +1,6 @@
 //! The tree of skeletons: carries out [`plan::tree`](super::plan::tree).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use image::Pid;
 use image::shape::{Mm, ProcessShape, Shape};
@@ -100,18 +100,16 @@ impl Tree {
         Ok(())
     }
 
-    /// Takes the template from all that have no memory in this shape: zombies, and who carries the tree.
+    /// Takes the template from who carries the tree and is not in the shape.
     pub(crate) fn end_template(
         &mut self,
         shape: &Shape,
         around: &Surroundings<'_>,
     ) -> Result<(), TargetError> {
-        let with_memory = shape.processes.iter().filter(|process| process.mm != Mm::default());
-        let with_memory: BTreeSet<Pid> = with_memory.map(|process| process.pid).collect();
-        for (pid, skeleton) in &mut self.skeletons {
-            if skeleton.template && !with_memory.contains(pid) {
-                mapping::end_template(skeleton, around)?;
-            }
+        let root = self.root;
+        let carrier = self.get(root)?;
+        if carrier.template && shape.processes.iter().all(|process| process.pid != root) {
+            mapping::empty(carrier, around)?;
         }
         Ok(())
     }

@@ -29,6 +29,14 @@ impl PageSet {
         }
     }
 
+    /// Adds all pages of another set.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (extent, bits) in &other.extents {
+            let own = self.extents.entry(*extent).or_default();
+            own.iter_mut().zip(bits).for_each(|(own, bits)| *own |= bits);
+        }
+    }
+
     /// Whether the page at this address is in the set.
     pub(crate) fn has(&self, address: u64) -> bool {
         let (extent, word, mask) = place(address);

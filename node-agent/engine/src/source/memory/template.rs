@@ -50,7 +50,7 @@ pub(crate) struct Template {
 /// What was sent of it.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
-    pages: PageSet,
+    pub(crate) pages: PageSet,
     digests: Digests,
     /// In the mapping that is being read, pages that were never written show a file.
     over_file: bool,
@@ -140,9 +140,7 @@ impl TrackedMemory {
     /// in the first round.
     pub(crate) fn inherit(&mut self, inherited: Inherited) {
         // More than it keeps: nothing is dropped where nothing is.
-        for run in inherited.from.pages.runs(&(0..u64::MAX)) {
-            self.sent.set(&run, true);
-        }
+        self.sent.add(&inherited.from.pages);
         self.inherited = Some(inherited);
     }
 }
