@@ -6,6 +6,7 @@
 
 mod capture;
 pub(crate) mod clock;
+mod cpu_clocks;
 mod descriptor;
 mod error;
 mod facts;
