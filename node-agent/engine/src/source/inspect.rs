@@ -3,6 +3,7 @@
 use image::state::Needs;
 
 use super::capture::files;
+use super::cpu_clocks;
 use super::findings::Findings;
 use super::inventory;
 use super::look::{Depth, Flags, Look, Looker};
@@ -20,6 +21,7 @@ pub(crate) fn inspect(spec: &TreeSpec, items: bool) -> Result<Inventory, Inspect
     let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
     outside::check(&look, spec.root, &mut findings)?;
     numa::check(&look, &mut findings)?;
+    cpu_clocks::check(&look, &mut findings)?;
     let processes = &look.processes;
     Ok(Inventory {
         processes: processes.len(),

@@ -9,6 +9,7 @@ mod beside;
 mod capture;
 pub(crate) mod clock;
 mod connections;
+mod cpu_clocks;
 mod descriptor;
 mod error;
 mod facts;

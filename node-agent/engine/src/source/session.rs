@@ -14,6 +14,7 @@ use super::capture::inet::InRepair;
 use super::capture::threads::{ProcessAsk, ThreadAsk};
 use super::capture::{self, files};
 use super::clock::SchedulerClock;
+use super::cpu_clocks;
 use super::error::{SourceError, pass};
 use super::failpoint;
 use super::findings::Findings;
@@ -117,6 +118,7 @@ impl Source {
         let look = look_before(&mut looker)?;
         let mut findings = Findings::default();
         numa::check(&look, &mut findings)?;
+        cpu_clocks::check(&look, &mut findings)?;
         refuse(findings)?;
         let trackers = sys::pagemap::probe();
         if !trackers.pagemap_scan && !trackers.soft_dirty {

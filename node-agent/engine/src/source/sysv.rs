@@ -233,10 +233,15 @@ impl Sysv {
         processes: &[ProcessLook],
         findings: &mut Findings,
     ) -> Result<(), InspectError> {
-        if table("sem")?.is_empty() {
-            return Ok(());
+        for row in table("sem")? {
+            let count = usize::try_from(field(&row, 3)).unwrap_or(0);
+            // One that was removed meanwhile is nobody's.
+            let by = (0..count).filter_map(|index| sysv::semaphore_pid(number(&row, 1), index).ok());
+            if by.into_iter().any(|pid| processes.iter().any(|found| found.process.pid == pid)) {
+                return self.undone(processes, true, findings);
+            }
         }
-        self.undone(processes, true, findings)
+        Ok(())
     }
 
     fn undone(
@@ -385,14 +390,9 @@ fn undone(
             match kcmp::sysvsem(without, *tid) {
                 Ok(order) if order.is_eq() => {}
                 Ok(_) => {
-                    let reason = if found.process.tids.len() > 1 {
-                        "it has threads, and the container System V semaphores: whether it has them undone at its end (SEM_UNDO) cannot be told"
-                    } else {
-                        "it has used System V semaphores that are undone at its end (SEM_UNDO), which cannot be carried"
-                    };
                     findings.process(
                         found.process.inner,
-                        reason,
+                        "it has used SEM_UNDO or had threads: which System V semaphores are undone at its end cannot be told",
                         "end it, or remove the semaphores (ipcrm), before the move",
                     );
                     break;

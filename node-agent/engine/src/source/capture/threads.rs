@@ -13,6 +13,7 @@ use sys::{prctl, restart};
 use super::switches;
 use crate::proc::idmap::{IdMap, IdMaps};
 use crate::proc::{self, ProcError, limits, status, timers};
+use crate::source::cpu_clocks;
 use crate::source::error::SourceError;
 use crate::source::findings::Findings;
 use crate::source::keyrings;
@@ -443,21 +444,9 @@ fn posix_timers(
     findings: &mut Findings,
 ) -> Result<Vec<PosixTimer>, SourceError> {
     const SIGEV_THREAD_ID: i32 = 4;
-    // The process's own one: CLOCK_PROCESS_CPUTIME_ID as the kernel shows it, and its parts. Of a thread's nobody knows whose
-    // it is.
-    const OWN_CPU: std::ops::RangeInclusive<i32> = -8..=-6;
     let mut all = Vec::with_capacity(ask.timers.len());
     for (timer, block, overrun) in &ask.timers {
-        if timer.clock < 0 && !OWN_CPU.contains(&timer.clock) {
-            findings.process(
-                found.process.inner,
-                format!(
-                    "timer {} runs on the CPU clock of a thread or of another process, which is not carried yet",
-                    timer.id
-                ),
-                "have the program delete the timer before the move",
-            );
-        }
+        cpu_clocks::judge(found.process.inner, timer, findings);
         all.push(PosixTimer {
             id: timer.id,
             clock: timer.clock,

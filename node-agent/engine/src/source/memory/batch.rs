@@ -15,6 +15,8 @@ const MAX_BYTES: usize = 1 << 20;
 /// Most runs in a batch.
 const MAX_RUNS: usize = 1024;
 const PAGE: usize = 4096;
+/// How often a page that should be there is asked for once more.
+const AGAIN: u32 = 10;
 
 /// Where contents come from.
 pub(crate) trait Contents {
@@ -93,6 +95,7 @@ impl Batcher {
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
         let start = Instant::now();
+        let mut tries = 0;
         while !self.pending.is_empty() {
             let got = contents
                 .read(&self.pending, &mut self.buffer[..self.pending_bytes])
@@ -103,10 +106,18 @@ impl Batcher {
             self.pending = rest;
             self.pending_bytes = self.pending.iter().map(len).sum();
             if whole > 0 {
+                tries = 0;
                 continue;
             }
             // The page at which the read ended is gone: the mapping changed meanwhile.
             if let Some(first) = self.pending.first_mut() {
+                if self.strict && tries < AGAIN {
+                    // Rarely a page that is there cannot be read at once.
+                    tries += 1;
+                    tracing::warn!(?owner, address = first.start, tries, "a page cannot be read yet");
+                    std::thread::sleep(Duration::from_micros(200));
+                    continue;
+                }
                 if self.strict {
                     return Err(SourceError::UnreadablePage { owner, address: first.start });
                 }
