@@ -22,6 +22,8 @@ pub enum Group {
     Threads,
     /// Descriptors.
     Descriptors,
+    /// Mappings.
+    Mappings,
     /// TCP connections.
     Connections,
     /// What hosts keep for a container.
@@ -68,11 +70,13 @@ pub struct Population {
     pub threads: u32,
     /// Descriptors of the first.
     pub descriptors: u32,
+    /// Mappings of the first.
+    pub mappings: u32,
 }
 
 impl Population {
     /// One process that does nothing but answer.
-    pub const ONE: Self = Self { processes: 1, fan_out: 1, threads: 1, descriptors: 0 };
+    pub const ONE: Self = Self { processes: 1, fan_out: 1, threads: 1, descriptors: 0, mappings: 0 };
 }
 
 /// One row.
@@ -175,6 +179,10 @@ const fn descriptors(name: &'static str, descriptors: u32) -> Case {
     population(name, Group::Descriptors, descriptors, Population { descriptors, ..Population::ONE })
 }
 
+const fn mappings(name: &'static str, mappings: u32) -> Case {
+    population(name, Group::Mappings, mappings, Population { mappings, ..Population::ONE })
+}
+
 const fn connections(name: &'static str, count: u32) -> Case {
     Case {
         name,
@@ -190,7 +198,7 @@ const fn state(name: &'static str, state: State) -> Case {
 }
 
 /// 32 processes, each of which forks two, with four threads each.
-const TREE: Population = Population { processes: 32, fan_out: 2, threads: 4, descriptors: 0 };
+const TREE: Population = Population { processes: 32, fan_out: 2, threads: 4, descriptors: 0, mappings: 0 };
 
 /// All of them.
 pub const CASES: &[Case] = &[
@@ -212,13 +220,17 @@ pub const CASES: &[Case] = &[
     processes("1-process", 1),
     processes("10-processes", 10),
     processes("100-processes", 100),
+    processes("1000-processes", 1000),
     population("tree-32x4-threads", Group::Programs, 0, TREE),
     threads("1-thread", 1),
     threads("100-threads", 100),
     threads("1000-threads", 1000),
+    threads("10000-threads", 10_000),
     descriptors("10-descriptors", 10),
     descriptors("1000-descriptors", 1000),
     descriptors("10000-descriptors", 10_000),
+    mappings("100-mappings", 100),
+    mappings("10000-mappings", 10_000),
     connections("10-connections", 10),
     connections("1000-connections", 1000),
     connections("10000-connections", 10_000),

@@ -85,6 +85,7 @@ pub fn all(dir: &Path, rows: &[Row]) -> Result<()> {
         of("processes", &[Group::Processes]),
         of("threads", &[Group::Threads]),
         of("descriptors", &[Group::Descriptors]),
+        of("mappings", &[Group::Mappings]),
         of("TCP connections", &[Group::Connections]),
     ];
     lines(dir, &counts, &counted)?;

@@ -112,8 +112,8 @@ fn own(cluster: &Cluster, mib: u32, dirty: u32) -> Result<Running> {
 }
 
 fn population(cluster: &Cluster, wanted: &Population, connections: u32) -> Result<SocketAddr> {
-    let Population { processes, fan_out, threads, descriptors } = *wanted;
-    let args = [processes, fan_out, threads, descriptors].map(|number| number.to_string());
+    let Population { processes, fan_out, threads, descriptors, mappings } = *wanted;
+    let args = [processes, fan_out, threads, descriptors, mappings].map(|number| number.to_string());
     let args = args.each_ref().map(String::as_str);
     let limit = descriptors + connections + processes + BESIDES;
     python::start(cluster, NAME, IP, POPULATION_PROGRAM, &args, Some(limit))

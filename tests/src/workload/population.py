@@ -1,15 +1,16 @@
-"""Processes, threads and descriptors in any number, each with something of its own that it checks.
+"""Processes, threads, descriptors and mappings in any number, each with something of its own that it checks.
 
-Arguments: PROCESSES FAN_OUT THREADS DESCRIPTORS. Process N forks N * FAN_OUT + 1 up to N * FAN_OUT + FAN_OUT, as far as
-there are so many; every process has THREADS threads, the first one DESCRIPTORS descriptors besides. Of ten descriptors six
+Arguments: PROCESSES FAN_OUT THREADS DESCRIPTORS MAPPINGS. Process N forks N * FAN_OUT + 1 up to N * FAN_OUT + FAN_OUT, as far as
+there are so many; every process has THREADS threads, the first one DESCRIPTORS descriptors and MAPPINGS mappings of one page
+besides. Of ten descriptors six
 are files at an offset of their own, two a pipe and two a pair of sockets with something in it.
 
 It answers on TCP port 7000, all connections in one thread: `check` with `ok N N`, counted for each connection, and
 `verify` with `ok sound` or `bad` and what is not as it was.
 """
-import os, queue, select, socket, sys, threading
+import mmap, os, queue, select, socket, sys, threading
 
-processes, fan_out, threads, descriptors = map(int, sys.argv[1:5])
+processes, fan_out, threads, descriptors, mappings = map(int, sys.argv[1:6])
 answers = queue.SimpleQueue()
 
 
@@ -99,9 +100,29 @@ def wrong_descriptors(files, pairs):
     return wrong
 
 
+def make_mappings():
+    """Every other one is for reading alone, so that no two become one."""
+    made = []
+    for number in range(mappings):
+        rights = mmap.PROT_READ | (mmap.PROT_WRITE if number % 2 else 0)
+        made.append(mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=rights))
+        if number % 2:
+            made[-1].write(b"%08d" % number)
+    return made
+
+
+def wrong_mappings(made):
+    return [
+        f"mapping {number}"
+        for number, mapping in enumerate(made)
+        if mapping[:8] != (b"%08d" % number if number % 2 else bytes(8))
+    ]
+
+
 children = fork(0)
 memory, asked = bytearray(content(0)), start_threads()
 files, pairs = open_descriptors()
+made = make_mappings()
 listener = socket.create_server(("0.0.0.0", 7000), backlog=4096)
 watch = select.epoll()
 watch.register(listener, select.EPOLLIN)
@@ -130,6 +151,6 @@ while True:
             state[2] += 1
             answer = f"ok {state[2]} {state[2]}"
             if line == b"verify":
-                found = faults(0, memory, asked, children) + wrong_descriptors(files, pairs)
+                found = faults(0, memory, asked, children) + wrong_descriptors(files, pairs) + wrong_mappings(made)
                 answer = f"bad {len(found)}: {', '.join(found[:10])}" if found else "ok sound"
             state[0].sendall(answer.encode() + b"\n")
