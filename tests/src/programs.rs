@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::cluster::{Cluster, wait_for};
+use crate::cluster::{Background, Cluster, wait_for};
 use crate::lifecycle::moves;
 use crate::suite::Case;
 use crate::workload::{
@@ -43,6 +43,15 @@ const THERE_AND_BACK: &[&str] = &["node-b", "node-a"];
 /// Words of the file that is served.
 const WORDS: u32 = 16_384;
 
+/// Ends a case well when its clients had so many right answers and no wrong one.
+fn judge(cluster: Cluster, name: &str, clients: Background, least: u64) -> Result<()> {
+    let verdict = clients.verdict()?;
+    ensure!(verdict.replies > least, "too few answers to mean anything: {verdict:?}");
+    println!("{name}: {verdict:?}");
+    cluster.passed();
+    Ok(())
+}
+
 fn visited() -> Result<()> {
     let cluster = Cluster::up()?;
     let content = nginx::content(WORDS);
@@ -50,11 +59,7 @@ fn visited() -> Result<()> {
     let clients =
         cluster.client(&["visit", &address.to_string(), nginx::PATH, &http::hash(&content), "4"])?;
     moves(&cluster, "visited", &["node-b", "node-a", "node-b", "node-a"])?;
-    let verdict = clients.verdict()?;
-    ensure!(verdict.replies > 50, "too few visits to mean anything: {verdict:?}");
-    println!("visited: {verdict:?}");
-    cluster.passed();
-    Ok(())
+    judge(cluster, "visited", clients, 50)
 }
 
 fn memcached_server() -> Result<()> {
@@ -62,11 +67,7 @@ fn memcached_server() -> Result<()> {
     let address = memcached::start(&cluster, "memcached", "10.77.0.111")?;
     let clients = cluster.client(&["memcached", &address.to_string(), "4"])?;
     moves(&cluster, "memcached", THERE_AND_BACK)?;
-    let verdict = clients.verdict()?;
-    ensure!(verdict.replies > 500, "too few replies to mean anything: {verdict:?}");
-    println!("memcached: {verdict:?}");
-    cluster.passed();
-    Ok(())
+    judge(cluster, "memcached", clients, 500)
 }
 
 /// Its processes share System V and POSIX memory, semaphores and listening sockets; it must not be root.
@@ -91,11 +92,7 @@ fn postgres() -> Result<()> {
     let sessions =
         cluster.client_program(&["python3", client.to_str().unwrap_or_default(), ip, "5432", "3"])?;
     moves(&cluster, name, THERE_AND_BACK)?;
-    let verdict = sessions.verdict()?;
-    ensure!(verdict.replies > 20, "too few transactions to mean anything: {verdict:?}");
-    println!("{name}: {verdict:?}");
-    cluster.passed();
-    Ok(())
+    judge(cluster, name, sessions, 20)
 }
 
 fn node_server() -> Result<()> {
@@ -118,11 +115,7 @@ fn serves(name: &str, ip: &str, (file, text): (&str, &str), command: &[&str]) ->
     let hash = http::hash(&nginx::content(WORDS));
     let clients = cluster.client(&["http", &address.to_string(), nginx::PATH, &hash, "3"])?;
     moves(&cluster, name, THERE_AND_BACK)?;
-    let verdict = clients.verdict()?;
-    ensure!(verdict.replies > 50, "too few downloads to mean anything: {verdict:?}");
-    println!("{name}: {verdict:?}");
-    cluster.passed();
-    Ok(())
+    judge(cluster, name, clients, 50)
 }
 
 fn shell() -> Result<()> {
@@ -130,11 +123,7 @@ fn shell() -> Result<()> {
     let address = python::start(&cluster, "shell", "10.77.0.114", SHELL_PROGRAM, &[], None)?;
     let clients = cluster.client(&["lines", &address.to_string(), "1"])?;
     moves(&cluster, "shell", THERE_AND_BACK)?;
-    let verdict = clients.verdict()?;
-    ensure!(verdict.replies > 20, "too few replies to mean anything: {verdict:?}");
-    println!("shell: {verdict:?}");
-    cluster.passed();
-    Ok(())
+    judge(cluster, "shell", clients, 20)
 }
 
 /// A connection that waits to be accepted stands against the switchover: the container runs on between two attempts, and
@@ -169,9 +158,5 @@ fn reluctant() -> Result<()> {
     ensure!(refused.code == 3 && refused.stderr.contains("wait to be accepted"), "{refused:?}");
     ensure!(cluster.node_of(name)? == "node-a", "{name} is not where it was");
     cluster.client_once(&["ask", &address, "accept", "ok"])?;
-    let verdict = clients.verdict()?;
-    ensure!(verdict.replies > 50, "too few replies to mean anything: {verdict:?}");
-    println!("reluctant: {verdict:?}");
-    cluster.passed();
-    Ok(())
+    judge(cluster, "reluctant", clients, 50)
 }

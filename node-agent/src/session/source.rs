@@ -140,16 +140,17 @@ impl Session {
     fn until_ready(&mut self) -> Result<super::switchover::Frozen, Failure> {
         self.phase(Phase::Checking, Self::check)?;
         self.phase(Phase::Preparing, Self::prepare)?;
-        for turn in 1.. {
+        let mut turn = 1;
+        loop {
             self.phase(Phase::PreCopy, Self::pre_copy)?;
             match self.phase(Phase::Switchover, Self::switchover) {
                 Err(failure) if failure.passes() && turn < SWITCHOVER_TRIES => {
-                    self.give_time(turn, &failure)?
+                    self.give_time(turn, &failure)?;
+                    turn += 1;
                 }
                 other => return other,
             }
         }
-        Err(no_engine())
     }
 
     /// The one wrapper around every phase: span, published state, failpoint, cancel, time.
