@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use proto::error::{ApiError, ErrorDetails};
+use proto::error::{ApiError, connection_failed};
 use proto::identity::{Identity, Role};
 use proto::tls::{Expect, Tls, channel_lazy};
 use proto::v1::node_agent_client::NodeAgentClient;
@@ -73,10 +73,7 @@ pub(crate) async fn answer<T>(
 
 /// Makes the transport's errors our own.
 pub(crate) fn translate(node: &str, status: Status) -> Status {
-    let from_agent = !ErrorDetails::of(&status).reason.is_empty();
-    // A status that this side made bears its cause; one that came over the wire cannot.
-    let transport = std::error::Error::source(&status).is_some() || status.code() == Code::Unavailable;
-    if from_agent || !transport { status } else { unreachable(node, &root_cause(&status)) }
+    if connection_failed(&status) { unreachable(node, &root_cause(&status)) } else { status }
 }
 
 fn root_cause(status: &Status) -> String {
@@ -94,6 +91,8 @@ fn unreachable(node: &str, why: &str) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use proto::error::ErrorDetails;
+
     use super::*;
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use proto::error::ErrorDetails;
+use proto::error::{ErrorDetails, connection_failed};
 use proto::v1::{Evacuation, EvacuationPhase, Migration, Phase};
 use tonic::{Code, Status};
 
@@ -102,7 +102,7 @@ impl Failure {
                 .map(|(field, what)| format!("{field}: {what}"))
                 .filter(|line| !status.message().contains(line.as_str())),
         );
-        failure.advice = advice_for(status.code(), &details).into();
+        failure.advice = advice_for(status, &details).into();
         failure
     }
 }
@@ -122,6 +122,7 @@ impl fmt::Display for Failure {
 
 fn exit_of(status: &Status, details: &ErrorDetails) -> Exit {
     match status.code() {
+        _ if connection_failed(status) => Exit::Unreachable,
         Code::Unavailable | Code::DeadlineExceeded | Code::Unauthenticated | Code::PermissionDenied => {
             Exit::Unreachable
         }
@@ -135,11 +136,12 @@ fn exit_of(status: &Status, details: &ErrorDetails) -> Exit {
 /// Reasons of the API that say: a check looked, and it cannot move or start there.
 const REFUSALS: [&str; 4] = ["CHECK_REFUSED", "NO_CANDIDATE", "NODE_CORDONED", "CANNOT_MOVE"];
 
-fn advice_for(code: Code, details: &ErrorDetails) -> &'static str {
-    match code {
-        Code::Unavailable | Code::DeadlineExceeded => {
-            "is the coordinator running, and is --coordinator (MIGRATE_COORDINATOR) its address?"
-        }
+fn advice_for(status: &Status, details: &ErrorDetails) -> &'static str {
+    const RUNNING: &str =
+        "is the coordinator running, and is --coordinator (MIGRATE_COORDINATOR) its address?";
+    match status.code() {
+        _ if connection_failed(status) => RUNNING,
+        Code::Unavailable | Code::DeadlineExceeded => RUNNING,
         Code::Unauthenticated => "show a certificate of the same authority with --tls-dir (MIGRATE_TLS_DIR)",
         Code::PermissionDenied => "use an admin certificate: `migrate pki issue --role admin NAME`",
         Code::NotFound if details.reason == "NODE_NOT_FOUND" => "`migrate get nodes` lists them",
@@ -192,6 +194,10 @@ mod tests {
     #[test]
     fn statuses_map_to_exit_codes() {
         let exit = |error: ApiError| Failure::from_status("move web", &error.status()).exit;
+        let mut broken = Status::cancelled("error reading a body from connection");
+        broken.set_source(std::sync::Arc::new(std::io::Error::other("reset")));
+        assert_eq!(Failure::from_status("follow web", &broken).exit, Exit::Unreachable);
+        assert_eq!(exit(ApiError::new(Code::Cancelled, "X", "by hand")), Exit::Cancelled);
         assert_eq!(exit(ApiError::new(Code::Unavailable, "X", "gone")), Exit::Unreachable);
         assert_eq!(exit(ApiError::new(Code::PermissionDenied, "X", "no")), Exit::Unreachable);
         assert_eq!(exit(ApiError::new(Code::InvalidArgument, "X", "no")), Exit::Usage);

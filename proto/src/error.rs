@@ -160,6 +160,21 @@ impl ErrorDetails {
     }
 }
 
+/// Whether the connection failed, so that nobody knows what the server did or would have said: the status is this
+/// side's own and bears its cause (one that came over the wire cannot), or says UNAVAILABLE without a reason.
+///
+/// Its code says little then: tonic makes `CANCELLED`, `INTERNAL` or `UNKNOWN` of a connection that breaks.
+pub fn connection_failed(status: &Status) -> bool {
+    let ours = std::error::Error::source(status).is_some() || status.code() == Code::Unavailable;
+    ours && ErrorDetails::of(status).reason.is_empty()
+}
+
+/// Whether the same call may be answered later, perhaps by another process at the same address: the
+/// [connection failed](connection_failed), or the server says UNAVAILABLE.
+pub fn answers_later(status: &Status) -> bool {
+    status.code() == Code::Unavailable || connection_failed(status)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

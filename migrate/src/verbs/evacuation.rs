@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
+use proto::error::answers_later;
 use proto::v1::{
     CancelEvacuationRequest, CreateEvacuationRequest, Evacuation, EvacuationEvent, EvacuationSpec, ItemState,
     PauseEvacuationRequest, ResumeEvacuationRequest, WatchEvacuationsRequest,
@@ -243,7 +244,7 @@ async fn follow(
                 }
             }
         };
-        if !matches!(broken.code(), Code::Unavailable | Code::Unknown) || heard.elapsed() >= RECONNECT_LIMIT {
+        if !answers_later(&broken) || heard.elapsed() >= RECONNECT_LIMIT {
             return Err(refused(tried)(broken)
                 .advise(format!("it goes on with the coordinator: `migrate describe evacuation {name}`")));
         }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use proto::error::answers_later;
 use proto::v1::{
     Compression, CreateMigrationRequest, Migration, MigrationSpec, Policy, WatchMigrationsRequest,
 };
-use tonic::Code;
 
 use super::container::new_request_id;
 use super::{label, print_object, refused};
@@ -170,7 +170,7 @@ pub(crate) async fn create(
     loop {
         match api.client.create_migration(request.clone()).await {
             Ok(migration) => return Ok(migration.into_inner()),
-            Err(status) if status.code() == Code::Unavailable && start.elapsed() < Duration::from_secs(3) => {
+            Err(status) if answers_later(&status) && start.elapsed() < Duration::from_secs(3) => {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Err(status) => return Err(Failure::from_status(tried, &status)),
@@ -192,9 +192,7 @@ pub(crate) async fn follow(
         let broken = match watch(api, name, &mut revision, &mut heard, view).await {
             Ok(Some(ended)) => return Ok(ended),
             Ok(None) => Failure::new(Exit::Unreachable, &tried, "the coordinator ended the connection"),
-            Err(status) if status.code() == Code::Unavailable || status.code() == Code::Unknown => {
-                Failure::from_status(&tried, &status)
-            }
+            Err(status) if answers_later(&status) => Failure::from_status(&tried, &status),
             Err(status) => return Err(refused(tried)(status)),
         };
         if heard.elapsed() >= RECONNECT_LIMIT {
