@@ -11,6 +11,7 @@
 pub mod account;
 pub mod checkpoint;
 pub mod proc;
+mod readiness;
 pub mod source;
 pub mod target;
 

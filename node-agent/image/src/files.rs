@@ -238,6 +238,9 @@ pub struct EpollTarget {
     pub data: u64,
     /// EPOLLONESHOT has fired: it is disarmed.
     pub fired: bool,
+    /// Of an entry that waits for edges: what the file was ready for, as poll(2) tells it, when the set had nothing
+    /// more to tell. The program has heard of it.
+    pub told: u32,
 }
 
 /// One inotify watch.

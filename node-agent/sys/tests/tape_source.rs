@@ -27,7 +27,7 @@ fn victim() {
 
 fn config(pid: i32) -> Config {
     let size = Size { slots: 64, records: 64, scratch: 4096 };
-    Config { size, park_signal: choose_park_signal(caught(pid)).unwrap(), suspend_seccomp: false }
+    Config { size, park_signal: choose_park_signal(caught(pid), 0, 0).unwrap(), suspend_seccomp: false }
 }
 
 fn stop_process(pid: i32) -> Vec<Stopped> {
@@ -323,7 +323,7 @@ fn a_filtered_process_runs_tapes_and_keeps_its_filter() {
 
 /// A tracer that never stops tracing until it is killed.
 fn tracer(pid: i32) -> ! {
-    let signal = choose_park_signal(caught(pid)).unwrap();
+    let signal = choose_park_signal(caught(pid), 0, 0).unwrap();
     println!("tracing");
     loop {
         cleanup_leftovers(pid, &tids(pid), signal, LIMIT).unwrap();
@@ -389,7 +389,7 @@ fn the_program_survives_the_tracers_death_at_any_moment() {
         }
     }
     before = victim.progress(&before);
-    let signal = choose_park_signal(caught(pid)).unwrap();
+    let signal = choose_park_signal(caught(pid), 0, 0).unwrap();
     let left = cleanup_leftovers(pid, &tids(pid), signal, LIMIT).unwrap();
     // The kernel answers -EINTR when the tracer dies between its stop and the register change that repairs it;
     // the program would see the same after any SIGSTOP and SIGCONT.

@@ -1,5 +1,5 @@
 """Signals when a directory changes (F_NOTIFY)"""
-# lost: waited
+# refused: F_NOTIFY
 import fcntl
 import os
 import signal

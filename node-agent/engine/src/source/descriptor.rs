@@ -73,7 +73,8 @@ pub(crate) enum Class {
 const CLOSE: &str = "have the program close it before the move";
 /// `MQUEUE_MAGIC` of the kernel.
 const MQUEUE: FsType = FsType(0x1980_0202);
-const O_PATH: u32 = 0o10_000_000;
+/// A descriptor that only stands for a path (open(2)).
+pub(crate) const O_PATH: u32 = 0o10_000_000;
 const S_IFMT: u32 = 0o170_000;
 
 impl MmReader<'_> {

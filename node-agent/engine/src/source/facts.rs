@@ -13,6 +13,7 @@ use nix::sys::stat::Mode;
 use rayon::prelude::*;
 use sys::Errno;
 
+use super::descriptor::O_PATH;
 use super::error::InspectError;
 use super::look::{Depth, Flags};
 use super::sockets::{self, Kind, Reason};
@@ -25,7 +26,6 @@ use crate::proc::{ProcError, tasks};
 
 /// Below this much resident memory smaps is cheap (about 10 ms a GiB).
 const SMALL_PAGES: u64 = 16 * 1024;
-const O_PATH: u32 = 0o10_000_000;
 /// Descriptors that one thread reads at a time.
 const AT_A_TIME: usize = 16;
 

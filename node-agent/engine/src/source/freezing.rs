@@ -81,8 +81,7 @@ impl Source {
                 // A child of a thread that was on its tape.
                 Err(SourceError::Leftover { pid }) if turn < FREEZE_TRIES => {
                     self.thaw()?;
-                    let caught = status::read(pid).map_or(0, |status| status.sig_caught);
-                    clean(pid, caught)?;
+                    clean(pid, &status::read(pid).unwrap_or_default())?;
                 }
                 // It was kept from the world before, too.
                 Ok(report) if turn > 1 => return Ok(FreezeReport { began, ..report }),

@@ -9,6 +9,7 @@ use super::inventory;
 use super::look::{Depth, Flags, Look, Looker};
 use super::numa;
 use super::outside;
+use super::owners;
 use super::sockets::{Kind, tcp_state};
 use super::spec::TreeSpec;
 use super::{InspectError, Inventory};
@@ -20,6 +21,7 @@ pub(crate) fn inspect(spec: &TreeSpec, items: bool) -> Result<Inventory, Inspect
     let mut findings = Findings::default();
     let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
     outside::check(&look, spec.root, &mut findings)?;
+    owners::check(&look, &mut findings)?;
     numa::check(&look, &mut findings)?;
     cpu_clocks::check(&look, &mut findings)?;
     let processes = &look.processes;

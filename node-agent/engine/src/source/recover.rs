@@ -3,10 +3,10 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use sys::tape::source::choose_park_signal;
-
+use super::resuming::park_signal;
 use super::spec::TreeSpec;
 use super::{SourceError, tree};
+use crate::proc::status::Status;
 use crate::proc::tasks;
 
 /// Time for threads to come out of a dead agent's tape.
@@ -33,14 +33,14 @@ pub fn recover(spec: &TreeSpec) -> Result<(), SourceError> {
         }
     }
     for process in tree.iter().filter(|process| !process.is_zombie()) {
-        result = result.and(clean(process.pid, process.status.sig_caught));
+        result = result.and(clean(process.pid, &process.status));
     }
     result
 }
 
 /// Removes a tape that nobody uses from a process whose threads run untraced.
-pub(crate) fn clean(pid: i32, sig_caught: u64) -> Result<(), SourceError> {
-    let signal = choose_park_signal(sig_caught).unwrap_or(libc::SIGWINCH);
+pub(crate) fn clean(pid: i32, status: &Status) -> Result<(), SourceError> {
+    let signal = park_signal(status).unwrap_or(libc::SIGWINCH);
     let tids = match tasks::threads(pid) {
         Err(error) if error.is_gone() => return Ok(()),
         other => other?,

@@ -28,6 +28,7 @@ use super::memory::sent::PageSet;
 use super::memory::template::Template;
 use super::numa;
 use super::outside;
+use super::owners;
 use super::recover::clean;
 use super::spec::TreeSpec;
 use super::stopping::{Held, stop_tree};
@@ -330,7 +331,7 @@ impl Source {
         let inject = |findings: &mut Findings| inject(process, clock, self.soft_dirty, witness, findings);
         let (tracker, tapes) = match inject(&mut findings) {
             Err(SourceError::Leftover { .. }) => {
-                clean(pid, process.status.sig_caught)?;
+                clean(pid, &process.status)?;
                 inject(&mut findings)?
             }
             other => other?,
@@ -428,6 +429,7 @@ fn look_before(looker: &mut Looker) -> Result<Look, SourceError> {
         let mut findings = Findings::default();
         let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
         outside::check(&look, looker.spec.root, &mut findings)?;
+        owners::check(&look, &mut findings)?;
         if turn >= TRIES || !pass(&findings.list) {
             refuse(findings)?;
             return Ok(look);

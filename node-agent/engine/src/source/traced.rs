@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use sys::mem::ProcessMemory;
 use sys::ptrace::{Stop, Stopped};
-use sys::restart::{self, Interruption};
-use sys::tape::source::{Config, Context, Parked, SourceTape, choose_park_signal};
+use sys::restart;
+use sys::tape::source::{Config, Context, Parked, SourceTape};
 use sys::tape::{Program, Size, VdsoError};
 use sys::uffd::Uffd;
 
-use super::error::SourceError;
+use super::error::{SourceError, TRY_AGAIN};
+use super::resuming::{Known, as_landed, park_signal, read_context};
 use super::stopping::{Held, Nap, let_go, let_running_go, places, signal_targets_last};
 use super::tree::Process;
-use crate::proc::status::{self, Status};
+use crate::proc::status::Status;
 
 /// Longest time that a tape may take.
 pub(crate) const TAPE_LIMIT: Duration = Duration::from_secs(10);
@@ -62,12 +62,12 @@ impl Tapes {
         nap: &Nap,
     ) -> Result<(Self, ParkedThread), SourceError> {
         let pid = process.pid;
-        let Some(park_signal) = choose_park_signal(process.status.sig_caught) else {
+        let Some(park_signal) = park_signal(&process.status) else {
             let_go(thread, nap)?;
             return Err(SourceError::Refused(vec![image::Refusal {
                 pid: process.inner,
                 subject: image::Subject::Process,
-                reason: "it handles SIGWINCH, SIGURG and SIGCHLD: none is left to stop its threads by"
+                reason: "it handles SIGWINCH, SIGURG and SIGCHLD, or they wait for it: none is left to stop its threads by"
                     .to_owned(),
                 way_out: "have the program leave one of them to its default".to_owned(),
             }]));
@@ -92,15 +92,9 @@ impl Tapes {
         };
         let stop = thread.stop();
         let tid = thread.tid();
-        let (context, resume, status) = match super::stopping::memory(self.pid)
-            .and_then(|memory| read_context(self.pid, &memory, &thread, nap, None))
-        {
-            Ok(known) => known,
-            Err(error) => {
-                let_go(thread, nap)?;
-                return Err(error);
-            }
-        };
+        let memory = super::stopping::memory(self.pid);
+        let (thread, (context, resume, status)) =
+            self.look(thread, nap, |thread| read_context(self.pid, &memory?, thread, nap, None))?;
         let (tape, parked) = SourceTape::install(self.pid, thread, context, config)
             .map_err(|error| tape_error("put a tape in", self.pid, error))?;
         self.tapes.push(tape);
@@ -114,6 +108,40 @@ impl Tapes {
             status,
             outcomes: Vec::new(),
         })
+    }
+
+    /// Looks at a thread before it goes on a tape; lets it go when that cannot be.
+    fn look(
+        &self,
+        thread: Stopped,
+        nap: &Nap,
+        read: impl FnOnce(&Stopped) -> Result<Known, SourceError>,
+    ) -> Result<(Stopped, Known), SourceError> {
+        let looked = read(&thread).and_then(|known| self.nothing_waits(&known.2).map(|()| known));
+        match looked {
+            Ok(known) => Ok((thread, known)),
+            Err(error) => {
+                let_go(thread, nap)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The tape would take the signal that threads are parked by from the program.
+    fn nothing_waits(&self, status: &Status) -> Result<(), SourceError> {
+        let waits = (status.sig_pending | status.shared_pending) >> (self.park_signal - 1) & 1 == 1;
+        if !waits {
+            return Ok(());
+        }
+        Err(SourceError::Refused(vec![image::Refusal {
+            pid: status.inner_pid(),
+            subject: image::Subject::Process,
+            reason: format!(
+                "signal {} waits for it, by which its threads are to be stopped",
+                self.park_signal
+            ),
+            way_out: TRY_AGAIN.to_owned(),
+        }]))
     }
 
     /// Runs a program on each thread; all run at once. Every thread is parked afterwards.
@@ -205,13 +233,8 @@ impl Tapes {
         };
         let earlier = self.asleep_for(thread.tid());
         let memory = self.tapes[tape].memory();
-        let (context, resume, status) = match read_context(self.pid, memory, &thread, nap, earlier) {
-            Ok(known) => known,
-            Err(error) => {
-                let_go(thread, nap)?;
-                return Err(error);
-            }
-        };
+        let (thread, (context, resume, status)) =
+            self.look(thread, nap, |thread| read_context(self.pid, memory, thread, nap, earlier))?;
         let (stop, tid) = (thread.stop(), thread.tid());
         let flight = self.tapes[tape]
             .start(thread, context, program)
@@ -234,13 +257,8 @@ impl Tapes {
     pub(crate) fn park(&self, thread: Stopped, nap: &Nap) -> Result<ParkedThread, SourceError> {
         let earlier = self.asleep_for(thread.tid());
         let memory = self.tapes[0].memory();
-        let (context, resume, status) = match read_context(self.pid, memory, &thread, nap, earlier) {
-            Ok(known) => known,
-            Err(error) => {
-                let_go(thread, nap)?;
-                return Err(error);
-            }
-        };
+        let (thread, (context, resume, status)) =
+            self.look(thread, nap, |thread| read_context(self.pid, memory, thread, nap, earlier))?;
         let (stop, tid) = (thread.stop(), thread.tid());
         let fail = |error| tape_error("park a thread", self.pid, error);
         let tape = &self.tapes[0];
@@ -395,97 +413,4 @@ struct Flying {
     resume: restart::Resume,
     status: Status,
     nap: Nap,
-}
-
-/// How the system call of a thread goes on, now that it is parked. A signal may have come before the tape began: the
-/// thread took it and was stopped again, with other registers than those that `resume` was decided from. In its
-/// handler no call is to be entered again.
-fn as_landed(
-    pid: i32,
-    parked: &Parked,
-    before: &Context,
-    resume: restart::Resume,
-    nap: &Nap,
-) -> restart::Resume {
-    if parked.context().regs() == before.regs() {
-        return resume;
-    }
-    // Nothing is known of how long a call has slept since; a thread in a handler is in none.
-    let nap = Nap { slept: std::time::Duration::ZERO, ..nap.clone() };
-    match super::stopping::memory(pid) {
-        Ok(memory) => {
-            let now = status::read(parked.thread().tid()).unwrap_or_default();
-            decide(&memory, parked.context(), &nap, &now, None)
-        }
-        Err(_) => restart::Resume::AsIs,
-    }
-}
-
-/// What the thread must get back, and how its system call goes on elsewhere.
-fn read_context(
-    pid: i32,
-    memory: &ProcessMemory,
-    thread: &Stopped,
-    nap: &Nap,
-    earlier: Option<Duration>,
-) -> Result<(Context, restart::Resume, Status), SourceError> {
-    let regs = thread.regs().map_err(|error| super::stopping::trace_error("read a thread", error))?;
-    let status = match status::read_thread(pid, thread.tid()) {
-        // It was killed meanwhile: reading on will say so.
-        Err(error) if error.is_gone() => Status::default(),
-        other => other?,
-    };
-    let dispatches = thread.dispatches_calls();
-    if dispatches.map_err(|error| super::stopping::trace_error("read a thread", error))? {
-        return Err(SourceError::Refused(vec![image::Refusal {
-            pid: status.inner_pid(),
-            subject: image::Subject::Process,
-            reason:
-                "it dispatches system calls itself (PR_SET_SYSCALL_USER_DISPATCH), which is not carried yet"
-                    .to_owned(),
-            way_out: "start the program without".to_owned(),
-        }]));
-    }
-    let mut nap = if restart::is_timed(&regs) { nap.unbroken(&status) } else { nap.clone() };
-    if let Some(earlier) = earlier.filter(|_| regs.syscall() == Some(restart::NR_RESTART_SYSCALL)) {
-        nap.slept = nap.slept.max(earlier);
-    }
-    let nap = &nap;
-    let context =
-        Context::read(thread, memory, nap.slept).map_err(|error| tape_error("read a thread", pid, error))?;
-    let resume = decide(memory, &context, nap, &status, earlier);
-    Ok((context, resume, status))
-}
-
-fn decide(
-    memory: &ProcessMemory,
-    context: &Context,
-    nap: &Nap,
-    now: &Status,
-    earlier: Option<Duration>,
-) -> restart::Resume {
-    let regs = context.regs();
-    // A thread that an earlier stop interrupted sleeps in restart_syscall(2). Which call it was shows in what it
-    // slept on.
-    let origin = (regs.syscall() == Some(restart::NR_RESTART_SYSCALL))
-        .then(|| restart::origin_from_wchan(&nap.place, regs))
-        .flatten();
-    let timeout_ns = restart::timeout_address(regs, origin).and_then(|address| {
-        let seconds = memory.read_u64(address).ok()?;
-        let nanos = memory.read_u64(address + 8).ok()?;
-        seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
-    });
-    let remaining_ns = origin.filter(|_| earlier.is_none()).and_then(|nr| {
-        let at = restart::spare(regs.rsp);
-        let words = [memory.read_u64(at).ok()?, memory.read_u64(at + 8).ok()?];
-        restart::Note::remaining(words, nr, regs.rip, super::clock::monotonic_ns())
-    });
-    restart::decide(&Interruption {
-        regs,
-        slept_ns: nap.slept_ns(),
-        timeout_ns,
-        remaining_ns,
-        origin,
-        handled_signal_pending: super::stopping::handled_signal_pending(now),
-    })
 }

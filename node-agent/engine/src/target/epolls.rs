@@ -1,6 +1,6 @@
 //! Sets of epoll(7), filled by a process that has what they watch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use image::files::{EpollTarget, FdEntry, FileKind, Files};
 use image::state::ProcessState;
@@ -13,6 +13,7 @@ use super::plan::fds;
 use super::restore::Restorer;
 use super::script::{Block, Call, call};
 use super::skeleton::Skeleton;
+use crate::readiness;
 
 const EPOLL_CTL_ADD: i32 = 1;
 
@@ -44,12 +45,13 @@ impl Restorer<'_> {
         let Some((process, epoll, own)) = most else { return Ok(()) };
         let channel = fds::plan(&process.fds).channel;
         let skeleton = self.tree.get(process.pid)?;
-        // What has fired once is disarmed: added while nothing else can answer, and fired again.
-        let (fired, armed): (Vec<_>, Vec<_>) = targets.iter().partition(|t| t.fired);
+        // What has been told already is told again, to nobody, while nothing else can answer.
+        let (known, waiting) = known(targets, files);
+        let first = known.len();
         let mut together = Vec::with_capacity(targets.len());
-        for target in fired.into_iter().chain(armed) {
+        for (place, target) in known.into_iter().chain(waiting).enumerate() {
             let mut calls = vec![add(epoll, target)];
-            if target.fired {
+            if place < first {
                 calls.push(call!("epoll_wait", SYS_epoll_wait, epoll, Block::new(vec![0; 12]), 1, 0));
             }
             if has(&own, target) {
@@ -68,6 +70,26 @@ impl Restorer<'_> {
         }
         skeleton.run(self.tape, &together).map(drop)
     }
+}
+
+/// The entries of which nothing is left to tell, and the others: an entry that has fired is disarmed, and an edge was
+/// heard of when its file is ready for nothing more than it was at the source.
+fn known<'a>(
+    targets: &'a [EpollTarget],
+    files: &Descriptions,
+) -> (Vec<&'a EpollTarget>, Vec<&'a EpollTarget>) {
+    let edges: Vec<_> =
+        targets.iter().filter(|t| t.told != 0).filter_map(|t| Some((t, files.get(t.file)?))).collect();
+    let asked: Vec<_> = edges.iter().map(|(t, file)| (*file, t.events)).collect();
+    // Without an answer they are told once more, which does no harm.
+    let ready = readiness::of(&asked).unwrap_or_default();
+    let heard: HashSet<_> = edges
+        .iter()
+        .zip(ready)
+        .filter(|((t, _), ready)| ready & !t.told == 0)
+        .map(|((t, _), _)| (t.fd, t.file))
+        .collect();
+    targets.iter().partition(|t| t.fired || heard.contains(&(t.fd, t.file)))
 }
 
 fn epolls(files: &Files) -> impl Iterator<Item = (u32, &[EpollTarget])> {

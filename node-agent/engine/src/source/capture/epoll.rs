@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use image::files::EpollTarget;
 use sys::{Errno, kcmp};
@@ -10,12 +10,14 @@ use sys::{Errno, kcmp};
 use super::files::live;
 use super::table::{Open, Table};
 use crate::proc::fdinfo::EpollLine;
+use crate::readiness;
 use crate::source::descriptor::Class;
 use crate::source::look::Look;
 
 /// EPOLLWAKEUP, EPOLLONESHOT, EPOLLET, EPOLLEXCLUSIVE: flags, not events.
 const FLAGS: u32 = 0xf000_0000;
 const EPOLLONESHOT: u32 = 1 << 30;
+const EPOLLET: u32 = 1 << 31;
 
 /// The entries of an epoll instance, and the numbers of those whose file was not found.
 pub(crate) fn targets(
@@ -39,7 +41,36 @@ pub(crate) fn targets(
         }
         *offset += 1;
     }
+    told(epoll, &mut targets, table)?;
     Ok((targets, missing))
+}
+
+/// Notes which edges have been heard of. Which entry has something to tell shows nowhere; that none has, poll(2) says
+/// of the set itself.
+fn told(epoll: &Open, targets: &mut [EpollTarget], table: &Table) -> Result<(), Errno> {
+    let classes = || targets.iter().filter_map(|t| Some(&table.get(t.file)?.class));
+    // A signalfd answers each reader for itself: this process has no such signals, and its question would take the
+    // entry from those that have something to tell.
+    if classes().any(|class| matches!(class, Class::SignalFd | Class::Epoll)) {
+        return Ok(());
+    }
+    let mut edges: Vec<(&mut EpollTarget, &Open)> = targets
+        .iter_mut()
+        .filter(|t| t.events & (EPOLLET | EPOLLONESHOT) == EPOLLET)
+        .filter_map(|t| table.get(t.file).map(|open| (t, open)))
+        // A timer may run out once more at any moment.
+        .filter(|(_, open)| open.class != Class::TimerFd)
+        .collect();
+    let input = libc::EPOLLIN.cast_unsigned();
+    if edges.is_empty() || readiness::of(&[(epoll.file.as_fd(), input)])? != [0] {
+        return Ok(());
+    }
+    let asked: Vec<_> = edges.iter().map(|(t, open)| (open.file.as_fd(), t.events)).collect();
+    let ready = readiness::of(&asked)?;
+    for ((target, _), ready) in edges.iter_mut().zip(ready) {
+        target.told = ready;
+    }
+    Ok(())
 }
 
 fn target(line: &EpollLine, file: u32) -> EpollTarget {
@@ -49,6 +80,7 @@ fn target(line: &EpollLine, file: u32) -> EpollTarget {
         events: line.events,
         data: line.data,
         fired: line.events & EPOLLONESHOT != 0 && line.events & !FLAGS == 0,
+        told: 0,
     }
 }
 

@@ -17,10 +17,11 @@ use super::table::{Holder, Open, Table};
 use super::tty::Terminals;
 use super::{epoll, ghosts, inet, netlink, unix};
 use crate::proc::multicast::Group;
-use crate::source::descriptor::Class;
+use crate::source::descriptor::{Class, O_PATH};
 use crate::source::findings::Findings;
 use crate::source::look::{Look, ProcessLook};
 use crate::source::mm::{self, MmReader};
+use crate::source::owners;
 use crate::source::registry::Registry;
 use crate::source::sockets::{self, Kind, Reason, SIGNED, UNSIGNED};
 use crate::source::spec::{External, TreeSpec};
@@ -66,7 +67,6 @@ impl Context<'_> {
 }
 
 const O_CLOEXEC: u32 = 0o2_000_000;
-const O_PATH: u32 = 0o10_000_000;
 const CLOSE: &str = "have the program close it before the move";
 
 /// Takes a duplicate of every open file description of the tree.
@@ -264,7 +264,7 @@ fn kind(
         Class::SignalFd => FileKind::SignalFd { mask: info.signalfd.unwrap_or_default() },
         Class::Epoll => FileKind::Epoll { targets: epoll_targets(open, table, context)? },
         Class::Memfd { object } => FileKind::Memfd { object: *object, pos: info.pos },
-        Class::PidFd => match inner_pid(info.pidfd.unwrap_or(-1), context.look) {
+        Class::PidFd => match owners::inner_pid(info.pidfd.unwrap_or(-1), &context.look.processes) {
             Some(pid) => FileKind::PidFd { pid },
             None => refused(context.findings, open, "pidfd of a process that is not in the container"),
         },
@@ -321,43 +321,18 @@ fn epoll_targets(
     Ok(targets)
 }
 
-/// Translates a pid of this process's view.
-fn inner_pid(pid: i32, look: &Look) -> Option<Pid> {
-    look.processes.iter().find(|found| found.process.pid == pid).map(|found| found.process.inner)
-}
-
 fn owner_signal(open: &Open) -> Result<i32, SourceError> {
     fds::owner_signal(open.file.as_fd())
         .map_err(|errno| SourceError::kernel("F_GETSIG", open.holder_pid, errno))
 }
 
 fn owner(open: &Open, context: &mut Context<'_>) -> Result<Option<(i32, Pid)>, SourceError> {
-    const F_OWNER_TID: i32 = 0;
-    const F_OWNER_PID: i32 = 1;
-    let owner = fds::owner(open.file.as_fd())
+    let directory = matches!(open.class, Class::File { directory: true, .. });
+    let asked = owners::of(open.file.as_fd(), directory, &context.look.processes)
         .map_err(|errno| SourceError::kernel("F_GETOWN_EX", open.holder_pid, errno))?;
-    if owner.id == 0 {
-        return Ok(None);
-    }
-    let mut processes = context.look.processes.iter().map(|found| &found.process);
-    let inner = match owner.kind {
-        F_OWNER_PID => inner_pid(owner.id, context.look),
-        F_OWNER_TID => processes
-            .find(|process| process.tids.contains(&owner.id))
-            .and_then(|process| crate::proc::status::read_thread(process.pid, owner.id).ok())
-            .map(|status| status.inner_pid()),
-        _ => processes
-            .find(|process| process.stat.pgrp == owner.id)
-            .and_then(|process| process.status.ns_pgid.last().copied()),
-    };
-    if inner.is_none() {
-        let (pid, number) = open.holder;
-        context.findings.fd(
-            pid,
-            number,
-            "its signals go to a process outside of the container (F_SETOWN)",
-            CLOSE,
-        );
-    }
-    Ok(inner.map(|inner| (owner.kind + 1, inner)))
+    let (pid, number) = open.holder;
+    Ok(asked.unwrap_or_else(|refused| {
+        refused.tell(pid, number, context.findings);
+        None
+    }))
 }

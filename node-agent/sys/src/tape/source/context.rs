@@ -146,13 +146,16 @@ fn handled_pending(tid: i32) -> bool {
     (thread | process) & !blocked & caught != 0
 }
 
-/// The signal to park by: the first of SIGWINCH, SIGURG and SIGCHLD (all ignored by default) without a
-/// handler. `caught` is SigCgt of /proc/PID/status. `None`: the program handles all three.
+/// The signal to park by: one of SIGWINCH, SIGURG and SIGCHLD (all ignored by default) that has no handler and does
+/// not wait for the program, which would lose it; rather one that is not blocked, so that it cannot come to wait. The
+/// masks are SigCgt, SigBlk and what SigPnd and ShdPnd have together, of /proc/PID/status. `None`: there is none.
 #[must_use]
-pub fn choose_park_signal(caught: u64) -> Option<i32> {
-    [libc::SIGWINCH, libc::SIGURG, libc::SIGCHLD]
-        .into_iter()
-        .find(|signal| caught >> (signal.unsigned_abs() - 1) & 1 == 0)
+pub fn choose_park_signal(caught: u64, blocked: u64, pending: u64) -> Option<i32> {
+    let bit = |signal: i32| 1 << (signal.unsigned_abs() - 1);
+    let fit = |without: u64| {
+        [libc::SIGWINCH, libc::SIGURG, libc::SIGCHLD].into_iter().find(|signal| bit(*signal) & without == 0)
+    };
+    fit(caught | pending | blocked).or_else(|| fit(caught | pending))
 }
 
 #[cfg(test)]
@@ -160,10 +163,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_park_signal_has_no_handler() {
-        assert_eq!(choose_park_signal(0), Some(libc::SIGWINCH));
-        assert_eq!(choose_park_signal(1 << 27), Some(libc::SIGURG));
-        assert_eq!(choose_park_signal(1 << 27 | 1 << 22), Some(libc::SIGCHLD));
-        assert_eq!(choose_park_signal(u64::MAX), None);
+    fn the_park_signal_has_no_handler_and_does_not_wait() {
+        let (window, urgent) = (1 << 27, 1 << 22);
+        assert_eq!(choose_park_signal(0, 0, 0), Some(libc::SIGWINCH));
+        assert_eq!(choose_park_signal(window, 0, 0), Some(libc::SIGURG));
+        assert_eq!(choose_park_signal(window | urgent, 0, 0), Some(libc::SIGCHLD));
+        assert_eq!(choose_park_signal(0, window, 0), Some(libc::SIGURG));
+        assert_eq!(choose_park_signal(0, u64::MAX, window), Some(libc::SIGURG));
+        assert_eq!(choose_park_signal(0, u64::MAX, 0), Some(libc::SIGWINCH));
+        assert_eq!(choose_park_signal(urgent, 0, u64::MAX), None);
+        assert_eq!(choose_park_signal(u64::MAX, 0, 0), None);
     }
 }
