@@ -66,6 +66,8 @@ pub struct Mm {
     pub auxv: Vec<u8>,
     /// The executable, as a path in the process's mount namespace (/proc/PID/exe).
     pub exe: FileIdentity,
+    /// The registering commands of membarrier(2) that were made, each the bit that is its number.
+    pub barriers: u32,
 }
 
 /// `struct prctl_mm_map` without its pointers to auxv and exe; see prctl(2) PR_SET_MM.

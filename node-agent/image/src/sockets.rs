@@ -196,12 +196,12 @@ pub struct Unix {
     pub shutdown: u8,
     /// Its peer closed without having read everything: `ECONNRESET` waits to be told.
     pub reset: bool,
-    /// SO_PEERCRED, when that process is in the tree: who has made the pair, connected, or listened.
+    /// SO_PEERCRED and SO_PEERGROUPS, when that process is in the tree: who has made the pair, connected, or listened.
     pub peer_credentials: Option<PeerCredentials>,
 }
 
 /// Who has made the other end of a unix socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerCredentials {
     /// The process in the container.
     pub pid: Pid,
@@ -209,6 +209,8 @@ pub struct PeerCredentials {
     pub uid: u32,
     /// And group.
     pub gid: u32,
+    /// And its further groups, those that the container has numbers for.
+    pub groups: Vec<u32>,
 }
 
 /// Where a unix socket stands.

@@ -254,6 +254,7 @@ impl Source {
                 && let Some(outcome) = leader.outcomes.first()
             {
                 shape.mm.fields.brk = ask.brk(outcome);
+                shape.mm.barriers = ask.space.barriers(outcome);
                 let (monotonic, boottime) = ask.clocks(outcome);
                 if frozen.clocks.0 == 0 {
                     frozen.clocks = (monotonic, boottime, nanoseconds(ClockId::CLOCK_REALTIME));
@@ -291,7 +292,7 @@ impl Source {
                 sent.add(&before);
             }
             let memory = TrackedMemory::new(process.pid, process.inner, Box::new(AllWritten), sent)?;
-            self.tracked.insert(process.pid, Tracked { key: process.key(), memory, tapes });
+            self.tracked.insert(process.pid, Tracked { key: process.key(), memory, tapes, barriers: 0 });
         }
         if self.tracked.len() > look.processes.len() {
             self.lost_writer = true;
@@ -380,6 +381,7 @@ fn keep_tapes(
             key: (process.pid, 0),
             memory,
             tapes: Some(tapes),
+            barriers: 0,
         },
     );
     Ok(())

@@ -2,6 +2,7 @@
 
 use sys::tape::Program;
 
+use super::address_space;
 use super::clock::SchedulerClock;
 use super::error::SourceError;
 use super::findings::Findings;
@@ -13,6 +14,14 @@ use super::traced::Tapes;
 use super::tree::Process;
 use super::witness;
 
+/// What was put in, and what it told.
+pub(super) struct Injected {
+    pub(super) tracker: Box<dyn Tracker>,
+    pub(super) tapes: Tapes,
+    /// Registrations of membarrier(2).
+    pub(super) barriers: u32,
+}
+
 /// Puts a tape, and a userfaultfd where that tracks, into a process, and asks it what can only be asked so; it runs on
 /// untraced.
 pub(super) fn inject(
@@ -21,7 +30,7 @@ pub(super) fn inject(
     soft_dirty: bool,
     witness: Option<i32>,
     findings: &mut Findings,
-) -> Result<(Box<dyn Tracker>, Tapes), SourceError> {
+) -> Result<Injected, SourceError> {
     let pid = process.pid;
     let Some((thread, nap)) = stop_one(pid, clock)? else {
         return Err(SourceError::ThreadGone { tid: pid });
@@ -36,12 +45,17 @@ pub(super) fn inject(
     let mut program = Program::new();
     let keys = keyrings::Ask::add(&mut program);
     let sandbox = witness::Ask::add(&mut program, witness);
+    let space = address_space::Ask::add(&mut program);
+    let mut barriers = 0;
     let parked = tapes.again(parked, program)?;
     if let Some(outcome) = parked.outcomes.last() {
         let sandbox = sandbox.refusal(outcome, &process.status, &parked.status);
-        for (reason, way_out) in [keys.refusal(outcome), sandbox].into_iter().flatten() {
+        for (reason, way_out) in
+            [keys.refusal(outcome), sandbox, space.refusal(outcome)].into_iter().flatten()
+        {
             findings.process(process.inner, reason, way_out);
         }
+        barriers = space.barriers(outcome);
     }
     tapes.detach(parked)?;
     let tracker: Box<dyn Tracker> = match uffd {
@@ -51,5 +65,5 @@ pub(super) fn inject(
                 .map_err(|errno| SourceError::kernel("set up write tracking", pid, errno))?,
         ),
     };
-    Ok((tracker, tapes))
+    Ok(Injected { tracker, tapes, barriers })
 }

@@ -327,6 +327,8 @@ pub(crate) fn to_image(
         fields: process.stat.mm,
         auxv: crate::proc::read(process.pid, "auxv")?,
         exe,
+        // Only the process itself can tell.
+        barriers: 0,
     })
 }
 

@@ -4,6 +4,7 @@
 //! leaves something in a process that [`Source::abort`] cannot take out again, and what a crash of this
 //! process leaves behind either restores itself or is removed by [`recover`].
 
+mod address_space;
 mod barrier;
 mod beside;
 mod capture;

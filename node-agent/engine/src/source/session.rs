@@ -18,7 +18,7 @@ use super::cpu_clocks;
 use super::error::{SourceError, pass};
 use super::failpoint;
 use super::findings::Findings;
-use super::inject::inject;
+use super::inject::{Injected, inject};
 use super::look::{Depth, Flags, Look, Looker, ProcessLook};
 use super::memory::last_pid;
 use super::memory::objects::ObjectMemory;
@@ -74,6 +74,8 @@ pub(super) struct Tracked {
     pub(super) key: (i32, u64),
     pub(super) memory: TrackedMemory,
     pub(super) tapes: Option<Tapes>,
+    /// Registrations of membarrier(2).
+    pub(super) barriers: u32,
 }
 
 /// How far it has come.
@@ -277,7 +279,11 @@ impl Source {
     }
 
     /// Notes the shape that the target follows from now on.
-    pub(super) fn tell(&mut self, look: Look) {
+    pub(super) fn tell(&mut self, mut look: Look) {
+        for (found, shape) in look.processes.iter().zip(&mut look.shape.processes) {
+            let known = self.tracked.get(&found.process.pid).map_or(0, |tracked| tracked.barriers);
+            shape.mm.barriers |= known;
+        }
         let before = self.told.take();
         let empty = Shape::default();
         let old = before.as_ref().map_or(&empty, |look| &look.shape);
@@ -329,7 +335,7 @@ impl Source {
         let mut findings = Findings::default();
         let witness = self.witnesses.number(&process.status)?;
         let inject = |findings: &mut Findings| inject(process, clock, self.soft_dirty, witness, findings);
-        let (tracker, tapes) = match inject(&mut findings) {
+        let Injected { tracker, tapes, barriers } = match inject(&mut findings) {
             Err(SourceError::Leftover { .. }) => {
                 clean(pid, &process.status)?;
                 inject(&mut findings)?
@@ -338,7 +344,7 @@ impl Source {
         };
         let sent = self.left_behind.remove(&process.inner).unwrap_or_default();
         let memory = TrackedMemory::new(pid, process.inner, tracker, sent)?;
-        self.tracked.insert(pid, Tracked { key: process.key(), memory, tapes: Some(tapes) });
+        self.tracked.insert(pid, Tracked { key: process.key(), memory, tapes: Some(tapes), barriers });
         // Now that it is known what must be taken out again.
         refuse(findings)
     }

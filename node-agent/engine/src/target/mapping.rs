@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use image::shape::{Backing, FileIdentity, Mm, MmFields, Vma};
 use image::{Pid, Refusal, Subject};
 use libc::{
-    SYS_madvise, SYS_mlock2, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_prctl, SYS_rseq,
-    SYS_set_robust_list, SYS_set_tid_address,
+    SYS_madvise, SYS_membarrier, SYS_mlock2, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_prctl,
+    SYS_rseq, SYS_set_robust_list, SYS_set_tid_address,
 };
 use nix::fcntl::OFlag;
 
@@ -112,6 +112,7 @@ pub(crate) fn reconcile(
     if skeleton.mm.fields != wanted.fields || skeleton.mm.auxv != wanted.auxv || exe_number.is_some() {
         calls.push(set_mm(&wanted.fields, &wanted.auxv, exe_number));
     }
+    calls.extend(register_barriers(wanted.barriers & !skeleton.mm.barriers));
     calls.extend(attach_segments(skeleton, wanted, &steps, around.objects)?);
     for step in &steps {
         step_calls(step, &sources, around.objects, &mut calls);
@@ -361,6 +362,15 @@ fn map(vma: &Vma, fd: i32) -> Call {
         flags |= libc::MAP_NORESERVE;
     }
     call!("mmap", SYS_mmap, vma.start, vma.len(), u64::from(vma.prot), flags, fd, offset)
+}
+
+/// Registrations of membarrier(2). With one thread they cost nothing; with more the kernel waits until all processors
+/// have seen them. An older kernel knows fewer.
+fn register_barriers(commands: u32) -> impl Iterator<Item = Call> {
+    let commands = (0..32).map(|bit| 1u32 << bit).filter(move |command| commands & command != 0);
+    commands.map(|command| {
+        call!("membarrier", SYS_membarrier, command, 0, 0).accept(&[libc::EINVAL, libc::ENOSYS])
+    })
 }
 
 /// prctl(2) PR_SET_MM_MAP; without `exe` the executable stays.

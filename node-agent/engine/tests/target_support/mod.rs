@@ -127,6 +127,7 @@ pub(crate) fn read_mm(pid: i32) -> Mm {
         fields: stat::read(pid).unwrap().mm,
         auxv: fs::read(format!("/proc/{pid}/auxv")).unwrap(),
         exe: identity(exe.to_str().unwrap()),
+        barriers: 0,
     }
 }
 

@@ -13,6 +13,7 @@ use sys::{prctl, restart};
 use super::switches;
 use crate::proc::idmap::{IdMap, IdMaps};
 use crate::proc::{self, ProcError, limits, status, timers};
+use crate::source::address_space;
 use crate::source::cpu_clocks;
 use crate::source::error::SourceError;
 use crate::source::findings::Findings;
@@ -87,6 +88,8 @@ pub(crate) struct ProcessAsk {
     memory_merge: CallId,
     subreaper: Block,
     brk: CallId,
+    /// Of its address space.
+    pub(crate) space: address_space::Ask,
     monotonic: Block,
     boottime: Block,
     timers: Vec<(timers::Timer, Block, CallId)>,
@@ -119,6 +122,7 @@ impl ProcessAsk {
         let subreaper = program.space(8);
         program.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
         let brk = program.call(libc::SYS_brk, &[0.into()]);
+        let space = address_space::Ask::add(program);
         let mut clock = |id: i32| {
             let block = program.space(16);
             program.call(libc::SYS_clock_gettime, &[id.into(), block.into()]);
@@ -144,6 +148,7 @@ impl ProcessAsk {
             memory_merge,
             subreaper,
             brk,
+            space,
             monotonic,
             boottime,
             timers,
@@ -385,6 +390,9 @@ pub(crate) fn process(
             String::new()
         }))
     };
+    if let Some((reason, way_out)) = ask.space.refusal(&outcome) {
+        findings.process(found.process.inner, reason, way_out);
+    }
     Ok(ProcessState {
         pid: found.process.inner,
         threads: Vec::new(),

@@ -326,7 +326,26 @@ fn peer_credentials(fd: BorrowedFd<'_>, context: &Context<'_>) -> Option<PeerCre
     let pid = pid.cast_signed();
     let found = super::files::live(context.look).find(|found| found.process.pid == pid)?;
     let ids = &context.view.ids;
-    Some(PeerCredentials { pid: found.process.inner, uid: ids.uid.inside(uid)?, gid: ids.gid.inside(gid)? })
+    Some(PeerCredentials {
+        pid: found.process.inner,
+        uid: ids.uid.inside(uid)?,
+        gid: ids.gid.inside(gid)?,
+        groups: peer_groups(fd)?.iter().filter_map(|group| ids.gid.inside(*group)).collect(),
+    })
+}
+
+/// SO_PEERGROUPS.
+fn peer_groups(fd: BorrowedFd<'_>) -> Option<Vec<u32>> {
+    // Most have none. NGROUPS_MAX is 65536.
+    for space in [256, 4 * 65536] {
+        let mut bytes = vec![0; space];
+        match sock::get_into(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, &mut bytes) {
+            Ok(length) => return Some((0..length).step_by(4).map(|at| sockets::word(&bytes, at)).collect()),
+            Err(Errno::ERANGE) => {}
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 fn empty(sock_type: i32) -> Unix {

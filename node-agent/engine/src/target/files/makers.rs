@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use image::files::OpenFile;
 use image::sockets::PeerCredentials;
 use libc::{
-    AF_UNIX, SYS_chdir, SYS_close, SYS_connect, SYS_listen, SYS_setresgid, SYS_setresuid, SYS_socketpair,
+    AF_UNIX, SYS_chdir, SYS_close, SYS_connect, SYS_listen, SYS_setgroups, SYS_setresgid, SYS_setresuid,
+    SYS_socketpair,
 };
 use sys::sock::{self, Address};
 
@@ -20,7 +21,7 @@ const AS_IT_WAS: u32 = u32::MAX;
 pub(super) fn pair(
     file: &OpenFile,
     kind: i32,
-    by: Option<PeerCredentials>,
+    by: Option<&PeerCredentials>,
     shop: &mut Workshop<'_>,
 ) -> Result<(OwnedFd, OwnedFd), TargetError> {
     let Some(by) = by else {
@@ -28,7 +29,7 @@ pub(super) fn pair(
     };
     let skeleton = shop.tree.get(by.pid)?;
     let call = call!("socketpair", SYS_socketpair, AF_UNIX, kind | libc::SOCK_CLOEXEC, 0, Block::answer(8));
-    let (calls, at) = as_maker(&by, vec![call]);
+    let (calls, at) = as_maker(by, vec![call]);
     let ran = skeleton.run(shop.tape, &calls)?;
     let numbers = ran.answers.get(at).and_then(|answer| answer.blocks.first());
     let number = |at: usize| {
@@ -48,11 +49,11 @@ pub(super) fn listen(
     file: &OpenFile,
     fd: BorrowedFd<'_>,
     backlog: i32,
-    by: Option<PeerCredentials>,
+    by: Option<&PeerCredentials>,
     shop: &mut Workshop<'_>,
 ) -> Result<(), TargetError> {
     let Some(by) = by else { return sock::listen(fd, backlog).map_err(fail_errno(file, "listen")) };
-    on(&by, fd, shop, |number| vec![call!("listen", SYS_listen, number, backlog)])
+    on(by, fd, shop, |number| vec![call!("listen", SYS_listen, number, backlog)])
 }
 
 /// connect(2) to a name of the container by the process that the accepted end names.
@@ -90,11 +91,18 @@ fn on(
     skeleton.run(shop.tape, &calls).map(drop)
 }
 
-/// Calls as the user that made them; and at which place the first of them is. No capability is lost on the way.
+/// Calls as the user that made them; and at which place the first of them is. No capability is lost on the way. The groups
+/// are none afterwards: those of the process come with its credentials.
 fn as_maker(by: &PeerCredentials, calls: Vec<Call>) -> (Vec<Call>, usize) {
-    if (by.uid, by.gid) == (0, 0) {
+    let none = by.groups.is_empty() && nix::unistd::getgroups().is_ok_and(|own| own.is_empty());
+    if (by.uid, by.gid) == (0, 0) && none {
         return (calls, 0);
     }
+    // A user namespace may forbid it.
+    let groups = |list: &[u32]| {
+        let bytes: Vec<u8> = list.iter().flat_map(|group| group.to_le_bytes()).collect();
+        call!("setgroups", SYS_setgroups, list.len(), Block::new(bytes)).accept(&[libc::EPERM])
+    };
     let ids = |uid: u32, gid: u32| {
         [
             call!("setresgid", SYS_setresgid, AS_IT_WAS, gid, AS_IT_WAS),
@@ -102,11 +110,11 @@ fn as_maker(by: &PeerCredentials, calls: Vec<Call>) -> (Vec<Call>, usize) {
         ]
     };
     let bits = |bits: u64| prctl("PR_SET_SECUREBITS", libc::PR_SET_SECUREBITS, bits);
-    let mut all = vec![bits(SECBIT_NO_SETUID_FIXUP)];
+    let mut all = vec![bits(SECBIT_NO_SETUID_FIXUP), groups(&by.groups)];
     all.extend(ids(by.uid, by.gid));
     let at = all.len();
     all.extend(calls);
     all.extend(ids(0, 0));
-    all.push(bits(0));
+    all.extend([groups(&[]), bits(0)]);
     (all, at)
 }

@@ -59,7 +59,7 @@ pub(super) fn make(
         if let UnixState::Listen { backlog } = socket.state {
             let fd = single(file, socket, all, shop)?;
             let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
-            makers::listen(file, fd.as_fd(), backlog, socket.peer_credentials, shop)?;
+            makers::listen(file, fd.as_fd(), backlog, socket.peer_credentials.as_ref(), shop)?;
             all.put(file.id, fd);
         }
     }
@@ -200,7 +200,7 @@ fn connected(
     }
     let named = |s: &Unix| !s.name.is_empty();
     let (one, other) = if !named(socket) && !named(peer_socket) {
-        let by = socket.peer_credentials.or(peer_socket.peer_credentials);
+        let by = socket.peer_credentials.as_ref().or(peer_socket.peer_credentials.as_ref());
         makers::pair(file, socket.sock_type, by, shop)?
     } else if socket.sock_type == libc::SOCK_DGRAM {
         let one = single(file, socket, all, shop)?;
@@ -212,9 +212,10 @@ fn connected(
     } else {
         // One of the two was accepted, and has its listener's name.
         if let Some((id, l)) = listener(peer_socket, sockets) {
-            accept(file, socket, (id, l), peer_socket.peer_credentials, all, shop)?
+            accept(file, socket, (id, l), peer_socket.peer_credentials.as_ref(), all, shop)?
         } else if let Some((id, l)) = listener(socket, sockets) {
-            let (other, one) = accept(peer_file, peer_socket, (id, l), socket.peer_credentials, all, shop)?;
+            let (other, one) =
+                accept(peer_file, peer_socket, (id, l), socket.peer_credentials.as_ref(), all, shop)?;
             (one, other)
         } else {
             return Err(refuse(
@@ -244,7 +245,7 @@ fn accept(
     file: &OpenFile,
     client: &Unix,
     (listener, listening): (u32, &Unix),
-    by: Option<PeerCredentials>,
+    by: Option<&PeerCredentials>,
     all: &mut Descriptions,
     shop: &mut Workshop<'_>,
 ) -> Result<(OwnedFd, OwnedFd), TargetError> {
@@ -254,7 +255,7 @@ fn accept(
     let fd = sock::socket(AF_UNIX, client.sock_type, 0).map_err(fail_errno(file, "socket"))?;
     bind(file, client, fd.as_fd(), all, shop)?;
     match by {
-        Some(by) => makers::connect(fd.as_fd(), &listening.name, &by, shop)?,
+        Some(by) => makers::connect(fd.as_fd(), &listening.name, by, shop)?,
         None => connect_in_container(file, fd.as_fd(), &listening.name, shop)?,
     }
     let accepted = sock::accept(all.require(listener)?).map_err(fail_errno(file, "accept"))?;
@@ -319,14 +320,14 @@ fn lonely(
         Some((id, listening)) if listening.name.first() == Some(&0) || listening.name_exists => {
             let client = Unix { name: Vec::new(), ..socket.clone() };
             let (client, accepted) =
-                accept(file, &client, (id, listening), socket.peer_credentials, all, shop)?;
+                accept(file, &client, (id, listening), socket.peer_credentials.as_ref(), all, shop)?;
             (accepted, client)
         }
         _ => {
             if !socket.name.is_empty() {
                 tracing::warn!(file = file.id, "the name of a closed connection is not restored");
             }
-            makers::pair(file, socket.sock_type, socket.peer_credentials, shop)?
+            makers::pair(file, socket.sock_type, socket.peer_credentials.as_ref(), shop)?
         }
     };
     set_options(file, one.as_fd(), &socket.options)?;
