@@ -55,7 +55,7 @@ impl Entry {
     }
 }
 
-/// Two-letter flags of a `VmFlags` line.
+/// Two-letter flags of a `VmFlags` line, and `pk`, our own, for a `ProtectionKey` that is not 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flags(Vec<[u8; 2]>);
 
@@ -107,6 +107,7 @@ impl Flags {
 /// [`ProcError::Parse`] with the line.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Entry>, ProcError> {
     let mut entries: Vec<Entry> = Vec::new();
+    let mut keyed = false;
     for line in lines(bytes) {
         // smaps attribute lines begin with a capital letter, mappings with a lower-case hexadecimal digit.
         if line.first().is_some_and(u8::is_ascii_uppercase) {
@@ -114,6 +115,13 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Entry>, ProcError> {
                 && let Some(last) = entries.last_mut()
             {
                 last.flags = Flags::parse(flags);
+                if std::mem::take(&mut keyed) {
+                    last.flags.0.push(*b"pk");
+                }
+            }
+            // The kernel writes it before the flags, on processors that have such keys.
+            if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
+                keyed = words(key).next().and_then(number::<u32>) != Some(0);
             }
             continue;
         }
@@ -189,8 +197,10 @@ mod tests {
 Size:                  8 kB
 KernelPageSize:        4 kB
 THPeligible:           0
+ProtectionKey:         0
 VmFlags: rd mr mw me 
 7f0000000000-7f0000010000 rw-s 00010000 00:01 1025                       /memfd:a b (deleted)
+ProtectionKey:         5
 VmFlags: rd wr sh mr mw me ms sd nr 
 7f0000020000-7f0000021000 rw-p 00000000 fe:00 9                          /tmp/two\\012lines  and blanks (deleted)
 7f0000030000-7f0000031000 ---p 00000000 00:00 0 
@@ -214,7 +224,8 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
         assert_eq!(entries[0].prot, 1);
         assert_eq!(entries[0].device, (0xfe, 0));
         assert_eq!(entries[0].inode, 247_030);
-        assert!(entries[0].flags.has("me") && !entries[0].flags.has("wr"));
+        assert!(entries[0].flags.has("me") && !entries[0].flags.has("wr") && !entries[0].flags.has("pk"));
+        assert!(entries[1].flags.has("pk"));
         assert!(entries[1].shared && entries[1].offset == 0x10000);
         assert_eq!(entries[1].name, b"/memfd:a b (deleted)");
         assert!(entries[1].flags.to_image().no_reserve);

@@ -293,6 +293,12 @@ impl MmReader<'_> {
                 "start the program without shadow stacks",
             ),
         ];
+        // A mapping that can only be executed has a key that the kernel gave it, and will again.
+        const EXECUTE_ONLY: u8 = 4;
+        if entry.flags.has("pk") && entry.prot != EXECUTE_ONLY {
+            let reason = "it has a protection key (pkey_mprotect), which is not carried yet";
+            self.findings.address(pid, entry.start, reason, "start the program without protection keys");
+        }
         for (flag, reason, way_out) in rules {
             let ours = self.tracked && matches!(flag, "um" | "uw" | "ui");
             if entry.flags.has(flag) && !ours {
