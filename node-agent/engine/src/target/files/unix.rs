@@ -393,7 +393,8 @@ fn send_queue(
         let mut left = message.data.as_slice();
         let mut fds = fds?;
         loop {
-            let sent = sock::send(from, left, &fds, None, None, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            let sent = although_full(from, || sock::send(from, left, &fds, None, None, flags))
                 .map_err(fail_errno(file, "put an unread message back"))?;
             fds.clear();
             left = left.get(sent..).unwrap_or_default();
@@ -403,6 +404,22 @@ fn send_queue(
         }
     }
     Ok(())
+}
+
+/// Sends, with more room if the sender's own does not do: what waits may have needed less of it (pages of sendfile(2)
+/// and splice(2)), or the program has made its buffer smaller since.
+fn although_full(from: BorrowedFd<'_>, send: impl Fn() -> sys::Result<usize>) -> sys::Result<usize> {
+    match send() {
+        Err(sys::Errno::EAGAIN) => {}
+        other => return other,
+    }
+    let room = |bytes| sock::set_int(from, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes);
+    // It shows twice what was set.
+    let own = sock::get_int(from, libc::SOL_SOCKET, libc::SO_SNDBUF)? / 2;
+    room(i32::MAX / 2)?;
+    let sent = send();
+    room(own)?;
+    sent
 }
 
 /// Sends what waits in a datagram socket, each message from a socket with its sender's name.
@@ -434,7 +451,8 @@ fn send_datagrams(
                 fresh.as_fd()
             }
         };
-        sock::send(from, &message.data, &fds?, None, Some(&to), libc::MSG_DONTWAIT)
+        let fds = fds?;
+        although_full(from, || sock::send(from, &message.data, &fds, None, Some(&to), libc::MSG_DONTWAIT))
             .map_err(|errno| fail(file, "put an unread datagram back")(errno.into()))?;
     }
     Ok(())
