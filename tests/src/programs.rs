@@ -11,13 +11,18 @@ use crate::cluster::{Background, Cluster, wait_for};
 use crate::lifecycle::moves;
 use crate::suite::Case;
 use crate::workload::{
-    JAVA_PROGRAM, NODE_PROGRAM, POSTGRES_CLIENT, RELUCTANT_PROGRAM, SHELL_PROGRAM, http, memcached, nginx,
-    python,
+    JAVA_PROGRAM, NODE_PROGRAM, POSTGRES_CLIENT, QUEUED_PROGRAM, RELUCTANT_PROGRAM, SHELL_PROGRAM, http,
+    memcached, nginx, python,
 };
 
 /// All of them.
 pub const CASES: &[Case] = &[
     Case { name: "nginx_with_a_new_connection_for_each_request_moves", programs: &["nginx"], run: visited },
+    Case {
+        name: "a_server_whose_clients_always_wait_to_be_accepted_moves",
+        programs: &["python3"],
+        run: queued,
+    },
     Case { name: "memcached_moves_there_and_back", programs: &["memcached"], run: memcached_server },
     Case {
         name: "postgresql_with_open_sessions_moves_there_and_back",
@@ -60,6 +65,21 @@ fn visited() -> Result<()> {
         cluster.client(&["visit", &address.to_string(), nginx::PATH, &http::hash(&content), "4"])?;
     moves(&cluster, "visited", &["node-b", "node-a", "node-b", "node-a"])?;
     judge(cluster, "visited", clients, 50)
+}
+
+/// Eight clients are served one after the other: seven wait at any moment.
+fn queued() -> Result<()> {
+    let cluster = Cluster::up()?;
+    let name = "queued";
+    let bundle = cluster.make_bundle(name, &["/data"], &["/usr/bin/python3", "/data/queued.py"])?;
+    fs::write(bundle.join("rootfs/data/queued.py"), QUEUED_PROGRAM)?;
+    cluster.start_bundle(name, "node-a", "10.77.0.117/24", &bundle)?;
+    let address: SocketAddr = "10.77.0.117:8080".parse()?;
+    cluster.wait_for_port(address)?;
+    let hash = http::hash(&nginx::content(WORDS));
+    let clients = cluster.client(&["visit", &address.to_string(), nginx::PATH, &hash, "8"])?;
+    moves(&cluster, name, THERE_AND_BACK)?;
+    judge(cluster, name, clients, 20)
 }
 
 fn memcached_server() -> Result<()> {

@@ -326,6 +326,15 @@ pub struct CopyTask {
     pub host: i32,
 }
 
+/// Connections that could not move now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InBetween {
+    /// Made, and not accepted by the program.
+    pub waiting: usize,
+    /// All of them, in words.
+    pub text: String,
+}
+
 /// The lock on a container's network at the source. It fails closed: when the agent dies the frames are
 /// dropped, never answered.
 pub trait NetLock: Send {
@@ -336,11 +345,11 @@ pub trait NetLock: Send {
     /// When that cannot be; nothing is held then.
     fn hold_newcomers(&mut self) -> Result<(), PortError>;
 
-    /// Connections that are just being made, accepted or ended, in words; `None` when there are none.
+    /// Connections that are just being made, accepted or ended; `None` when there are none.
     ///
     /// # Errors
     /// When they cannot be looked at.
-    fn unsettled(&mut self) -> Result<Option<String>, PortError>;
+    fn unsettled(&mut self) -> Result<Option<InBetween>, PortError>;
 
     /// From Ok on no frame reaches the container and none leaves it; what arrives is kept.
     ///

@@ -17,7 +17,7 @@ use node_agent::commit::Answer;
 use node_agent::session::orders::DecisionSource;
 use node_agent::session::ports::{
     ContainerSource, ContainerTarget, CopyTask, Died, EthernetFrame, FileRound, FileSink, FileSource,
-    FileTarget, GroupSource, HostState, Incoming, NetLock, Node, PortError, Settled, Throttled,
+    FileTarget, GroupSource, HostState, InBetween, Incoming, NetLock, Node, PortError, Settled, Throttled,
 };
 use node_agent::session::status::Status;
 use node_agent::session::{Migrations, Options};
@@ -238,7 +238,7 @@ impl NetLock for FakeLock {
         Ok(())
     }
 
-    fn unsettled(&mut self) -> Result<Option<String>, PortError> {
+    fn unsettled(&mut self) -> Result<Option<InBetween>, PortError> {
         Ok(None)
     }
 

@@ -56,6 +56,9 @@ pub const NODE_PROGRAM: &str = include_str!("server.js");
 /// The same in a JVM.
 pub const JAVA_PROGRAM: &str = include_str!("Server.java");
 
+/// The same under python3, slowly and for one connection at a time: there is always somebody who waits to be accepted.
+pub const QUEUED_PROGRAM: &str = include_str!("queued.py");
+
 /// Sessions with a PostgreSQL server; its arguments are address, port and how many. It answers as a client process does.
 pub const POSTGRES_CLIENT: &str = include_str!("postgres.py");
 

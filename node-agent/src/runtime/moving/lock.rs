@@ -7,7 +7,7 @@ use sys::ns::{self, Kind};
 
 use super::super::record::Record;
 use crate::network::{Lock, NetworkError, lift_leftovers, remove};
-use crate::session::ports::{EthernetFrame, NetLock, PortError};
+use crate::session::ports::{EthernetFrame, InBetween, NetLock, PortError};
 
 /// The lock of one container; without a link there is nothing to lock.
 #[derive(Debug)]
@@ -35,10 +35,10 @@ impl NetLock for ContainerLock {
         self.lock.as_mut().map_or(Ok(()), |lock| lock.hold_newcomers().map_err(failed))
     }
 
-    fn unsettled(&mut self) -> Result<Option<String>, PortError> {
+    fn unsettled(&mut self) -> Result<Option<InBetween>, PortError> {
         let Some(lock) = self.lock.as_mut() else { return Ok(None) };
         let found = lock.unsettled().map_err(failed)?;
-        Ok((!found.is_settled()).then(|| found.to_string()))
+        Ok((!found.is_settled()).then(|| InBetween { waiting: found.waiting, text: found.to_string() }))
     }
 
     fn engage(&mut self) -> Result<(), PortError> {
