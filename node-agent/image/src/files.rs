@@ -12,7 +12,7 @@ use crate::sockets::{Netlink, Tcp, Udp, Unix};
 pub struct Files {
     /// Every open file description of the tree, also those that are only in flight in a unix socket.
     pub open: Vec<OpenFile>,
-    /// Contents of deleted files that are still open or mapped.
+    /// What is known of deleted files that are still open or mapped, when nothing runs any more.
     pub ghosts: Vec<Ghost>,
     /// Pipes and fifos' buffers; both ends name one.
     pub pipes: Vec<Pipe>,
@@ -251,7 +251,7 @@ pub struct InotifyWatch {
     pub mask: u32,
 }
 
-/// A file without a name. Its bytes travel as page frames of owner `Ghost(id)` or, when small, here.
+/// A file without a name. Its bytes travel as page frames of [`crate::pages::Owner::Ghost`], or here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ghost {
     /// Unique in the image.
@@ -268,7 +268,9 @@ pub struct Ghost {
     pub times_ns: [i64; 2],
     /// Extended attributes: name and value.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Content.
+    /// Size, bytes.
+    pub size: u64,
+    /// All of it, when it was found after the last round (only open in a message that nobody has received); else empty.
     #[serde(with = "serde_bytes")]
     pub content: Vec<u8>,
 }

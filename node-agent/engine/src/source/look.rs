@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::os::linux::fs::MetadataExt;
 
-use image::shape::{FileIdentity, ProcessShape, Shape, Zombie};
+use image::shape::{FileIdentity, GhostFile, ProcessShape, Shape, Zombie};
 
 use super::beside::Beside;
 use super::connections;
@@ -291,19 +292,20 @@ impl Looker {
             });
         }
         shape.objects = self.registry.alive().map(|object| object.object.clone()).collect();
+        let ghosts = self.registry.ghosts().into_iter();
+        shape.ghosts = ghosts.map(|ghost| GhostFile { id: ghost.id, path: ghost.path.clone() }).collect();
         Ok(shape)
     }
 }
 
 fn exe(reader: &mut MmReader<'_>, process: &Process) -> Result<FileIdentity, InspectError> {
     let file = reader.view.file(process.pid, "exe")?;
-    if file.deleted {
-        // The kernel takes no file as a program that is open for writing, as a deleted one is while it is filled.
+    if file.metadata.st_dev() == reader.view.shmem_dev {
         let shown = String::from_utf8_lossy(&file.path).into_owned();
         reader.findings.process(
             process.inner,
-            format!("its program {shown} was deleted, or replaced by another file, while it runs"),
-            "restart it from the file that is there now",
+            format!("its program {shown} is a file in memory (memfd_create)"),
+            "start it from a file",
         );
         return Ok(FileIdentity::default());
     }

@@ -256,7 +256,7 @@ impl Descriptions {
 }
 
 /// A second description of something that the agent holds, opened through /proc/self/fd.
-fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<File> {
+pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<File> {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::OpenOptionsExt;
     let access = flags & libc::O_ACCMODE;
