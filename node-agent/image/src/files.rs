@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Pid;
 use crate::shape::FileIdentity;
-use crate::sockets::{Netlink, Tcp, Udp, Unix};
+use crate::sockets::{Netlink, Packet, Raw, SockOpt, Tcp, Udp, Unix};
 
 /// Everything that hangs on descriptors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -155,6 +155,39 @@ pub enum FileKind {
     Udp(Box<Udp>),
     /// AF_NETLINK.
     Netlink(Box<Netlink>),
+    /// Raw IP, and ping sockets.
+    Raw(Box<Raw>),
+    /// AF_PACKET.
+    Packet(Box<Packet>),
+}
+
+impl FileKind {
+    /// The options of a socket.
+    #[must_use]
+    pub fn options(&self) -> &[SockOpt] {
+        match self {
+            Self::Unix(socket) => &socket.options,
+            Self::Tcp(socket) => &socket.options,
+            Self::Udp(socket) => &socket.options,
+            Self::Netlink(socket) => &socket.options,
+            Self::Raw(socket) => &socket.options,
+            Self::Packet(socket) => &socket.options,
+            _ => &[],
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn options_mut(&mut self) -> Option<&mut Vec<SockOpt>> {
+        match self {
+            Self::Unix(socket) => Some(&mut socket.options),
+            Self::Tcp(socket) => Some(&mut socket.options),
+            Self::Udp(socket) => Some(&mut socket.options),
+            Self::Netlink(socket) => Some(&mut socket.options),
+            Self::Raw(socket) => Some(&mut socket.options),
+            Self::Packet(socket) => Some(&mut socket.options),
+            _ => None,
+        }
+    }
 }
 
 /// A side of a pseudo terminal.

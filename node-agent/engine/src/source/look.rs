@@ -1,6 +1,6 @@
 //! One look at the whole tree through /proc.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::linux::fs::MetadataExt;
 
@@ -39,6 +39,8 @@ pub(crate) struct ProcessLook {
     pub(crate) descriptors: Vec<Descriptor>,
     /// Its sockets among them.
     pub(crate) sockets: HashMap<i32, Kind>,
+    /// Those of them that have a packet filter.
+    pub(crate) filtered: HashSet<i32>,
     exe: FileIdentity,
 }
 
@@ -230,6 +232,7 @@ impl Looker {
             mappings: Vec::new(),
             descriptors: Vec::new(),
             sockets: HashMap::new(),
+            filtered: HashSet::new(),
             exe: FileIdentity::default(),
         };
         if found.process.is_zombie() {
@@ -255,6 +258,9 @@ impl Looker {
                 && let Some(socket) = socket
             {
                 self.joined.extend(&socket.groups);
+                if socket.filtered {
+                    found.filtered.insert(descriptor.fd);
+                }
                 if let Some(kind) = judge(&found.process, descriptor.fd, socket, reader.findings) {
                     found.sockets.insert(descriptor.fd, kind);
                 }
