@@ -182,7 +182,7 @@ fn bad_journal(stage: &mut Stage) -> Result<()> {
 fn refusals() -> Result<()> {
     let cluster = Cluster::up()?;
     for (number, kind, what) in
-        [(10, "lease", "LEASE"), (11, "packet", "packet socket"), (12, "uring", "io_uring")]
+        [(10, "lease", "LEASE"), (11, "netlink", "netlink socket"), (12, "uring", "io_uring")]
     {
         let bundle = cluster.dir().join("bundles").join(kind);
         let out = bundle.to_str().context("path")?;

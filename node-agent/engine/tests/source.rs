@@ -122,14 +122,14 @@ fn an_inventory_lists_what_a_tree_has() {
     let mut workload = Workload::python(
         "import ctypes, os, socket, sys, time\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a = l.accept()\n\
-         p = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); r, w = os.pipe()\n\
+         p = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16); r, w = os.pipe()\n\
          child = os.fork()\n\
          if child == 0: ctypes.CDLL(None).prctl(1, 9); time.sleep(1000)\n\
          print('ready'); print(l.fileno(), p.fileno(), r, l.getsockname()[1], flush=True)\n\
          for line in sys.stdin: print('ok')\n",
     );
     let numbers: Vec<i32> = workload.line().split(' ').map(|number| number.parse().unwrap()).collect();
-    let [listener, packet, pipe, port] = numbers[..] else { panic!("{numbers:?}") };
+    let [listener, netlink, pipe, port] = numbers[..] else { panic!("{numbers:?}") };
     let found = inspect_items(&workload.spec()).unwrap();
     assert_eq!(found.refusals, inspect(&workload.spec()).unwrap().refusals);
     let of =
@@ -140,9 +140,9 @@ fn an_inventory_lists_what_a_tree_has() {
     assert_eq!(of(listener)[0].refusal, None);
     assert!(of(pipe)[0].what.starts_with("pipe "));
     let reasons: Vec<&str> =
-        of(packet).iter().filter_map(|item| Some(item.refusal.as_ref()?.reason.as_str())).collect();
-    assert_eq!(reasons.len(), 2, "{:?}", of(packet));
-    assert!(reasons[0].starts_with("packet socket"), "{reasons:?}");
+        of(netlink).iter().filter_map(|item| Some(item.refusal.as_ref()?.reason.as_str())).collect();
+    assert_eq!(reasons.len(), 2, "{:?}", of(netlink));
+    assert!(reasons[0].starts_with("netlink socket"), "{reasons:?}");
     let descriptors = found.items.iter().filter(|item| item.kind == "descriptor").count();
     assert_eq!(descriptors, found.descriptors);
     assert_eq!(found.items.iter().filter(|item| item.kind == "process").count(), 2);

@@ -78,14 +78,16 @@ fn kernel_objects() {
 #[test]
 fn kinds_of_sockets() {
     refuses_fd("s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16); fd = s.fileno()", "netlink");
-    refuses_fd("s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); fd = s.fileno()", "packet");
-    refuses_fd("s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 1); fd = s.fileno()", "raw");
+    refuses_fd("s = socket.socket(socket.AF_PACKET, 10, 3); fd = s.fileno()", "SOCK_PACKET");
+    // r0 = 0; exit
     refuses_fd(
         "s = socket.socket(); fd = s.fileno()\n\
-         code = ctypes.create_string_buffer(b'\\x06\\0\\0\\0\\xff\\xff\\0\\0', 8)\n\
          import struct\n\
-         s.setsockopt(1, 26, struct.pack('HxxxxxxQ', 1, ctypes.addressof(code)))",
-        "packet filter",
+         code = ctypes.create_string_buffer(struct.pack('=BBhiBBhi', 0xb7, 0, 0, 0, 0x95, 0, 0, 0))\n\
+         gpl = ctypes.create_string_buffer(b'GPL')\n\
+         what = struct.pack('=IIQQ', 1, 2, ctypes.addressof(code), ctypes.addressof(gpl)) + bytes(48)\n\
+         s.setsockopt(1, 50, libc.syscall(321, 5, what, len(what)))",
+        "eBPF",
     );
 }
 

@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::Pid;
 use crate::shape::FileIdentity;
-use crate::sockets::{Netlink, Tcp, Udp, Unix};
+use crate::sockets::{Netlink, Packet, Raw, SockOpt, Tcp, Udp, Unix};
 
 /// Everything that hangs on descriptors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Files {
     /// Every open file description of the tree, also those that are only in flight in a unix socket.
     pub open: Vec<OpenFile>,
-    /// Contents of deleted files that are still open or mapped.
+    /// What is known of deleted files that are still open or mapped, when nothing runs any more.
     pub ghosts: Vec<Ghost>,
     /// Pipes and fifos' buffers; both ends name one.
     pub pipes: Vec<Pipe>,
@@ -155,6 +155,39 @@ pub enum FileKind {
     Udp(Box<Udp>),
     /// AF_NETLINK.
     Netlink(Box<Netlink>),
+    /// Raw IP, and ping sockets.
+    Raw(Box<Raw>),
+    /// AF_PACKET.
+    Packet(Box<Packet>),
+}
+
+impl FileKind {
+    /// The options of a socket.
+    #[must_use]
+    pub fn options(&self) -> &[SockOpt] {
+        match self {
+            Self::Unix(socket) => &socket.options,
+            Self::Tcp(socket) => &socket.options,
+            Self::Udp(socket) => &socket.options,
+            Self::Netlink(socket) => &socket.options,
+            Self::Raw(socket) => &socket.options,
+            Self::Packet(socket) => &socket.options,
+            _ => &[],
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn options_mut(&mut self) -> Option<&mut Vec<SockOpt>> {
+        match self {
+            Self::Unix(socket) => Some(&mut socket.options),
+            Self::Tcp(socket) => Some(&mut socket.options),
+            Self::Udp(socket) => Some(&mut socket.options),
+            Self::Netlink(socket) => Some(&mut socket.options),
+            Self::Raw(socket) => Some(&mut socket.options),
+            Self::Packet(socket) => Some(&mut socket.options),
+            _ => None,
+        }
+    }
 }
 
 /// A side of a pseudo terminal.
@@ -254,7 +287,7 @@ pub struct InotifyWatch {
     pub mask: u32,
 }
 
-/// A file without a name. Its bytes travel as page frames of owner `Ghost(id)` or, when small, here.
+/// A file without a name. Its bytes travel as page frames of [`crate::pages::Owner::Ghost`], or here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ghost {
     /// Unique in the image.
@@ -271,7 +304,9 @@ pub struct Ghost {
     pub times_ns: [i64; 2],
     /// Extended attributes: name and value.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Content.
+    /// Size, bytes.
+    pub size: u64,
+    /// All of it, when it was found after the last round (only open in a message that nobody has received); else empty.
     #[serde(with = "serde_bytes")]
     pub content: Vec<u8>,
 }

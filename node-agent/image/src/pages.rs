@@ -17,6 +17,8 @@ pub enum Owner {
     Object(u32),
     /// [`crate::shape::Shape::template`]; run addresses are virtual addresses.
     Template,
+    /// A [`crate::shape::GhostFile`], by id; run addresses are byte offsets in it.
+    Ghost(u32),
 }
 
 /// What a run says about its pages.
@@ -57,9 +59,9 @@ pub struct Batch<'a> {
 //
 // | offset | size | field |
 // |---|---|---|
-// | 0 | 1 | owner kind: 1 process, 2 object, 3 template; zero is invalid |
+// | 0 | 1 | owner kind: 1 process, 2 object, 3 template, 4 deleted file; zero is invalid |
 // | 1 | 3 | reserved, zero |
-// | 4 | 4 | pid or object id; zero for the template |
+// | 4 | 4 | pid, object id or id of a deleted file; zero for the template |
 // | 8 | 4 | number of runs, n |
 // | 12 | 12 n | runs: address (8 bytes; its low 12 bits hold the kind: 1 data, 2 zero, 3 drop), pages (4) |
 // | 12 + 12 n | | data |
@@ -119,6 +121,7 @@ pub fn encode_head(batch: &Batch<'_>, head: &mut Vec<u8>) -> Result<(), BatchErr
         Owner::Process(pid) => (1, pid.to_le_bytes()),
         Owner::Object(id) => (2, id.to_le_bytes()),
         Owner::Template => (3, [0; 4]),
+        Owner::Ghost(id) => (4, id.to_le_bytes()),
     };
     head.extend_from_slice(&[kind, 0, 0, 0]);
     head.extend_from_slice(&id);
@@ -148,6 +151,7 @@ pub fn decode<'a>(body: &'a [u8], runs: &'a mut Vec<Run>) -> Result<Batch<'a>, B
         [1, 0, 0, 0] => Owner::Process(i32::from_le_bytes(take(head, 4))),
         [2, 0, 0, 0] => Owner::Object(u32::from_le_bytes(take(head, 4))),
         [3, 0, 0, 0] if head[4..8] == [0; 4] => Owner::Template,
+        [4, 0, 0, 0] => Owner::Ghost(u32::from_le_bytes(take(head, 4))),
         _ => return Err(BatchError::Owner),
     };
     let count = usize::try_from(u32::from_le_bytes(take(head, 8))).map_err(|_| BatchError::Short)?;

@@ -16,9 +16,11 @@ pub struct Shape {
     pub processes: Vec<ProcessShape>,
     /// Memory that more than one mapping can share: shared anonymous memory, memfds, deleted tmpfs files.
     pub objects: Vec<MemoryObject>,
+    /// Files that are open or mapped and have no name any more.
+    pub ghosts: Vec<GhostFile>,
     /// Private memory that all processes made for the next shape begin with, as fork(2) would give it to them: what
     /// several of them share as copy-on-write. The kernel's own mappings are among it, where one of them has them. A
-    /// shape with a template has neither processes nor objects.
+    /// shape with a template has neither processes nor objects nor files without a name.
     pub template: Vec<Vma>,
 }
 
@@ -194,8 +196,17 @@ pub struct FileIdentity {
     pub size: u64,
     /// Modification time, nanoseconds since the epoch.
     pub mtime_ns: i64,
-    /// Set when the file has no name any more: the id of its content in [`crate::files::Files::ghosts`].
+    /// Set when the file has no name any more: its [`GhostFile::id`].
     pub ghost: Option<u32>,
+}
+
+/// A file without a name, which the target makes as soon as it hears of it. Its contents come as pages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GhostFile {
+    /// Unique in the shape; stays the same over the rounds of one migration.
+    pub id: u32,
+    /// The name it had.
+    pub path: String,
 }
 
 /// Memory that mappings (and memfds) of several processes can share.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::Pid;
 
 /// Socket options that were read with getsockopt(2) and are set again as they were: raw bytes, so that
-/// none needs a type here.
+/// none needs a type here. SO_ATTACH_FILTER stands for the instructions of a packet filter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SockOpt {
     /// SOL_SOCKET, IPPROTO_TCP, IPPROTO_IP, IPPROTO_IPV6 ...
@@ -156,6 +156,58 @@ pub struct Datagram {
     /// Content.
     #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
+}
+
+/// A raw(7) or ping socket (icmp(7)) with nothing to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Raw {
+    /// AF_INET or AF_INET6.
+    pub family: i32,
+    /// SOCK_RAW; SOCK_DGRAM for ping sockets.
+    pub sock_type: i32,
+    /// IPPROTO_ICMP and so on.
+    pub protocol: i32,
+    /// Options to set again, in order.
+    pub options: Vec<SockOpt>,
+    /// bind(2) address; its port is the identifier of a ping socket.
+    pub local: Option<SocketAddr>,
+    /// connect(2) address.
+    pub peer: Option<SocketAddr>,
+    /// Multicast groups that it is a member of.
+    pub memberships: Vec<Membership>,
+    /// shutdown(2): bit 0 = reading, bit 1 = writing.
+    pub shutdown: u8,
+}
+
+/// A packet(7) socket without rings and with nothing to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packet {
+    /// SOCK_RAW or SOCK_DGRAM.
+    pub sock_type: i32,
+    /// The protocol that it hears, in the host's byte order; 0 = none.
+    pub protocol: u16,
+    /// The interface that it is bound to.
+    pub device: Option<String>,
+    /// Options to set again, in order.
+    pub options: Vec<SockOpt>,
+    /// PACKET_FANOUT, as it is set.
+    pub fanout: Option<u32>,
+    /// What it has made interfaces listen to.
+    pub memberships: Vec<PacketMembership>,
+}
+
+/// PACKET_ADD_MEMBERSHIP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketMembership {
+    /// The interface's name.
+    pub device: String,
+    /// How often it was asked for.
+    pub count: u32,
+    /// PACKET_MR_MULTICAST ...
+    pub kind: u16,
+    /// The address, for those that have one.
+    #[serde(with = "serde_bytes")]
+    pub address: Vec<u8>,
 }
 
 /// A netlink(7) socket with nothing to read.

@@ -18,6 +18,7 @@ fn owner() -> impl Strategy<Value = Owner> {
     prop_oneof![
         any::<i32>().prop_map(Owner::Process),
         any::<u32>().prop_map(Owner::Object),
+        any::<u32>().prop_map(Owner::Ghost),
         Just(Owner::Template)
     ]
 }

@@ -117,5 +117,7 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::Tcp(_) => "tcp socket",
         FileKind::Udp(_) => "udp socket",
         FileKind::Netlink(_) => "netlink socket",
+        FileKind::Raw(_) => "raw socket",
+        FileKind::Packet(_) => "packet socket",
     }
 }

@@ -191,7 +191,7 @@ impl Session {
 /// The files that a target must have to build this shape: path, size and modification time. What the container can
 /// write through a shared mapping is mapped whatever its times are. Of a deleted file it needs the directory.
 fn named(shape: &Shape) -> BTreeSet<(&str, u64, i64)> {
-    let mut found = BTreeSet::new();
+    let mut found: BTreeSet<_> = shape.ghosts.iter().map(|ghost| (ghost.path.as_str(), 0, 0)).collect();
     for process in &shape.processes {
         let exe = &process.mm.exe;
         // A zombie has none.
@@ -200,9 +200,11 @@ fn named(shape: &Shape) -> BTreeSet<(&str, u64, i64)> {
         }
         for vma in &process.mm.vmas {
             let Backing::File { file, shared, may_write, .. } = &vma.backing else { continue };
-            let changes = (*shared && *may_write) || file.ghost.is_some();
-            let (size, mtime_ns) = if changes { (0, 0) } else { (file.size, file.mtime_ns) };
-            found.insert((file.path.as_str(), size, mtime_ns));
+            if file.ghost.is_none() {
+                let changes = *shared && *may_write;
+                let (size, mtime_ns) = if changes { (0, 0) } else { (file.size, file.mtime_ns) };
+                found.insert((file.path.as_str(), size, mtime_ns));
+            }
         }
     }
     found

@@ -1,11 +1,15 @@
 //! sock_diag(7): all sockets of the calling thread's network namespace.
 
+mod packet;
+
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use crate::net::message::{Attributes, Message, number, short, string};
 use crate::net::{Answer, Netlink};
 use crate::{Errno, Result};
+
+pub use packet::{PacketMembership, PacketSocket};
 
 const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;

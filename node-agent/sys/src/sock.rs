@@ -3,6 +3,7 @@
 //! See socket(7), unix(7), recvmsg(2). [`message`] holds sending and receiving.
 
 pub mod address;
+pub mod filter;
 pub mod message;
 pub mod multicast;
 
@@ -41,8 +42,8 @@ pub fn pair(domain: i32, kind: i32, protocol: i32) -> Result<(OwnedFd, OwnedFd)>
 /// # Errors
 /// `ENOPROTOOPT` no such option here, `EINVAL`, `EPERM`.
 pub fn get_into(fd: BorrowedFd<'_>, level: i32, name: i32, buffer: &mut [u8]) -> Result<usize> {
-    // This one's length counts instructions, not bytes: see `filter_len`.
-    if (level, name) == (libc::SOL_SOCKET, SO_GET_FILTER) {
+    // This one's length counts instructions, not bytes: see `filter`.
+    if (level, name) == (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER) {
         return Err(Errno::EOPNOTSUPP);
     }
     let mut len = libc::socklen_t::try_from(buffer.len()).map_err(|_| Errno::EINVAL)?;
@@ -58,29 +59,6 @@ pub fn get_into(fd: BorrowedFd<'_>, level: i32, name: i32, buffer: &mut [u8]) ->
     };
     small(ret)?;
     usize::try_from(len).map(|len| len.min(buffer.len())).map_err(|_| Errno::EINVAL)
-}
-
-/// `SO_GET_FILTER`: its length counts instructions of 8 bytes, so that it must not be read as other options are.
-const SO_GET_FILTER: i32 = libc::SO_ATTACH_FILTER;
-
-/// How many instructions the socket's packet filter has (`SO_ATTACH_FILTER`); 0 = it has none.
-///
-/// # Errors
-/// `ENOTSOCK`, `EACCES` the filter is one of eBPF, which cannot be read.
-pub fn filter_len(fd: BorrowedFd<'_>) -> Result<usize> {
-    let mut len: libc::socklen_t = 0;
-    // SAFETY: with a length of 0 the kernel writes nothing but the number of instructions to `len`.
-    let ret = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_GET_FILTER,
-            std::ptr::null_mut(),
-            std::ptr::from_mut(&mut len),
-        )
-    };
-    small(ret)?;
-    usize::try_from(len).map_err(|_| Errno::EOVERFLOW)
 }
 
 /// Reads a socket option of any size up to 64 KiB.

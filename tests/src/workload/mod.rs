@@ -29,7 +29,7 @@ pub const MOUNTS_PROGRAM: &str = include_str!("mounts.py");
 /// A python3 program that answers on TCP and UDP port 7000, asks there, and captures what passes; see its text.
 pub const PACKETS_PROGRAM: &str = include_str!("packets.py");
 
-/// A python3 program that holds what cannot move; its argument is `lease`, `packet` or `uring`.
+/// A python3 program that holds what cannot move; its argument is `lease`, `netlink` or `uring`.
 pub const HOLDER_PROGRAM: &str = include_str!("holder.py");
 
 /// A python3 program that sends an agent or a coordinator what no peer sends.

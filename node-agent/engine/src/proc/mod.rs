@@ -10,6 +10,7 @@ pub mod links;
 pub mod maps;
 pub mod mountinfo;
 pub mod multicast;
+pub mod raw;
 pub mod sched;
 pub mod stat;
 pub mod status;

@@ -3,7 +3,7 @@
 use std::os::linux::fs::MetadataExt;
 
 use image::shape::FileIdentity;
-use nix::sys::statfs::{FsType, statfs};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, statfs};
 
 use super::error::InspectError;
 use super::facts::DescriptorFacts;
@@ -75,6 +75,7 @@ const CLOSE: &str = "have the program close it before the move";
 const MQUEUE: FsType = FsType(0x1980_0202);
 /// A descriptor that only stands for a path (open(2)).
 pub(crate) const O_PATH: u32 = 0o10_000_000;
+const O_RDWR: u32 = 2;
 const S_IFMT: u32 = 0o170_000;
 
 impl MmReader<'_> {
@@ -230,7 +231,14 @@ impl MmReader<'_> {
                 }
                 let handle = Handle { pid: process.pid, link: format!("fd/{fd}") };
                 match self.identity(pid, image::Subject::Fd(fd), file, handle) {
-                    Some(file) => Class::File { file, directory },
+                    Some(file) => {
+                        if let Some(ghost) = file.ghost.filter(|_| info.flags & 3 == O_RDWR)
+                            && !tells_of_writes(process.pid, fd)
+                        {
+                            self.registry.ghost_untold(ghost);
+                        }
+                        Class::File { file, directory }
+                    }
                     None => Class::Refused,
                 }
             }
@@ -321,6 +329,14 @@ impl MmReader<'_> {
         self.findings.fd(pid, fd, reason, way_out);
         Class::Refused
     }
+}
+
+/// Whether the file system gives a file a new time at the first write to each of its pages through each mapping. A tmpfs
+/// does not for a page that was read before, and what may be below an overlay nobody knows.
+fn tells_of_writes(pid: i32, fd: i32) -> bool {
+    const XFS: FsType = FsType(0x5846_5342);
+    let told = [EXT4_SUPER_MAGIC, BTRFS_SUPER_MAGIC, XFS];
+    statfs(format!("/proc/{pid}/fd/{fd}").as_str()).is_ok_and(|found| told.contains(&found.filesystem_type()))
 }
 
 /// Whether a path leads anywhere, as that process sees it.

@@ -65,6 +65,8 @@ pub(crate) struct DescriptorFacts {
 #[derive(Debug)]
 pub(crate) struct SocketFacts {
     pub(crate) kind: Result<Kind, Reason>,
+    /// It has a packet filter.
+    pub(crate) filtered: bool,
     /// The multicast groups that it is a member of: interface and group.
     pub(crate) groups: Vec<(u32, IpAddr)>,
 }
@@ -191,13 +193,18 @@ fn socket(pid: i32, socket: &File, asked: Asked<'_>) -> Result<Option<SocketFact
         Err(Errno::ENOTSOCK) => return Ok(None),
         Err(errno) => return Err(InspectError::kernel("ask a socket", pid, errno)),
     };
+    let fail = |errno| InspectError::kernel("ask a socket for its filter", pid, errno);
+    let (kind, filtered) = match sockets::has_filter(socket.as_fd()).map_err(fail)? {
+        Ok(filtered) => (kind, filtered),
+        Err(reason) => (kind.and(Err(reason)), false),
+    };
     let groups = match kind {
-        Ok(Kind::Udp { .. }) => multicast::memberships(socket.as_fd(), asked.groups)
+        Ok(Kind::Udp { .. } | Kind::Raw { .. }) => multicast::memberships(socket.as_fd(), asked.groups)
             .map_err(|errno| InspectError::kernel("ask a socket for memberships", pid, errno))?
             .into_iter()
             .map(|(group, _)| (group.interface, group.address))
             .collect(),
         _ => Vec::new(),
     };
-    Ok(Some(SocketFacts { kind, groups }))
+    Ok(Some(SocketFacts { kind, filtered, groups }))
 }

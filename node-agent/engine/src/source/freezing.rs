@@ -243,6 +243,7 @@ impl Source {
         self.looker.stopped = None;
         let mut look = look?;
         self.guards(&mut findings);
+        self.objects.late(&self.looker.registry, &mut findings);
         let State::Frozen(frozen) = &mut self.state else {
             return Ok(());
         };

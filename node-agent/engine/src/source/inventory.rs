@@ -188,6 +188,11 @@ fn socket(found: &ProcessLook, fd: i32) -> String {
             }
         }
         Some(Kind::Netlink { .. }) => "netlink socket".to_owned(),
+        Some(Kind::Raw { socket_type: libc::SOCK_RAW, protocol, .. }) => {
+            format!("raw socket of protocol {protocol}")
+        }
+        Some(Kind::Raw { .. }) => "ping socket".to_owned(),
+        Some(Kind::Packet(_)) => "packet socket".to_owned(),
         None => "socket".to_owned(),
     }
 }

@@ -1,9 +1,10 @@
 //! One look at the whole tree through /proc.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::os::linux::fs::MetadataExt;
 
-use image::shape::{FileIdentity, ProcessShape, Shape, Zombie};
+use image::shape::{FileIdentity, GhostFile, ProcessShape, Shape, Zombie};
 
 use super::beside::Beside;
 use super::connections;
@@ -38,6 +39,8 @@ pub(crate) struct ProcessLook {
     pub(crate) descriptors: Vec<Descriptor>,
     /// Its sockets among them.
     pub(crate) sockets: HashMap<i32, Kind>,
+    /// Those of them that have a packet filter.
+    pub(crate) filtered: HashSet<i32>,
     exe: FileIdentity,
 }
 
@@ -229,6 +232,7 @@ impl Looker {
             mappings: Vec::new(),
             descriptors: Vec::new(),
             sockets: HashMap::new(),
+            filtered: HashSet::new(),
             exe: FileIdentity::default(),
         };
         if found.process.is_zombie() {
@@ -254,6 +258,9 @@ impl Looker {
                 && let Some(socket) = socket
             {
                 self.joined.extend(&socket.groups);
+                if socket.filtered {
+                    found.filtered.insert(descriptor.fd);
+                }
                 if let Some(kind) = judge(&found.process, descriptor.fd, socket, reader.findings) {
                     found.sockets.insert(descriptor.fd, kind);
                 }
@@ -291,19 +298,20 @@ impl Looker {
             });
         }
         shape.objects = self.registry.alive().map(|object| object.object.clone()).collect();
+        let ghosts = self.registry.ghosts().into_iter();
+        shape.ghosts = ghosts.map(|ghost| GhostFile { id: ghost.id, path: ghost.path.clone() }).collect();
         Ok(shape)
     }
 }
 
 fn exe(reader: &mut MmReader<'_>, process: &Process) -> Result<FileIdentity, InspectError> {
     let file = reader.view.file(process.pid, "exe")?;
-    if file.deleted {
-        // The kernel takes no file as a program that is open for writing, as a deleted one is while it is filled.
+    if file.metadata.st_dev() == reader.view.shmem_dev {
         let shown = String::from_utf8_lossy(&file.path).into_owned();
         reader.findings.process(
             process.inner,
-            format!("its program {shown} was deleted, or replaced by another file, while it runs"),
-            "restart it from the file that is there now",
+            format!("its program {shown} is a file in memory (memfd_create)"),
+            "start it from a file",
         );
         return Ok(FileIdentity::default());
     }

@@ -222,6 +222,9 @@ impl MmReader<'_> {
         let Some(file) = self.identity(pid, image::Subject::Address(entry.start), &file, handle) else {
             return Ok(None);
         };
+        if let Some(ghost) = file.ghost.filter(|_| may_write) {
+            self.registry.ghost_untold(ghost);
+        }
         Ok(Some(Backing::File { file, offset: entry.offset, shared: entry.shared, may_write }))
     }
 

@@ -1,6 +1,7 @@
 //! Ids of what several processes can share: memory objects and files without a name.
 
 use std::collections::HashMap;
+use std::time::SystemTime;
 
 use image::ipc::IpcObject;
 use image::shape::{MemoryObject, ObjectKind};
@@ -47,8 +48,16 @@ pub(crate) struct GhostFile {
     pub(crate) id: u32,
     /// The name it had, in the container.
     pub(crate) path: String,
+    /// Which file it is.
+    pub(crate) key: Key,
     /// A way to its contents.
     pub(crate) handle: Handle,
+    /// It was there at the last look.
+    alive: bool,
+    /// The last round has sent its contents.
+    pub(crate) sent: bool,
+    /// It was mapped in a way that lets it be written without its times telling, or could have been.
+    pub(crate) untold: bool,
 }
 
 /// All ids given so far. An id never changes its meaning during one migration.
@@ -59,6 +68,8 @@ pub(crate) struct Registry {
     ghosts: HashMap<Key, GhostFile>,
     /// Names of files that were deleted under the one by which they were opened.
     names: HashMap<Key, String>,
+    /// When the last look began.
+    pub(crate) looked: Option<SystemTime>,
 }
 
 impl Registry {
@@ -79,6 +90,10 @@ impl Registry {
             object.alive = false;
             object.has_fd = false;
         }
+        for ghost in self.ghosts.values_mut() {
+            ghost.alive = false;
+        }
+        self.looked = Some(SystemTime::now());
     }
 
     /// The id of a memory object.
@@ -144,15 +159,30 @@ impl Registry {
         let ghost = self.ghosts.entry(key).or_insert_with(|| GhostFile {
             id: next,
             path: path.to_owned(),
+            key,
             handle: handle.clone(),
+            alive: true,
+            sent: false,
+            untold: false,
         });
         ghost.handle = handle;
+        ghost.alive = true;
         ghost.id
     }
 
-    /// Files without a name, by id.
+    /// Notes that a file without a name may be written to without its times telling, from now on.
+    pub(crate) fn ghost_untold(&mut self, id: u32) {
+        self.ghosts.values_mut().filter(|ghost| ghost.id == id).for_each(|ghost| ghost.untold = true);
+    }
+
+    /// Notes that a round has sent the contents of all files without a name that were there at the last look.
+    pub(crate) fn ghosts_sent(&mut self) {
+        self.ghosts.values_mut().for_each(|ghost| ghost.sent = ghost.alive);
+    }
+
+    /// Files without a name that were there at the last look, by id.
     pub(crate) fn ghosts(&self) -> Vec<&GhostFile> {
-        let mut ghosts: Vec<_> = self.ghosts.values().collect();
+        let mut ghosts: Vec<_> = self.ghosts.values().filter(|ghost| ghost.alive).collect();
         ghosts.sort_by_key(|ghost| ghost.id);
         ghosts
     }

@@ -48,7 +48,7 @@ pub struct Source {
     pub(super) tracked: BTreeMap<i32, Tracked>,
     /// What the target holds of processes that are gone or have another address space now.
     pub(super) left_behind: HashMap<Pid, PageSet>,
-    objects: ObjectMemory,
+    pub(super) objects: ObjectMemory,
     pub(super) readers: Readers,
     /// Found, and not sent yet.
     pub(super) template: Option<Template>,
@@ -404,6 +404,7 @@ impl Source {
         self.lost_writer |= ended;
         let hidden = self.soft_dirty || self.lost_writer || forks.is_none() || self.last_pid != forks;
         self.objects.round(&self.looker.registry, objects, hidden, self.readers.own(), sink)?;
+        self.looker.registry.ghosts_sent();
         self.last_pid = forks;
         self.lost_writer = false;
         let mut findings = Findings::default();

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 use libc::{
-    AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_MPTCP, IPPROTO_TCP,
-    IPPROTO_UDP, IPPROTO_UDPLITE, NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE, NETLINK_SOCK_DIAG, SOCK_DGRAM,
-    SOCK_STREAM,
+    AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP,
+    IPPROTO_IPV6, IPPROTO_MPTCP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, NETLINK_KOBJECT_UEVENT,
+    NETLINK_ROUTE, NETLINK_SOCK_DIAG, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM,
 };
 use sys::{Errno, sock};
 
@@ -44,6 +44,10 @@ pub(crate) enum Kind {
     Udp { family: i32, protocol: i32 },
     /// AF_NETLINK of a protocol without state in the kernel.
     Netlink { socket_type: i32, protocol: i32 },
+    /// Raw IP of either family, and ping sockets.
+    Raw { family: i32, socket_type: i32, protocol: i32 },
+    /// AF_PACKET of this type.
+    Packet(i32),
 }
 
 /// What a TCP socket is.
@@ -70,12 +74,6 @@ pub(crate) fn kind(fd: BorrowedFd<'_>, now: bool) -> Result<Result<Kind, Reason>
     let family = sock::domain(fd)?;
     let socket_type = sock::kind(fd)?;
     let protocol = sock::protocol(fd)?;
-    if has_filter(fd)? {
-        return Ok(Err((
-            "socket with a packet filter (SO_ATTACH_FILTER): filters are not carried yet".to_owned(),
-            CLOSE,
-        )));
-    }
     if family == AF_INET6 && is_link_local(fd) {
         return Ok(Err((
             "socket with a link-local IPv6 address: its interface is not carried yet".to_owned(),
@@ -88,6 +86,11 @@ pub(crate) fn kind(fd: BorrowedFd<'_>, now: bool) -> Result<Result<Kind, Reason>
         (AF_INET | AF_INET6, SOCK_DGRAM, IPPROTO_UDP | IPPROTO_UDPLITE) => {
             Ok(udp(fd, family, now)?.map(|()| Kind::Udp { family, protocol }))
         }
+        (AF_INET | AF_INET6, SOCK_RAW, _)
+        | (AF_INET | AF_INET6, SOCK_DGRAM, IPPROTO_ICMP | IPPROTO_ICMPV6) => {
+            Ok(raw(fd, family, now)?.map(|()| Kind::Raw { family, socket_type, protocol }))
+        }
+        (AF_PACKET, SOCK_RAW | SOCK_DGRAM, _) => Ok(packet(fd, now)?.map(|()| Kind::Packet(socket_type))),
         // Nothing hangs on sockets of these but the groups that they listen to.
         (AF_NETLINK, _, NETLINK_ROUTE | NETLINK_SOCK_DIAG | NETLINK_KOBJECT_UEVENT) => {
             Ok(netlink(fd, now)?.map(|()| Kind::Netlink { socket_type, protocol }))
@@ -119,6 +122,41 @@ fn udp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<(), Reason>,
     if let Held::Refused(reason) = held(fd, family, now)? {
         return Ok(Err(reason));
     }
+    pending_error(fd, "UDP", family, now)
+}
+
+fn raw(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<(), Reason>, Errno> {
+    if let Held::Refused(reason) = held(fd, family, now)? {
+        return Ok(Err(reason));
+    }
+    if let Some(reason) = waiting(fd, "raw", now)? {
+        return Ok(Err(reason));
+    }
+    pending_error(fd, "raw", family, now)
+}
+
+fn packet(fd: BorrowedFd<'_>, now: bool) -> Result<Result<(), Reason>, Errno> {
+    if let Some(reason) = waiting(fd, "packet", now)? {
+        return Ok(Err(reason));
+    }
+    pending_error(fd, "packet", AF_PACKET, now)
+}
+
+/// Packets that cannot be put back.
+fn waiting(fd: BorrowedFd<'_>, name: &str, now: bool) -> Result<Option<Reason>, Errno> {
+    if now && sock::events(fd, libc::POLLIN)? & libc::POLLIN != 0 {
+        return Ok(Some((format!("{name} socket with packets that wait to be read"), TRY_AGAIN)));
+    }
+    Ok(None)
+}
+
+/// An error that waits to be told, or messages in an error queue.
+fn pending_error(
+    fd: BorrowedFd<'_>,
+    name: &str,
+    family: i32,
+    now: bool,
+) -> Result<Result<(), Reason>, Errno> {
     if now && sock::events(fd, 0)? & libc::POLLERR != 0 {
         let mut options = vec![
             (IPPROTO_IP, IP_RECVERR),
@@ -133,7 +171,7 @@ fn udp(fd: BorrowedFd<'_>, family: i32, now: bool) -> Result<Result<(), Reason>,
             .any(|(level, name)| sock::get_int(fd, level, name).is_ok_and(|value| value != 0));
         // Which error it is, only taking it tells.
         let what = if has_queue { "messages in its error queue" } else { "an error that waits to be told" };
-        return Ok(Err((format!("UDP socket with {what}"), TRY_AGAIN)));
+        return Ok(Err((format!("{name} socket with {what}"), TRY_AGAIN)));
     }
     Ok(Ok(()))
 }
@@ -239,12 +277,14 @@ pub(crate) fn word(info: &[u8], at: usize) -> u32 {
     info.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
-fn has_filter(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    match sock::filter_len(fd) {
-        Ok(length) => Ok(length > 0),
-        // A program of eBPF.
-        Err(Errno::EACCES) => Ok(true),
-        Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(false),
+/// Whether it has a packet filter.
+pub(crate) fn has_filter(fd: BorrowedFd<'_>) -> Result<Result<bool, Reason>, Errno> {
+    match sock::filter::len(fd) {
+        Ok(length) => Ok(Ok(length > 0)),
+        Err(Errno::EACCES) => {
+            Ok(Err(("socket with a program of eBPF (SO_ATTACH_BPF): not carried".to_owned(), CLOSE)))
+        }
+        Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(Ok(false)),
         Err(errno) => Err(errno),
     }
 }
@@ -252,14 +292,12 @@ fn has_filter(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 fn describe(family: i32, socket_type: i32, protocol: i32) -> String {
     let name = match family {
         libc::AF_NETLINK => "netlink socket",
-        libc::AF_PACKET => "packet socket",
+        libc::AF_PACKET => "packet socket of type SOCK_PACKET",
         libc::AF_VSOCK => "vsock socket",
         libc::AF_ALG => "AF_ALG (kernel cryptography) socket",
         libc::AF_XDP => "AF_XDP socket",
         libc::AF_CAN => "CAN socket",
-        AF_INET | AF_INET6 if socket_type == libc::SOCK_RAW => "raw socket",
         AF_INET | AF_INET6 if protocol == libc::IPPROTO_SCTP => "SCTP socket",
-        AF_INET | AF_INET6 if matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => "ping socket",
         _ => return format!("socket of family {family}, type {socket_type}, protocol {protocol}"),
     };
     name.to_owned()
@@ -321,6 +359,13 @@ mod tests {
         let netlink = sock::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_GENERIC).unwrap();
         assert!(kind(netlink.as_fd(), true).unwrap().unwrap_err().0.starts_with("netlink"));
         let raw = sock::socket(AF_INET, libc::SOCK_RAW, 1).unwrap();
-        assert!(kind(raw.as_fd(), true).unwrap().unwrap_err().0.starts_with("raw"));
+        assert_eq!(
+            kind(raw.as_fd(), true).unwrap(),
+            Ok(Kind::Raw { family: AF_INET, socket_type: SOCK_RAW, protocol: IPPROTO_ICMP })
+        );
+        let vsock = sock::socket(libc::AF_VSOCK, SOCK_STREAM, 0);
+        if let Ok(vsock) = vsock {
+            assert!(kind(vsock.as_fd(), true).unwrap().unwrap_err().0.starts_with("vsock"));
+        }
     }
 }

@@ -1,31 +1,53 @@
 //! Files without a name: deleted ones that are still open or mapped.
 //!
-//! Each is made as soon as something maps it, beside where it was, and deleted again; its content comes with
-//! the image. A private mapping shows that content wherever the program has not written itself.
+//! Each is made as soon as the shape tells of it, beside where it was, and deleted again; its contents come as pages. A
+//! private mapping shows them wherever the program has not written itself.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::sync::Arc;
 
 use image::files::{Files, Ghost};
-use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, fstatat};
+use image::pages::Owner;
+use image::shape::GhostFile;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use rustix::fs::{Timespec, Timestamps, XattrFlags, fsetxattr, futimens};
 
 use super::error::TargetError;
+use super::files::reopen;
+use super::gone::Place;
 use super::rootfs::RootFs;
+use super::writer::PageWriter;
 
 /// The deleted files, held by the agent.
 #[derive(Debug, Default)]
 pub(crate) struct Ghosts {
-    held: BTreeMap<u32, File>,
+    held: BTreeMap<u32, Arc<File>>,
 }
 
 impl Ghosts {
+    /// Makes those that are not there yet.
+    pub(crate) fn reconcile(
+        &mut self,
+        wanted: &[GhostFile],
+        root: &RootFs,
+        writer: &PageWriter,
+    ) -> Result<(), TargetError> {
+        for ghost in wanted.iter().filter(|ghost| !self.held.contains_key(&ghost.id)).collect::<Vec<_>>() {
+            self.get(ghost.id, &ghost.path, 0, root)?;
+            if let Some(file) = self.held.get(&ghost.id) {
+                writer.set_file(Owner::Ghost(ghost.id), Arc::clone(file));
+            }
+        }
+        Ok(())
+    }
+
     /// The file, made when it is not there yet, at least `size` bytes long: what the program has written to
     /// its private mapping comes before the content.
     pub(crate) fn get(
@@ -37,13 +59,13 @@ impl Ghosts {
     ) -> Result<BorrowedFd<'_>, TargetError> {
         let file: &File = match self.held.entry(id) {
             Entry::Occupied(held) => held.into_mut(),
-            Entry::Vacant(place) => {
-                let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
-                let parent = if parent.is_empty() { "/" } else { parent };
-                let dir = root.open(0, parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+            Entry::Vacant(entry) => {
+                let (place, name) = Place::of(root, path)?;
                 let _owner = root.make_as_owner()?;
-                let made = make(&dir, name, id);
-                place.insert(made.map_err(TargetError::system(format!("make the deleted file {path}")))?)
+                let made = make(&place, name, id);
+                entry.insert(Arc::new(
+                    made.map_err(TargetError::system(format!("make the deleted file {path}")))?,
+                ))
             }
         };
         let length = file.metadata().map(|m| m.len());
@@ -53,20 +75,32 @@ impl Ghosts {
         Ok(file.as_fd())
     }
 
-    /// Fills every file of the image.
-    pub(crate) fn fill(&mut self, files: &Files, root: &RootFs) -> Result<(), TargetError> {
+    /// Finishes every file of the image; all pages have been written. Those that are `programs` are not open for writing
+    /// afterwards: the kernel would not take them as such.
+    pub(crate) fn finish(
+        &mut self,
+        files: &Files,
+        programs: &BTreeSet<u32>,
+        root: &RootFs,
+        writer: &PageWriter,
+    ) -> Result<(), TargetError> {
         for ghost in &files.ghosts {
             self.get(ghost.id, &ghost.path, 0, root)?;
-            if let Some(file) = self.held.get(&ghost.id) {
-                fill(file, ghost)
-                    .map_err(TargetError::system(format!("fill the deleted file {}", ghost.path)))?;
+            writer.remove_file(Owner::Ghost(ghost.id));
+            let Some(held) = self.held.get_mut(&ghost.id) else { continue };
+            finish(held, ghost)
+                .map_err(TargetError::system(format!("finish the deleted file {}", ghost.path)))?;
+            if programs.contains(&ghost.id) {
+                let again = reopen(held.as_fd(), libc::O_RDONLY);
+                *held = Arc::new(again.map_err(TargetError::system("open a program again"))?);
             }
         }
         Ok(())
     }
 }
 
-fn make(dir: &File, name: &str, id: u32) -> io::Result<File> {
+fn make(place: &Place, name: &str, id: u32) -> io::Result<File> {
+    let dir = &place.dir;
     if never_had_a_name(name) {
         let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
         match openat(dir, ".", flags, Mode::from_bits_truncate(0o600)) {
@@ -76,8 +110,7 @@ fn make(dir: &File, name: &str, id: u32) -> io::Result<File> {
         }
     }
     // The name that /proc/PID/fd and maps(5) show is the one it was made by.
-    let free = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) == Err(nix::errno::Errno::ENOENT);
-    let name = if free { name.to_owned() } else { format!(".{name}.gantry-{id}") };
+    let name = place.free(name, id);
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
     let file = File::from(openat(dir, name.as_str(), flags, Mode::from_bits_truncate(0o600))?);
     unlinkat(dir, name.as_str(), UnlinkatFlags::NoRemoveDir)?;
@@ -90,9 +123,10 @@ fn never_had_a_name(name: &str) -> bool {
         .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-fn fill(file: &File, ghost: &Ghost) -> io::Result<()> {
-    file.set_len(ghost.content.len() as u64)?;
+fn finish(file: &File, ghost: &Ghost) -> io::Result<()> {
     file.write_all_at(&ghost.content, 0)?;
+    // Pages were written as a whole.
+    file.set_len(ghost.size)?;
     std::os::unix::fs::fchown(file, Some(ghost.uid), Some(ghost.gid))?;
     file.set_permissions(Permissions::from_mode(ghost.mode & 0o7777))?;
     for (name, value) in &ghost.xattrs {

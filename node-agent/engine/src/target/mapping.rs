@@ -14,6 +14,7 @@ use libc::{
 use nix::fcntl::OFlag;
 
 use super::error::TargetError;
+use super::files::reopen;
 use super::ghosts::Ghosts;
 use super::ipc;
 use super::objects::Objects;
@@ -52,7 +53,7 @@ pub(crate) struct Surroundings<'a> {
 enum SourceKey {
     File { path: String, write: bool },
     Object(u32),
-    Ghost(u32),
+    Ghost { id: u32, write: bool },
 }
 
 /// Empties a process that is a copy of another one: its memory, its descriptors, what the kernel holds of
@@ -182,9 +183,30 @@ fn neutral_exe(skeleton: &mut Skeleton, around: &Surroundings<'_>) -> Result<(),
     skeleton.run(around.tape, &calls).map(drop)
 }
 
-/// The executable, when it is not the one that is set already.
+/// The executable, when it is not the one that is set already. A deleted one comes last: the kernel takes no file that is
+/// open for writing, as it is while its contents come.
 fn exe_to_set<'a>(current: &Mm, wanted: &'a Mm) -> Option<&'a FileIdentity> {
-    (current.exe.path != wanted.exe.path && !wanted.exe.path.is_empty()).then_some(&wanted.exe)
+    let (is, exe) = (&current.exe, &wanted.exe);
+    let other = (&is.path, is.ghost) != (&exe.path, exe.ghost);
+    (other && exe.ghost.is_none() && !exe.path.is_empty()).then_some(exe)
+}
+
+/// Gives the process its program when that has no name any more. Its contents are there, and nobody has it open for writing.
+pub(crate) fn set_deleted_program(
+    skeleton: &mut Skeleton,
+    mm: &Mm,
+    around: &Surroundings<'_>,
+) -> Result<(), TargetError> {
+    let Some(id) = mm.exe.ghost else { return Ok(()) };
+    let file = read_only(around.ghosts.borrow_mut().get(id, &mm.exe.path, 0, around.root)?)?;
+    let numbers = around.channel.plant(skeleton, around.tape, around.channel.number, &[file.as_fd()])?;
+    let mut calls = vec![set_mm(&mm.fields, &mm.auxv, numbers.first().copied())];
+    calls.extend(around.channel.close_others());
+    skeleton.run(around.tape, &calls).map(drop)
+}
+
+fn read_only(file: BorrowedFd<'_>) -> Result<File, TargetError> {
+    reopen(file, libc::O_RDONLY).map_err(TargetError::system("open a deleted file again"))
 }
 
 /// Gives pages back, so that they read as a fresh mapping does.
@@ -223,7 +245,9 @@ struct Sources {
 
 fn key(backing: &Backing) -> Option<SourceKey> {
     match backing {
-        Backing::File { file: FileIdentity { ghost: Some(id), .. }, .. } => Some(SourceKey::Ghost(*id)),
+        Backing::File { file: FileIdentity { ghost: Some(id), .. }, shared, may_write, .. } => {
+            Some(SourceKey::Ghost { id: *id, write: *shared && *may_write })
+        }
         Backing::File { file, shared, may_write, .. } => {
             Some(SourceKey::File { path: file.path.clone(), write: *shared && *may_write })
         }
@@ -259,9 +283,15 @@ impl Sources {
 
 fn open_backing(pid: Pid, vma: &Vma, around: &Surroundings<'_>) -> Result<File, TargetError> {
     match &vma.backing {
-        Backing::File { file: FileIdentity { path, size, ghost: Some(id), .. }, .. } => {
+        Backing::File {
+            file: FileIdentity { path, size, ghost: Some(id), .. }, shared, may_write, ..
+        } => {
             let mut ghosts = around.ghosts.borrow_mut();
-            let held = ghosts.get(*id, path, *size, around.root)?.try_clone_to_owned();
+            let held = ghosts.get(*id, path, *size, around.root)?;
+            if !shared || !may_write {
+                return read_only(held);
+            }
+            let held = held.try_clone_to_owned();
             Ok(File::from(held.map_err(TargetError::system("duplicate a descriptor"))?))
         }
         // What the container writes through a shared mapping changes while it runs.

@@ -20,6 +20,7 @@ mod error;
 mod files;
 mod ghosts;
 mod gives;
+mod gone;
 mod ipc;
 mod mapping;
 mod objects;
@@ -41,6 +42,7 @@ mod tree;
 mod writer;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
@@ -212,6 +214,7 @@ impl Target {
         let owner = root_fs.make_as_owner()?;
         objects.reconcile(&shape.objects, tree.get(root)?, tape, writer)?;
         drop(owner);
+        ghosts.get_mut().reconcile(&shape.ghosts, root_fs, writer)?;
         let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
         tree.end_template(shape, &around)?;
         for process in &shape.processes {
@@ -236,7 +239,7 @@ impl Target {
         let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, writer, .. } = self;
         let root = tree.root;
         let fresh = tree.skeletons.len() == 1 && tree.get(root)?.mm == Mm::default();
-        if !fresh || !shape.processes.is_empty() || !shape.objects.is_empty() {
+        if !fresh || !shape.processes.is_empty() || !shape.objects.is_empty() || !shape.ghosts.is_empty() {
             return Err(TargetError::Image("a template beside processes".to_owned()));
         }
         tree.make_way(shape, tape)?;
@@ -293,7 +296,19 @@ impl Target {
         self.reconcile(&image.shape)?;
         times.reconcile = watch.lap("restore.reconcile");
 
-        let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, netns, capabilities, .. } = self;
+        let Self {
+            tree,
+            tape,
+            channel,
+            root_fs,
+            objects,
+            ghosts,
+            terminals,
+            netns,
+            capabilities,
+            writer,
+            ..
+        } = self;
         let root = tree.root;
         let own;
         let netns = match netns.as_ref() {
@@ -305,8 +320,14 @@ impl Target {
                 own.as_fd()
             }
         };
+        let programs: BTreeSet<u32> =
+            image.shape.processes.iter().filter_map(|process| process.mm.exe.ghost).collect();
+        ghosts.get_mut().finish(&image.files, &programs, root_fs, writer)?;
+        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
+        for process in &image.shape.processes {
+            mapping::set_deleted_program(tree.get(process.pid)?, &process.mm, &around)?;
+        }
         let ghosts = ghosts.get_mut();
-        ghosts.fill(&image.files, root_fs)?;
         // Pipes and sockets have owners, too.
         let owner = root_fs.make_as_owner()?;
         let terminals = terminals.get_mut();

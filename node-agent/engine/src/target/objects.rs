@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::Arc;
 
+use image::pages::Owner;
 use image::shape::{MemoryObject, ObjectKind};
 use libc::{SYS_mmap, SYS_munmap};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -59,7 +60,7 @@ impl Objects {
             {
                 root.run(tape, &[ipc::remove_segment(&segment)])?;
             }
-            writer.remove_object(id);
+            writer.remove_file(Owner::Object(id));
         }
         for object in wanted {
             match self.held.get_mut(&object.id) {
@@ -71,7 +72,7 @@ impl Objects {
                 }
                 None => {
                     let file = Arc::new(make(object, root, tape, &mut self.next)?);
-                    writer.set_object(object.id, file.clone());
+                    writer.set_file(Owner::Object(object.id), file.clone());
                     self.held.insert(object.id, (object.clone(), file));
                 }
             }

@@ -29,7 +29,8 @@ struct Spaces {
     processes: HashMap<Pid, Arc<Space>>,
     /// What processes begin with, while none is made.
     template: Option<Arc<Space>>,
-    objects: HashMap<u32, Arc<File>>,
+    /// Memory objects and files without a name.
+    files: HashMap<Owner, Arc<File>>,
 }
 
 /// One skeleton's memory.
@@ -94,11 +95,12 @@ impl PageWriter {
                 drop(spaces);
                 space.ok_or_else(|| unknown("no template in the shape".to_owned()))?.apply(batch)
             }
-            Owner::Object(id) => {
-                let object = spaces.objects.get(&id).cloned();
+            Owner::Object(id) | Owner::Ghost(id) => {
+                let file = spaces.files.get(&batch.owner).cloned();
                 drop(spaces);
-                let object = object.ok_or_else(|| unknown(format!("no object {id} in the shape")))?;
-                apply_to_object(&object, batch)
+                let file =
+                    file.ok_or_else(|| unknown(format!("no object or deleted file {id} in the shape")))?;
+                apply_to_file(&file, batch)
             }
         }
     }
@@ -144,14 +146,14 @@ impl PageWriter {
         self.spaces.write().unwrap_or_else(PoisonError::into_inner).processes.remove(&pid);
     }
 
-    /// Tells where an object's bytes are.
-    pub(crate) fn set_object(&self, id: u32, file: Arc<File>) {
-        self.spaces.write().unwrap_or_else(PoisonError::into_inner).objects.insert(id, file);
+    /// Tells where the bytes of an object or a deleted file are.
+    pub(crate) fn set_file(&self, owner: Owner, file: Arc<File>) {
+        self.spaces.write().unwrap_or_else(PoisonError::into_inner).files.insert(owner, file);
     }
 
-    /// Forgets an object.
-    pub(crate) fn remove_object(&self, id: u32) {
-        self.spaces.write().unwrap_or_else(PoisonError::into_inner).objects.remove(&id);
+    /// Forgets an object or a deleted file.
+    pub(crate) fn remove_file(&self, owner: Owner) {
+        self.spaces.write().unwrap_or_else(PoisonError::into_inner).files.remove(&owner);
     }
 
     /// A range of a process was unmapped: nothing is there any more.
@@ -283,13 +285,7 @@ impl Space {
     }
 
     fn write_zeros(&self, start: u64, end: u64) -> io::Result<()> {
-        let mut at = start;
-        while at < end {
-            let len = size(end - at)?.min(ZEROS.len());
-            self.memory.write_all_at(&ZEROS[..len], at)?;
-            at += len as u64;
-        }
-        Ok(())
+        write_zeros_to(&self.memory, start, end - start)
     }
 
     fn mark_written(&self, start: u64, end: u64) {
@@ -306,11 +302,22 @@ impl Space {
     }
 }
 
+fn write_zeros_to(file: &File, start: u64, len: u64) -> io::Result<()> {
+    let end = start + len;
+    let mut at = start;
+    while at < end {
+        let len = size(end - at)?.min(ZEROS.len());
+        file.write_all_at(&ZEROS[..len], at)?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
 fn size(n: u64) -> io::Result<usize> {
     usize::try_from(n).map_err(io::Error::other)
 }
 
-fn apply_to_object(object: &File, batch: &Batch<'_>) -> io::Result<()> {
+fn apply_to_file(file: &File, batch: &Batch<'_>) -> io::Result<()> {
     let mut at = 0;
     for run in batch.runs {
         let len = u64::from(run.pages) * PAGE_SIZE;
@@ -319,13 +326,17 @@ fn apply_to_object(object: &File, batch: &Batch<'_>) -> io::Result<()> {
                 let end = at + size(len)?;
                 let bytes =
                     batch.data.get(at..end).ok_or_else(|| unknown("batch without its data".to_owned()))?;
-                object.write_all_at(bytes, run.addr)?;
+                file.write_all_at(bytes, run.addr)?;
                 at = end;
             }
             RunKind::Zero | RunKind::Drop => {
                 let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
                 let offset = i64::try_from(run.addr).map_err(io::Error::other)?;
-                fallocate(object, flags, offset, i64::try_from(len).map_err(io::Error::other)?)?;
+                match fallocate(file, flags, offset, i64::try_from(len).map_err(io::Error::other)?) {
+                    // Not all file systems have holes.
+                    Err(nix::errno::Errno::EOPNOTSUPP) => write_zeros_to(file, run.addr, len)?,
+                    other => other?,
+                }
             }
         }
     }

@@ -21,6 +21,7 @@ pub(crate) fn follow(copy: &mut Copy, old: &Shape, new: &Shape) {
             Owner::Process(pid) => pid,
             Owner::Template => return false,
             Owner::Object(id) => return new.objects.iter().any(|object| object.id == *id),
+            Owner::Ghost(_) => return true,
         };
         let (Some(was), Some(is)) = (before.get(pid), after.get(pid)) else {
             return false;

@@ -1,6 +1,6 @@
 //! Open file descriptions, one kind after the other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd};
 
 use image::Pid;
@@ -15,7 +15,7 @@ use super::options::Reader;
 use super::pipes::Pipes;
 use super::table::{Holder, Open, Table};
 use super::tty::Terminals;
-use super::{epoll, ghosts, inet, netlink, unix};
+use super::{epoll, filters, ghosts, inet, netlink, raw, unix};
 use crate::proc::multicast::Group;
 use crate::source::descriptor::{Class, O_PATH};
 use crate::source::findings::Findings;
@@ -186,7 +186,19 @@ fn sockets(
             Err(error) => failed = failed.or(Some(error)),
         }
     }
-    failed.map_or(Ok(kinds), Err)
+    failed.map_or(Ok(()), Err)?;
+    let filtered: HashMap<i32, &HashSet<i32>> =
+        live(context.look).map(|found| (found.process.pid, &found.filtered)).collect();
+    for open in table.open.iter().filter(|open| open.class == Class::Socket) {
+        let known = asked.get(&open.holder_pid).is_some_and(|sockets| sockets.contains_key(&open.holder.1));
+        let has = |filtered: &&HashSet<i32>| filtered.contains(&open.holder.1);
+        if let Some(kind) = kinds.get_mut(&open.id)
+            && (!known || filtered.get(&open.holder_pid).is_some_and(has))
+        {
+            filters::add(open, kind, context.findings)?;
+        }
+    }
+    Ok(kinds)
 }
 
 fn other_socket(
@@ -209,6 +221,15 @@ fn other_socket(
                 .map_err(|errno| SourceError::kernel("read a netlink socket", open.holder_pid, errno))?;
             FileKind::Netlink(Box::new(socket))
         }
+        Ok(Kind::Raw { family, socket_type, protocol }) => {
+            let mut socket = raw::capture(open, (family, socket_type, protocol), options, context)?;
+            socket.memberships = inet::memberships(open, context.groups)?;
+            FileKind::Raw(Box::new(socket))
+        }
+        Ok(Kind::Packet(socket_type)) => match raw::capture_packet(open, socket_type, options, context)? {
+            Some(socket) => FileKind::Packet(Box::new(socket)),
+            None => nothing(),
+        },
         Ok(Kind::Unix(_)) => {
             refused(context.findings, open, "unix socket without an entry in the kernel's list")
         }

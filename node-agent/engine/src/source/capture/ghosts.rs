@@ -8,13 +8,14 @@ use image::files::Ghost;
 use rustix::fs::{fgetxattr, flistxattr};
 
 use crate::source::SourceError;
+use crate::source::error::TRY_AGAIN;
 use crate::source::findings::Findings;
 use crate::source::registry::Registry;
 
-/// The largest deleted file that is carried, bytes.
+/// The largest deleted file that is sent as a whole in the pause, bytes.
 pub(crate) const MAX_GHOST: u64 = 64 << 20;
 
-/// Reads them all.
+/// Reads what is known of them, and the contents of those that no round has sent.
 pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Vec<Ghost>, SourceError> {
     let mut ghosts = Vec::new();
     for ghost in registry.ghosts() {
@@ -27,21 +28,26 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
             other => other.map_err(fail)?,
         };
         let metadata = file.metadata().map_err(fail)?;
-        if metadata.len() > MAX_GHOST {
+        if crate::proc::links::identity(&metadata) != ghost.key {
+            continue;
+        }
+        if !ghost.sent && metadata.len() > MAX_GHOST {
             findings.container(
                 format!(
-                    "deleted file {} of {} MiB is still in use; the limit is {} MiB",
+                    "deleted file {} of {} MiB is open in a message that nobody has received; the limit is {} MiB",
                     ghost.path,
                     metadata.len() >> 20,
                     MAX_GHOST >> 20
                 ),
-                "have the program close it, or give the file a name",
+                TRY_AGAIN,
             );
             continue;
         }
         let xattrs = xattrs(&file).map_err(fail)?;
-        let mut content = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-        file.take(MAX_GHOST).read_to_end(&mut content).map_err(fail)?;
+        let mut content = Vec::new();
+        if !ghost.sent {
+            file.take(MAX_GHOST).read_to_end(&mut content).map_err(fail)?;
+        }
         ghosts.push(Ghost {
             id: ghost.id,
             path: ghost.path.clone(),
@@ -53,6 +59,7 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
                 nanoseconds(metadata.st_mtime(), metadata.st_mtime_nsec()),
             ],
             xattrs,
+            size: metadata.len(),
             content,
         });
     }

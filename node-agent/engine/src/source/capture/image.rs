@@ -23,10 +23,12 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
             Kind::Unix(_) => wanted.unix = true,
             Kind::Udp { protocol, .. } => wanted.udp.extend(u8::try_from(*protocol)),
             Kind::Tcp(tcp) => wanted.connecting |= tcp.state == tcp_state::SYN_SENT,
+            Kind::Raw { .. } => wanted.raw = true,
+            Kind::Packet(_) => wanted.packet = true,
             Kind::Netlink { .. } => {}
         }
     }
-    let any = wanted.unix || wanted.connecting || !wanted.udp.is_empty();
+    let any = wanted.unix || wanted.connecting || wanted.raw || wanted.packet || !wanted.udp.is_empty();
     let peers = if any { Peers::list_with(looker.spec.root, &wanted)? } else { Peers::default() };
     account::lap("capture.unix-peers");
     let captured = {

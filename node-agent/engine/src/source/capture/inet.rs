@@ -205,7 +205,7 @@ pub(crate) fn memberships(open: &Open, groups: &[Group]) -> Result<Vec<Membershi
 }
 
 /// How a UDP socket was shut down, as far as poll(2) shows it: not when it was for writing alone.
-fn shut(fd: BorrowedFd<'_>) -> Result<u8, Errno> {
+pub(crate) fn shut(fd: BorrowedFd<'_>) -> Result<u8, Errno> {
     let events = sock::events(fd, libc::POLLRDHUP)?;
     Ok(match (events & libc::POLLRDHUP != 0, events & libc::POLLHUP != 0) {
         (_, true) => 3,

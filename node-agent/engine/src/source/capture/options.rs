@@ -58,6 +58,13 @@ const IPV6: Table = (
     IPPROTO_IPV6,
     &[33, 16, 23, 25, 26, 49, 51, 62, 66, 67, 70, 72, 73, 74, 75, 76, 77, 78, 11, 31, 53, 56, 58, 60],
 );
+/// ROUTER_ALERT, HDRINCL, NODEFRAG; of ICMP its filter.
+const RAW: [Table; 2] = [(IPPROTO_IP, &[5, 3, 22]), (SOL_RAW, &[1])];
+/// CHECKSUM, ROUTER_ALERT, HDRINCL; of ICMPv6 its filter.
+const RAW_IPV6: [Table; 2] = [(IPPROTO_IPV6, &[7, 22, 36]), (libc::IPPROTO_ICMPV6, &[1])];
+/// AUXDATA, ORIGDEV, VERSION, RESERVE, LOSS, VNET_HDR, TIMESTAMP, TX_HAS_OFF, QDISC_BYPASS, IGNORE_OUTGOING, VNET_HDR_SZ.
+const PACKET: Table = (libc::SOL_PACKET, &[8, 9, 10, 12, 14, 15, 17, 19, 20, 23, 24]);
+const SOL_RAW: i32 = 255;
 /// PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK.
 const NETLINK: Table = (libc::SOL_NETLINK, &[3, 4, 5, 8, 10, 11, 12]);
 const TCP_CONGESTION: (i32, i32) = (IPPROTO_TCP, 13);
@@ -138,6 +145,8 @@ fn tables(family: i32, protocol: i32) -> Vec<Table> {
     let is_tcp = matches!(protocol, IPPROTO_TCP | IPPROTO_MPTCP);
     if family == libc::AF_NETLINK {
         tables.extend([BUFFERS, NETLINK]);
+    } else if family == libc::AF_PACKET {
+        tables.extend([BUFFERS, PACKET]);
     } else if is_tcp && family != libc::AF_UNIX {
         tables.extend([BUFFERS, TCP_UNCONNECTED, TCP]);
     } else {
@@ -146,6 +155,7 @@ fn tables(family: i32, protocol: i32) -> Vec<Table> {
     if matches!(family, AF_INET | AF_INET6) {
         if !is_tcp {
             tables.extend([UDP, IP_MULTICAST]);
+            tables.extend(RAW);
         }
         if protocol == IPPROTO_UDPLITE {
             tables.push(UDPLITE);
@@ -156,6 +166,7 @@ fn tables(family: i32, protocol: i32) -> Vec<Table> {
         tables.push(IPV6);
         if !is_tcp {
             tables.push(IPV6_MULTICAST);
+            tables.extend(RAW_IPV6);
         }
     }
     tables.push(LAST);

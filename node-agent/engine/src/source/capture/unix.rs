@@ -10,6 +10,7 @@ use sys::{Errno, ns, sock};
 
 use super::files::Context;
 use super::options::Reader;
+use super::raw::RawSockets;
 use super::table::{Open, Table};
 use crate::proc::fdinfo;
 use crate::source::descriptor::{Class, Descriptor};
@@ -27,6 +28,8 @@ pub(crate) struct Peers {
     udp: HashMap<u64, u8>,
     /// TCP sockets that are just connecting, whose peers nothing else tells.
     connecting: HashMap<u64, InetSocket>,
+    /// Raw, ping and packet sockets.
+    pub(crate) raw: RawSockets,
 }
 
 /// What is asked of the kernel.
@@ -36,6 +39,8 @@ pub(crate) struct Wanted {
     /// Protocols like UDP.
     pub(crate) udp: BTreeSet<u8>,
     pub(crate) connecting: bool,
+    pub(crate) raw: bool,
+    pub(crate) packet: bool,
 }
 
 pub(crate) const OUTSIDE: &str = "give it to the container as an external file, or close it before the move";
@@ -70,6 +75,9 @@ impl Peers {
             if wanted.connecting {
                 let sockets = diag.inet_in(6, 1 << tcp_state::SYN_SENT)?.into_iter();
                 found.connecting = sockets.map(|socket| (u64::from(socket.inode), socket)).collect();
+            }
+            if wanted.raw || wanted.packet {
+                found.raw = RawSockets::list(root, &mut diag, wanted.packet)?;
             }
             Ok(found)
         };

@@ -1,9 +1,10 @@
-//! Contents of memory objects, each sent once however many processes map it.
+//! Contents of memory objects and of files without a name, each sent once however many processes map it.
 //!
 //! Page tables do not tell everything here: a process that exits between two rounds, a mapping that comes
 //! and goes, write(2) on a memfd and holes punched by MADV_REMOVE leave no trace in a page table that is still there.
 //! So an object that may have been written behind the trackers is read as a whole and compared with
-//! what was sent, by a 64-bit hash of each page.
+//! what was sent, by a 64-bit hash of each page. A file without a name is one if its times have changed, and always once it
+//! could be mapped in a way that they do not tell of.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -22,14 +23,34 @@ use super::process::ObjectRanges;
 use super::sent::{PageSet, join, subtract};
 use crate::PageSink;
 use crate::source::SourceError;
-use crate::source::registry::{Object, Registry};
+use crate::source::capture::ghosts::MAX_GHOST;
+use crate::source::error::TRY_AGAIN;
+use crate::source::findings::Findings;
+use crate::source::registry::{GhostFile, Handle, Key, Object, Registry};
 
-/// What the target holds of every object.
+/// What the target holds of every object and file.
 #[derive(Debug, Default)]
 pub(crate) struct ObjectMemory {
-    known: HashMap<u32, Known>,
+    known: HashMap<Owner, Known>,
     chunk: Vec<u8>,
+    /// A round is over.
+    begun: bool,
 }
+
+/// An object or a file.
+#[derive(Debug)]
+struct Subject<'a> {
+    owner: Owner,
+    key: Key,
+    handle: &'a Handle,
+    /// It may have been written without any sign of it.
+    suspect: bool,
+    /// When it was looked for.
+    looked: SystemTime,
+}
+
+/// Times of modification and change.
+type Times = (i64, i64, i64, i64);
 
 #[derive(Debug, Default)]
 struct Known {
@@ -38,19 +59,21 @@ struct Known {
     /// It was sent once.
     begun: bool,
     hashes: BTreeMap<u64, u64>,
-    /// Held open as long as the object is there.
+    /// An object is held open as long as it is there.
     file: Option<File>,
-    /// Modification time at the last look; `None` when something may have changed within its resolution.
-    modified: Option<SystemTime>,
+    /// Times at the last look; `None` when something may have changed within their resolution.
+    times: Option<Times>,
 }
 
 /// File times move in ticks: a change this close before a look may share its time with one after it.
 const TIME_RESOLUTION: Duration = Duration::from_millis(40);
+/// The same on a file system that has whole seconds.
+const COARSE_RESOLUTION: Duration = Duration::from_secs(2);
 const CHUNK: usize = 1 << 20;
 
 impl ObjectMemory {
-    /// Sends what changed of all objects. `hidden_writers`: a process that is not tracked may have written
-    /// since the last round.
+    /// Sends what changed of all objects and files. `hidden_writers`: a process that is not tracked may have written to an
+    /// object since the last round.
     pub(crate) fn round(
         &mut self,
         registry: &Registry,
@@ -59,47 +82,69 @@ impl ObjectMemory {
         batcher: &mut Batcher,
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
-        let alive: HashSet<u32> = registry.alive().map(|object| object.object.id).collect();
-        for (id, known) in &mut self.known {
-            if !alive.contains(id) {
+        let looked = registry.looked.unwrap_or(SystemTime::UNIX_EPOCH);
+        let alive: HashSet<Owner> = registry.alive().map(owner).collect();
+        for (owner, known) in &mut self.known {
+            if !alive.contains(owner) {
                 known.file = None;
             }
         }
         for object in registry.alive() {
             let ranges = dirty.remove(&object.object.id).unwrap_or_default();
-            self.one(object, ranges, hidden_writers, batcher, sink)?;
+            let suspect = hidden_writers || object.has_fd;
+            let Object { key, handle, .. } = object;
+            let subject = Subject { owner: owner(object), key: *key, handle, suspect, looked };
+            self.one(&subject, ranges, batcher, sink)?;
         }
+        for ghost in registry.ghosts() {
+            let GhostFile { id, key, handle, untold, .. } = ghost;
+            let subject = Subject { owner: Owner::Ghost(*id), key: *key, handle, suspect: *untold, looked };
+            self.one(&subject, Vec::new(), batcher, sink)?;
+        }
+        self.begun = true;
         Ok(())
+    }
+
+    /// Files without a name that no round has sent although there were some, and that are too large for the pause.
+    pub(crate) fn late(&self, registry: &Registry, findings: &mut Findings) {
+        let unsent = |id| self.known.get(&Owner::Ghost(id)).is_none_or(|known| !known.begun);
+        for ghost in registry.ghosts().into_iter().filter(|ghost| self.begun && unsent(ghost.id)) {
+            let size = std::fs::metadata(ghost.handle.path()).map_or(0, |metadata| metadata.len());
+            if size > MAX_GHOST {
+                let reason = format!("{} of {} MiB was deleted just now", ghost.path, size >> 20);
+                findings.container(reason, TRY_AGAIN);
+            }
+        }
     }
 
     fn one(
         &mut self,
-        object: &Object,
+        subject: &Subject<'_>,
         mut dirty: Vec<Range<u64>>,
-        hidden_writers: bool,
         batcher: &mut Batcher,
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
         let scan = Instant::now();
-        let fail = |error| SourceError::kernel("read a memory object", object.handle.pid, error);
-        let known = self.known.entry(object.object.id).or_default();
+        let owner = subject.owner;
+        let is_object = matches!(owner, Owner::Object(_));
+        let what = if is_object { "read a memory object" } else { "read a deleted file" };
+        let fail = |error| SourceError::kernel(what, subject.handle.pid, error);
+        let known = self.known.entry(owner).or_default();
         // Kept open from the first time on: the way to it may lead to another file by now.
-        let file = match known.file.take().map_or_else(|| open(object), |file| Ok(Some(file))) {
+        let file = match known.file.take().map_or_else(|| open(subject), |file| Ok(Some(file))) {
             Ok(Some(file)) => file,
             // What was dirty is forgotten here: the next look finds another way to it, and all of it is compared.
             Ok(None) if !batcher.strict => {
-                known.modified = None;
+                known.times = None;
                 return Ok(());
             }
             Ok(None) => return Err(fail(io::ErrorKind::NotFound.into())),
             Err(error) => return Err(fail(error)),
         };
         let metadata = file.metadata().map_err(fail)?;
-        let now = SystemTime::now();
-        let modified = metadata.modified().map_err(fail)?;
-        let suspect = hidden_writers || object.has_fd || known.modified != Some(modified);
-        let settled = now.duration_since(modified).is_ok_and(|age| age > TIME_RESOLUTION);
-        known.modified = settled.then_some(modified);
+        let times = (metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec());
+        let suspect = subject.suspect || known.times != Some(times);
+        known.times = settled(times, subject.looked).then_some(times);
         let end = metadata.len().next_multiple_of(PAGE_SIZE);
         if suspect {
             self.chunk.resize(CHUNK, 0);
@@ -120,25 +165,42 @@ impl ObjectMemory {
         known.begun = true;
         batcher.held_back(held);
         batcher.scanned(scan.elapsed());
-        let owner = Owner::Object(object.object.id);
         let mut contents = ObjectPages { file: &file };
         for range in &all {
             batcher.push(owner, range, &mut contents, known, sink)?;
         }
         batcher.flush(owner, &mut contents, known, sink)?;
-        known.file = Some(file);
+        // Who unmounts a file system must find nothing of it open here.
+        known.file = is_object.then_some(file);
         Ok(())
     }
 }
 
+fn owner(object: &Object) -> Owner {
+    Owner::Object(object.object.id)
+}
+
+/// Whether whatever changes after a look shows in other times than these. The look comes before they are read: who maps a
+/// file after it and is gone before the next one has given it a later time.
+fn settled((mtime, mtime_ns, ctime, ctime_ns): Times, looked: SystemTime) -> bool {
+    let resolution = if mtime_ns == 0 || ctime_ns == 0 { COARSE_RESOLUTION } else { TIME_RESOLUTION };
+    let age = |seconds: i64, more: i64| {
+        let time = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(more).unwrap_or(0));
+        looked.duration_since(SystemTime::UNIX_EPOCH + time)
+    };
+    [age(mtime, mtime_ns), age(ctime, ctime_ns)]
+        .iter()
+        .all(|age| age.as_ref().is_ok_and(|age| *age > resolution))
+}
+
 /// Opens an object and makes sure that it is the one that is meant. `None`: the way to it is gone.
-fn open(object: &Object) -> io::Result<Option<File>> {
+fn open(subject: &Subject<'_>) -> io::Result<Option<File>> {
     // The number may lead to a fifo or a terminal by now: neither wait for it nor take it.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    match File::options().read(true).custom_flags(flags).open(object.handle.path()) {
+    match File::options().read(true).custom_flags(flags).open(subject.handle.path()) {
         Ok(file) => {
             let key = crate::proc::links::identity(&file.metadata()?);
-            Ok((key == object.key).then_some(file))
+            Ok((key == subject.key).then_some(file))
         }
         Err(error) if crate::proc::is_gone(&error) => Ok(None),
         Err(error) => Err(error),

@@ -3,10 +3,12 @@
 //! The agent makes each description once, holds it, and plants it into every process that has it, so that
 //! sharing after dup(2), fork(2) and SCM_RIGHTS comes out exactly.
 
+mod filters;
 mod inotify;
 mod makers;
 mod netlink;
 mod pipes;
+mod raw;
 mod simple;
 mod sockets;
 mod tty;
@@ -124,6 +126,8 @@ fn kind_name(kind: &FileKind) -> &'static str {
         FileKind::Tcp(_) => "TCP socket",
         FileKind::Udp(_) => "UDP socket",
         FileKind::Netlink(_) => "netlink socket",
+        FileKind::Raw(_) => "raw socket",
+        FileKind::Packet(_) => "packet socket",
     }
 }
 
@@ -134,7 +138,9 @@ impl Descriptions {
         all.in_netns(shop.netns, |all| {
             sockets::make(files, all)?;
             netlink::make(files, all)?;
-            unix::make(files, all, shop)
+            unix::make(files, all, shop)?;
+            // They would hear what is put back into others.
+            raw::make(files, all)
         })?;
         pipes::make(files, &mut all, shop)?;
         tty::make(files, &mut all, shop)?;
@@ -146,6 +152,7 @@ impl Descriptions {
         }
         // What is under way in a unix socket can be any description.
         all.in_netns(shop.netns, |all| unix::fill(files, all, shop))?;
+        filters::attach(files, &all)?;
         for file in &files.open {
             all.set_flags(file)?;
         }
@@ -256,7 +263,7 @@ impl Descriptions {
 }
 
 /// A second description of something that the agent holds, opened through /proc/self/fd.
-fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<File> {
+pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<File> {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::OpenOptionsExt;
     let access = flags & libc::O_ACCMODE;

@@ -97,7 +97,9 @@ pub(super) fn make(
         | FileKind::Unix(_)
         | FileKind::Tcp(_)
         | FileKind::Udp(_)
-        | FileKind::Netlink(_) => {
+        | FileKind::Netlink(_)
+        | FileKind::Raw(_)
+        | FileKind::Packet(_) => {
             return Err(TargetError::Image(format!("open file {} was made by nobody", file.id)));
         }
     };

@@ -9,7 +9,7 @@ use nix::sys::socket::Shutdown;
 use sys::sock;
 use sys::tcp::{self, Buffers, RepairWindow, TcpDump};
 
-use super::{Connecting, Descriptions, InRepair, fail_errno, refuse, udp};
+use super::{Connecting, Descriptions, InRepair, fail_errno, filters, refuse, udp};
 use crate::target::error::TargetError;
 
 /// Connections that are worth a thread: so many take about a millisecond.
@@ -100,13 +100,13 @@ pub(super) fn how_shut(bits: u8) -> Option<Shutdown> {
     }
 }
 
-/// Sets options as they were read.
+/// Sets options as they were read. Filters and their locks come later: see [`super::filters`].
 pub(super) fn set_options(
     file: &OpenFile,
     fd: BorrowedFd<'_>,
     options: &[SockOpt],
 ) -> Result<(), TargetError> {
-    for option in options {
+    for option in options.iter().filter(|option| !filters::is_one(option)) {
         let what = || format!("set socket option {} of level {}", option.name, option.level);
         // The kernel shows twice what was set, and lets the privileged exceed its limits.
         let force = match (option.level, option.name) {

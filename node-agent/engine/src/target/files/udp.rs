@@ -34,7 +34,7 @@ pub(super) fn make(files: &Files, all: &mut Descriptions) -> Result<(), TargetEr
             other.id != file.id && port.is_some() && socket.local.map(|local| local.port()) == port
         });
         let fd = bind(file, socket)?;
-        join(file, socket, fd.as_fd(), &interfaces)?;
+        join(file, &socket.memberships, fd.as_fd(), &interfaces)?;
         fill(file, socket, fd.as_fd(), shared)?;
         all.put(file.id, fd);
     }
@@ -56,14 +56,14 @@ pub(super) fn make(files: &Files, all: &mut Descriptions) -> Result<(), TargetEr
 
 /// What is known of the interfaces of the container.
 #[derive(Default)]
-struct Interfaces {
-    numbers: HashMap<String, u32>,
+pub(super) struct Interfaces {
+    pub(super) numbers: HashMap<String, u32>,
     /// The first address of each, by number.
     addresses: HashMap<u32, Ipv4Addr>,
 }
 
 impl Interfaces {
-    fn list() -> Result<Self, Errno> {
+    pub(super) fn list() -> Result<Self, Errno> {
         let mut netlink = Netlink::open()?;
         let numbers = netlink.links()?.into_iter().map(|link| (link.name, link.index)).collect();
         let mut addresses = HashMap::new();
@@ -78,13 +78,13 @@ impl Interfaces {
 
 /// Joins multicast groups again. The address by which the program named an interface is not known, if it was one: its
 /// first address it is, so that the group can be left by that.
-fn join(
+pub(super) fn join(
     file: &OpenFile,
-    socket: &Udp,
+    memberships: &[Membership],
     fd: BorrowedFd<'_>,
     interfaces: &Interfaces,
 ) -> Result<(), TargetError> {
-    for membership in &socket.memberships {
+    for membership in memberships {
         let Membership { device, group, exclude, sources } = membership;
         let what = || format!("join multicast group {group} at {device}");
         let number =
