@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{FdEntry, Files};
 use crate::ipc::Ipc;
+use crate::namespaces::Namespace;
 use crate::shape::Shape;
 use crate::{Addr, Pid};
 
@@ -20,6 +21,8 @@ pub struct Image {
     pub files: Files,
     /// What the container's IPC namespace holds.
     pub ipc: Ipc,
+    /// The namespaces that [`crate::shape::ProcessShape::namespaces`] names.
+    pub namespaces: Vec<Namespace>,
 }
 
 /// What a target must match (or be told) about the source's host.

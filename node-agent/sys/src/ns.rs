@@ -1,7 +1,9 @@
 //! Namespaces: entering, leaving, and work inside a network namespace without moving the caller's thread.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -155,7 +157,7 @@ pub fn set(fd: BorrowedFd<'_>, flags: i32) -> Result<()> {
 ///
 /// # Errors
 /// `EPERM`, `EINVAL` longer than 64 bytes.
-pub fn set_hostname(name: &str) -> Result<()> {
+pub fn set_hostname(name: impl AsRef<OsStr>) -> Result<()> {
     nix::unistd::sethostname(name)
 }
 
@@ -163,7 +165,8 @@ pub fn set_hostname(name: &str) -> Result<()> {
 ///
 /// # Errors
 /// `EPERM`, `EINVAL` longer than 64 bytes.
-pub fn set_domainname(name: &str) -> Result<()> {
+pub fn set_domainname(name: impl AsRef<OsStr>) -> Result<()> {
+    let name = name.as_ref().as_bytes();
     // SAFETY: the kernel reads `name.len()` bytes.
     small(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
 }

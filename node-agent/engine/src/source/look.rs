@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use image::namespaces::{Namespace, Nested};
 use image::shape::{FileIdentity, ProcessShape, Shape, Zombie};
 
 use super::beside::Beside;
@@ -13,6 +14,7 @@ use super::facts::{self, Asked, Facts, SocketFacts};
 use super::findings::Findings;
 use super::ipc::{self, How};
 use super::mm::{self, Files, Mapping, MmReader};
+use super::namespaces;
 use super::registry::{Handle, Registry};
 use super::rules::{self, Rules, Settled};
 use super::sockets::Kind;
@@ -38,6 +40,8 @@ pub(crate) struct ProcessLook {
     pub(crate) descriptors: Vec<Descriptor>,
     /// Its sockets among them.
     pub(crate) sockets: HashMap<i32, Kind>,
+    /// Its namespaces.
+    pub(crate) namespaces: Nested,
     exe: FileIdentity,
 }
 
@@ -69,6 +73,10 @@ pub(crate) struct Looker {
     pub(crate) stopped: Option<Standstill>,
     /// Processes whose namespaces need not be looked at again.
     settled: Settled,
+    /// Those of processes which are not all the container's, as the last look at everything found them.
+    nested: HashMap<(i32, u64), Nested>,
+    /// What these namespaces hold.
+    pub(crate) namespaces: Vec<Namespace>,
     /// What was asked of files in this look.
     files: Files,
     /// The tree has an IPC namespace of its own, and what is in it.
@@ -123,6 +131,8 @@ impl Looker {
             tracked: false,
             stopped: None,
             settled: Settled::new(),
+            nested: HashMap::new(),
+            namespaces: Vec::new(),
             files: Files::default(),
             own_ipc: false,
             sysv: Sysv::default(),
@@ -155,8 +165,10 @@ impl Looker {
                 ids: &self.view.ids,
                 stopped: self.stopped.as_ref(),
                 settled: &mut self.settled,
+                nested: &mut self.nested,
             };
             rules::check(&mut rules, &tree, findings)?;
+            self.namespaces = namespaces::look(&tree, &self.nested, findings)?;
             self.groups = multicast::read(self.spec.root)?;
             self.joined.clear();
         }
@@ -225,6 +237,7 @@ impl Looker {
         findings: &mut Findings,
     ) -> Result<ProcessLook, InspectError> {
         let mut found = ProcessLook {
+            namespaces: self.nested.get(&process.key()).copied().unwrap_or_default(),
             process,
             mappings: Vec::new(),
             descriptors: Vec::new(),
@@ -242,6 +255,7 @@ impl Looker {
             files: &mut self.files,
             tracked: self.tracked,
             own_ipc: self.own_ipc,
+            left_ipc: found.namespaces.ipc != 0,
         };
         found.mappings = reader.mappings(&found.process, &facts.entries)?;
         found.exe = exe(&mut reader, &found.process)?;
@@ -287,6 +301,7 @@ impl Looker {
                     .is_zombie()
                     .then(|| Zombie { status: process.stat.exit_code, comm: process.status.name.clone() }),
                 tty: terminals::controlling(&process.stat),
+                namespaces: found.namespaces,
                 mm,
             });
         }

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use image::namespaces::Nested;
 use sys::{Errno, kcmp};
 
 use super::error::InspectError;
@@ -23,7 +24,7 @@ const THREAD_NAMESPACES: [&str; 4] = ["net", "mnt", "uts", "ipc"];
 /// compared each time. In a mask of capabilities.
 const SYS_ADMIN: u64 = 1 << 21;
 
-/// Processes, by pid and start time, whose namespaces and those of their threads were found to be the container's, and
+/// Processes, by pid and start time, whose namespaces and those of their threads were found to be carried, and
 /// which can neither leave them nor get the capability to do so; with the number of their user namespace.
 pub(crate) type Settled = HashMap<(i32, u64), Option<u64>>;
 
@@ -37,6 +38,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) stopped: Option<&'a Standstill>,
     /// What is known from one look to the next.
     pub(crate) settled: &'a mut Settled,
+    /// Processes with other namespaces than the container's which are carried, by pid and start time.
+    pub(crate) nested: &'a mut HashMap<(i32, u64), Nested>,
 }
 
 /// Namespaces of the root, read when they are needed.
@@ -75,6 +78,7 @@ pub(crate) fn check(
     let own = Own(root.pid, OnceCell::new());
     let keys: HashSet<(i32, u64)> = tree.iter().map(Process::key).collect();
     rules.settled.retain(|key, _| keys.contains(key));
+    rules.nested.retain(|key, _| keys.contains(key));
     for process in tree {
         // A process that ends while it is looked at is no reason to refuse.
         match check_process(rules, &own, process, findings) {
@@ -139,14 +143,23 @@ fn check_process(
     let settled = rules.settled.get(&process.key()) == Some(&user);
     let before = findings.list.len();
     if !settled && process.pid != root.0 {
+        let mut nested = Nested::default();
         for (name, ours) in root.all()? {
-            if namespace(process.pid, name)? != *ours {
-                findings.process(
+            match (*name, namespace(process.pid, name)?) {
+                (_, theirs) if theirs == *ours => {}
+                ("uts", Some(theirs)) => nested.uts = theirs,
+                ("ipc", Some(theirs)) => nested.ipc = theirs,
+                _ => findings.process(
                     pid,
-                    format!("it lives in another {name} namespace than the container's root: nested namespaces are not carried yet"),
+                    format!("it lives in another {name} namespace than the container's root: nested namespaces of this kind are not carried yet"),
                     END,
-                );
+                ),
             }
+        }
+        if nested.is_none() {
+            rules.nested.remove(&process.key());
+        } else {
+            rules.nested.insert(process.key(), nested);
         }
     }
     let mut may = may_leave(&process.status);

@@ -104,6 +104,7 @@ mod tests {
             exit_signal: 17,
             zombie: None,
             tty: None,
+            namespaces: image::namespaces::Nested::default(),
             mm: Mm { vmas, ..Mm::default() },
         }
     }

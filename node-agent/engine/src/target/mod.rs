@@ -22,6 +22,7 @@ mod ghosts;
 mod gives;
 mod ipc;
 mod mapping;
+mod namespaces;
 mod objects;
 pub mod plan;
 mod plant;
@@ -327,6 +328,7 @@ impl Target {
         restorer.processes()?;
         objects.finish(&image.shape.objects, restorer.tree.get(root)?, tape)?;
         ipc::restore(&image.ipc, restorer.tree, root, tape, objects.next_ids())?;
+        restorer.tree.fill_namespaces(&image.namespaces)?;
         times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");
         restorer.threads()?;

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use image::namespaces::Nested;
 use image::shape::Mm;
 use image::state::Creds;
 use image::{Addr, Pid};
@@ -64,6 +65,8 @@ pub(crate) struct Skeleton {
     pub(crate) memory: Arc<File>,
     /// `[vvar]`, `[vvar_vclock]` and `[vdso]`, where they are now, ascending.
     pub(crate) special: Vec<(String, Span)>,
+    /// Namespaces that are not the container's.
+    pub(crate) namespaces: Nested,
     /// What is mapped, as the last shape said it.
     pub(crate) mm: Mm,
     /// It holds nothing but tape and special mappings, and no descriptor but the channel; a template, if it has one.
@@ -260,6 +263,7 @@ impl Skeleton {
             host,
             pidfd,
             special: Vec::new(),
+            namespaces: Nested::default(),
             mm: Mm::default(),
             cleared: false,
             template: false,
@@ -279,6 +283,7 @@ impl Skeleton {
             pidfd: sys::pidfd::open(host).map_err(failed(node.pid, "pidfd_open"))?,
             memory: open_memory(node.pid, host)?,
             special: self.special.clone(),
+            namespaces: self.namespaces,
             mm: if self.template { self.mm.clone() } else { Mm::default() },
             cleared: false,
             template: self.template,

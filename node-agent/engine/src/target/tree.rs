@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use image::Pid;
+use image::namespaces::Nested;
 use image::shape::{Mm, ProcessShape, Shape};
 use libc::{SYS_clone3, SYS_setpgid, SYS_setsid, SYS_wait4};
 
@@ -69,6 +70,7 @@ impl Tree {
         for node in tree::outcome(&existing, &steps) {
             self.get(node.pid)?.node = node;
         }
+        self.enter_namespaces(shape, around.tape)?;
         Ok(gone)
     }
 
@@ -226,6 +228,7 @@ fn with_carrier(carrier: &Node, shape: &Shape) -> Option<Shape> {
         exit_signal: carrier.exit_signal,
         zombie: None,
         tty: None,
+        namespaces: Nested::default(),
         mm: Mm::default(),
     }];
     processes.extend(shape.processes.iter().map(|p| ProcessShape {

@@ -51,6 +51,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         processes: Vec::new(),
         files: captured.files,
         ipc: std::mem::take(&mut looker.sysv.ipc),
+        namespaces: std::mem::take(&mut looker.namespaces),
     };
     crate::source::memory::objects::seals(&looker.registry, &mut image.shape);
     for found in files::live(&frozen.look) {

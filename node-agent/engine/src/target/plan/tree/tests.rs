@@ -117,6 +117,7 @@ impl Kernel {
                 exit_signal: n.exit_signal,
                 zombie: None,
                 tty: n.tty,
+                namespaces: image::namespaces::Nested::default(),
                 mm: image::shape::Mm::default(),
             });
             todo.extend(self.nodes.values().filter(|c| c.ppid == pid).map(|c| c.pid));
@@ -252,6 +253,7 @@ fn process(pid: Pid, ppid: Pid, pgid: Pid, sid: Pid) -> ProcessShape {
         exit_signal: SIGCHLD,
         zombie: None,
         tty: None,
+        namespaces: image::namespaces::Nested::default(),
         mm: image::shape::Mm::default(),
     }
 }
