@@ -89,6 +89,7 @@ fn process(pid: i32, ppid: i32, pgid: i32, sid: i32) -> ProcessShape {
         exit_signal: 17,
         zombie: None,
         tty: None,
+        levels: Vec::new(),
         namespaces: Nested::default(),
         mm: Mm::default(),
     }

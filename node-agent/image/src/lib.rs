@@ -31,7 +31,7 @@ pub mod state;
 
 pub use refusal::{Refusal, Subject};
 
-/// A process or thread identifier as seen in the container's own (innermost) pid namespace.
+/// A process or thread identifier as seen in the container's pid namespace, that of its first process.
 pub type Pid = i32;
 
 /// A user-space virtual address.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Pid;
+
 /// Which namespaces a process is in; 0 stands for the container's own. The numbers name the same namespace in all
 /// processes, and stay the same over the rounds of one migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -10,6 +12,21 @@ pub struct Nested {
     pub uts: u64,
     /// System V IPC and POSIX message queues, see ipc_namespaces(7).
     pub ipc: u64,
+    /// The pid namespace of its future children, see pid_namespaces(7); 0 when it is its own.
+    pub pid_for_children: u64,
+}
+
+/// The numbers of a process in a pid namespace below the container's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Level {
+    /// Which namespace, as in [`Nested`].
+    pub namespace: u64,
+    /// Its pid there.
+    pub pid: Pid,
+    /// Its process group there; 0 when that has no number there.
+    pub pgid: Pid,
+    /// Its session there; 0 when that has no number there.
+    pub sid: Pid,
 }
 
 impl Nested {

@@ -138,6 +138,8 @@ pub enum Report {
 pub struct Thread {
     /// Its tid in the container's pid namespace.
     pub tid: Pid,
+    /// Its tids in the pid namespaces of [`crate::shape::ProcessShape::levels`].
+    pub tids_below: Vec<Pid>,
     /// General registers, with the interrupted system call not yet applied.
     pub regs: Regs,
     /// The raw xsave area (PTRACE_GETREGSET NT_X86_XSTATE).
@@ -277,6 +279,14 @@ pub enum Resume {
     },
 }
 
+impl Thread {
+    /// Its tid as it knows it itself.
+    #[must_use]
+    pub fn own_tid(&self) -> Pid {
+        self.tids_below.last().copied().unwrap_or(self.tid)
+    }
+}
+
 /// One queued signal: the raw 128-byte `siginfo_t` of PTRACE_PEEKSIGINFO.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SigInfo(#[serde(with = "serde_bytes")] pub Vec<u8>);
@@ -340,7 +350,7 @@ pub struct PosixTimer {
     pub signal: i32,
     /// sigev_value.
     pub value: u64,
-    /// Thread for SIGEV_THREAD_ID, container numbering.
+    /// Thread for SIGEV_THREAD_ID, as its process numbers it.
     pub tid: Pid,
     /// Time until the next expiry, nanoseconds, 0 = disarmed.
     pub remaining_ns: u64,

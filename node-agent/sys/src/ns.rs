@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use crate::abi::{io_errno, small};
+use crate::abi::{io_errno, new_fd, small};
 use crate::{Errno, Result};
 
 /// A kind of namespace.
@@ -119,6 +119,17 @@ pub fn id(pid: i32, kind: Kind) -> Result<Id> {
 pub fn id_of(fd: BorrowedFd<'_>) -> Result<Id> {
     let stat = nix::sys::stat::fstat(fd)?;
     Ok(Id { dev: stat.st_dev, ino: stat.st_ino })
+}
+
+/// The pid or user namespace that one was made in.
+///
+/// # Errors
+/// `EPERM` it is outside of the caller's own; `EINVAL` another kind.
+pub fn parent(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // NS_GET_PARENT of ioctl_nsfs(2).
+    const NS_GET_PARENT: libc::Ioctl = 0xb702;
+    // SAFETY: the request takes no argument.
+    new_fd(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_PARENT) })
 }
 
 /// unshare(2) for the calling thread; `flags` are `CLONE_*`.

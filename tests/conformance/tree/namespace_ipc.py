@@ -1,5 +1,5 @@
 """Children in IPC namespaces without objects: two in one, one with another limit"""
-# not: move: it takes a capability that the container does not have
+# with: CAP_SYS_ADMIN
 import os
 
 from case import case, fork, read, same, syscall

@@ -1,6 +1,6 @@
 """A child in an IPC namespace of its own with a segment of shared memory in it"""
 # refused: IPC namespace
-# not: move: it takes a capability that the container does not have
+# with: CAP_SYS_ADMIN
 import os
 
 from case import case, forever, fork, same, syscall

@@ -1,5 +1,5 @@
 """Children in UTS namespaces: two in one, one in another, with names of their own"""
-# not: move: it takes a capability that the container does not have
+# with: CAP_SYS_ADMIN
 import ctypes
 import os
 

@@ -294,13 +294,14 @@ impl Looker {
             shape.processes.push(ProcessShape {
                 pid: process.inner,
                 ppid: process.parent,
-                pgid: process.status.ns_pgid.last().copied().unwrap_or(0),
-                sid: process.status.ns_sid.last().copied().unwrap_or(0),
+                pgid: process.pgid(),
+                sid: process.sid(),
                 exit_signal: process.stat.exit_signal,
                 zombie: process
                     .is_zombie()
                     .then(|| Zombie { status: process.stat.exit_code, comm: process.status.name.clone() }),
                 tty: terminals::controlling(&process.stat),
+                levels: process.levels.clone(),
                 namespaces: found.namespaces,
                 mm,
             });

@@ -48,7 +48,7 @@ pub(crate) fn look(
     }
     let mut seen = BTreeSet::new();
     for process in tree {
-        let Some(Nested { uts, ipc }) = nested.get(&process.key()).copied() else { continue };
+        let Some(Nested { uts, ipc, .. }) = nested.get(&process.key()).copied() else { continue };
         for (kind, id) in [(Kind::Uts, uts), (Kind::Ipc, ipc)] {
             if id == 0 || seen.contains(&(kind, id)) {
                 continue;

@@ -17,8 +17,9 @@ use crate::proc::idmap::IdMaps;
 use crate::proc::status::Status;
 use crate::proc::{ProcError, links, stat, status};
 
-/// Those that a thread can leave alone.
-const THREAD_NAMESPACES: [&str; 4] = ["net", "mnt", "uts", "ipc"];
+/// Those that a thread can leave alone: of its process, and what must be the same of the thread.
+const THREAD_NAMESPACES: [(&str, &str); 5] =
+    [("net", "net"), ("mnt", "mnt"), ("uts", "uts"), ("ipc", "ipc"), ("time", "time_for_children")];
 
 /// CAP_SYS_ADMIN, without which no namespace can be left, see namespaces(7): but for user_namespaces(7), whose number is
 /// compared each time. In a mask of capabilities.
@@ -56,6 +57,57 @@ impl Own {
     }
 }
 
+/// The pid namespaces of the tree.
+struct Spaces<'a> {
+    /// The container's.
+    root: u64,
+    /// The first processes of those below it, by the namespace's number.
+    inits: HashMap<u64, &'a Process>,
+}
+
+impl<'a> Spaces<'a> {
+    fn of(root: &Own, tree: &'a [Process]) -> Result<Self, InspectError> {
+        let init = |process: &'a Process| {
+            let level = process.levels.last().filter(|level| level.pid == 1 && !process.is_zombie())?;
+            Some((level.namespace, process))
+        };
+        let inits: HashMap<u64, &Process> = tree.iter().filter_map(init).collect();
+        let own = root.all()?.iter().find(|(name, _)| *name == "pid").and_then(|(_, number)| *number);
+        Ok(Self { root: own.unwrap_or(0), inits })
+    }
+
+    /// The one that a process is in.
+    fn own(&self, process: &Process) -> u64 {
+        process.pid_namespace().unwrap_or(self.root)
+    }
+
+    /// Whether the children of a process may be in that one.
+    fn takes(&self, process: &Process, namespace: u64) -> bool {
+        let path = |process: &Process| process.levels.iter().map(|level| level.namespace).collect::<Vec<_>>();
+        namespace == self.own(process)
+            || self.inits.get(&namespace).is_some_and(|init| path(init).starts_with(&path(process)))
+    }
+
+    /// That no namespace which children would be born into has ended meanwhile.
+    fn check_children(
+        &self,
+        nested: &HashMap<(i32, u64), Nested>,
+        tree: &[Process],
+        findings: &mut Findings,
+    ) {
+        for process in tree {
+            let children = nested.get(&process.key()).map_or(0, |nested| nested.pid_for_children);
+            if children != 0 && !self.inits.contains_key(&children) {
+                findings.process(
+                    process.inner,
+                    "the pid namespace that its children would be born into (pid_for_children) has ended",
+                    END,
+                );
+            }
+        }
+    }
+}
+
 /// `PF_EXITING` of proc_pid_stat(5).
 const PF_EXITING: u64 = 4;
 
@@ -76,16 +128,18 @@ pub(crate) fn check(
     }
     container_namespaces(spec, root, findings)?;
     let own = Own(root.pid, OnceCell::new());
+    let spaces = Spaces::of(&own, tree)?;
     let keys: HashSet<(i32, u64)> = tree.iter().map(Process::key).collect();
     rules.settled.retain(|key, _| keys.contains(key));
     rules.nested.retain(|key, _| keys.contains(key));
     for process in tree {
         // A process that ends while it is looked at is no reason to refuse.
-        match check_process(rules, &own, process, findings) {
+        match check_process(rules, &own, &spaces, process, findings) {
             Err(InspectError::Proc(error)) if error.is_gone() => {}
             other => other?,
         }
     }
+    spaces.check_children(rules.nested, tree, findings);
     sharing(tree, findings)?;
     if let Some(cgroup) = &spec.cgroup {
         membership(cgroup, tree, rules.stopped.is_some(), findings)?;
@@ -100,6 +154,7 @@ pub(crate) fn check(
 fn check_process(
     rules: &mut Rules<'_>,
     root: &Own,
+    spaces: &Spaces<'_>,
     process: &Process,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
@@ -147,6 +202,11 @@ fn check_process(
         for (name, ours) in root.all()? {
             match (*name, namespace(process.pid, name)?) {
                 (_, theirs) if theirs == *ours => {}
+                // The walk over the tree has found where it is.
+                ("pid", Some(theirs)) if process.pid_namespace() == Some(theirs) => {}
+                ("pid_for_children", Some(theirs)) if spaces.takes(process, theirs) => {
+                    nested.pid_for_children = if theirs == spaces.own(process) { 0 } else { theirs };
+                }
                 ("uts", Some(theirs)) => nested.uts = theirs,
                 ("ipc", Some(theirs)) => nested.ipc = theirs,
                 _ => findings.process(
@@ -167,8 +227,8 @@ fn check_process(
         let own = if settled {
             None
         } else {
-            let [net, mnt, uts, ipc] = THREAD_NAMESPACES.map(|name| namespace(process.pid, name));
-            Some([net?, mnt?, uts?, ipc?])
+            let [net, mnt, uts, ipc, time] = THREAD_NAMESPACES.map(|(name, _)| namespace(process.pid, name));
+            Some([net?, mnt?, uts?, ipc?, time?, Some(spaces.own(process))])
         };
         for tid in process.tids.iter().skip(1) {
             may |= check_thread(rules, process, *tid, own, findings)?;
@@ -190,7 +250,7 @@ fn check_thread(
     rules: &Rules<'_>,
     process: &Process,
     tid: i32,
-    namespaces: Option<[Option<u64>; 4]>,
+    namespaces: Option<[Option<u64>; 6]>,
     findings: &mut Findings,
 ) -> Result<bool, InspectError> {
     let stopped = rules.stopped;
@@ -230,17 +290,22 @@ fn check_thread(
             Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
         }
     }
-    for (name, leader) in THREAD_NAMESPACES.into_iter().zip(namespaces.into_iter().flatten()) {
+    let names = THREAD_NAMESPACES.into_iter().map(|(_, name)| name).chain(["pid_for_children"]);
+    for (name, leader) in names.zip(namespaces.into_iter().flatten()) {
         match links::read(process.pid, &format!("task/{tid}/ns/{name}")) {
             Ok(link) if links::parse_bracketed(&link) == leader => {}
-            Ok(_) => findings.thread(
+            // A pid namespace that has no process yet has no link either.
+            Err(error)
+                if error.is_gone()
+                    && (name != "pid_for_children"
+                        || links::read(process.pid, &format!("task/{tid}/ns/net")).is_err()) => {}
+            Err(error) if !error.is_gone() => return Err(error.into()),
+            _ => findings.thread(
                 process.inner,
                 thread.inner_pid(),
                 format!("it lives in another {name} namespace than its process"),
                 END,
             ),
-            Err(error) if error.is_gone() => {}
-            Err(error) => return Err(error.into()),
         }
     }
     Ok(may_leave(&thread))

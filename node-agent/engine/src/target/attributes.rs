@@ -135,8 +135,8 @@ pub(crate) fn arm_posix_timers(timers: &[PosixTimer]) -> Vec<Call> {
 /// # Errors
 /// A pending SIGKILL or SIGSTOP cannot be queued.
 pub(crate) fn process_signals(process: &ProcessState) -> Result<Vec<Call>, Refusal> {
-    let make =
-        |signal: i32, info: Block| call!("rt_sigqueueinfo", SYS_rt_sigqueueinfo, process.pid, signal, info);
+    let own = process.threads.first().map_or(process.pid, Thread::own_tid);
+    let make = |signal: i32, info: Block| call!("rt_sigqueueinfo", SYS_rt_sigqueueinfo, own, signal, info);
     process.pending.iter().map(|i| queued(process.pid, &i.0).map(|(s, b)| make(s, b))).collect()
 }
 
@@ -144,9 +144,11 @@ pub(crate) fn process_signals(process: &ProcessState) -> Result<Vec<Call>, Refus
 ///
 /// # Errors
 /// As [`process_signals`].
-pub(crate) fn thread_signals(pid: Pid, thread: &Thread) -> Result<Vec<Call>, Refusal> {
+pub(crate) fn thread_signals(process: &ProcessState, thread: &Thread) -> Result<Vec<Call>, Refusal> {
+    let pid = process.pid;
+    let own = process.threads.first().map_or(pid, Thread::own_tid);
     let make = |signal: i32, info: Block| {
-        call!("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo, pid, thread.tid, signal, info)
+        call!("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo, own, thread.own_tid(), signal, info)
     };
     thread.pending.iter().map(|i| queued(pid, &i.0).map(|(s, b)| make(s, b))).collect()
 }

@@ -332,6 +332,7 @@ impl Target {
         times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");
         restorer.threads()?;
+        restorer.children_namespaces()?;
         restorer.stops()?;
         restorer.handlers()?;
         files.set_owners(&image.files, &|kind, id| restorer.host_of(kind, id))?;

@@ -2,18 +2,24 @@
 //! image.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use image::Pid;
 use image::namespaces::{Contents, Namespace, Nested};
 use image::shape::Shape;
-use libc::{SYS_close, SYS_pidfd_open, SYS_setns, SYS_unshare};
+use libc::{SYS_close, SYS_setns, SYS_unshare};
 use sys::ns::{self, Kind};
+use sys::ptrace::Stopped;
 use sys::tape::target::TargetTape;
 
 use super::error::TargetError;
-use super::script::call;
+use super::mapping::Surroundings;
+use super::plan::fds;
+use super::plant::Channel;
+use super::restore::Restorer;
+use super::script::{Call, call};
+use super::skeleton::{Skeleton, lost};
 use super::tree::Tree;
 
 const KINDS: [Kind; 2] = [Kind::Uts, Kind::Ipc];
@@ -28,35 +34,75 @@ impl Tree {
     ///
     /// # Errors
     /// A [`TargetError`]; the skeletons are lost then.
-    pub(super) fn enter_namespaces(&mut self, shape: &Shape, tape: &TargetTape) -> Result<(), TargetError> {
+    pub(super) fn enter_namespaces(
+        &mut self,
+        shape: &Shape,
+        around: &Surroundings<'_>,
+    ) -> Result<(), TargetError> {
         for process in shape.processes.iter().filter(|process| process.zombie.is_none()) {
             let (pid, mut wanted) = (process.pid, process.namespaces);
-            if self.get(pid)?.namespaces == wanted {
-                continue;
-            }
-            self.get(pid)?.set_threads(tape, &[])?;
             for kind in KINDS {
                 let id = *number(&mut wanted, kind);
                 if *number(&mut self.get(pid)?.namespaces, kind) == id {
                     continue;
                 }
-                let flag = kind.flag();
+                self.get(pid)?.set_threads(around.tape, &[])?;
                 match self.member(kind, id) {
                     None => {
-                        self.get(pid)?.run(tape, &[call!("unshare", SYS_unshare, flag)])?;
+                        let call = call!("unshare", SYS_unshare, kind.flag());
+                        self.get(pid)?.run(around.tape, &[call])?;
                     }
                     Some(member) => {
+                        let namespace = self.open(member, kind)?;
                         let skeleton = self.get(pid)?;
-                        let ran = skeleton.run(tape, &[call!("pidfd_open", SYS_pidfd_open, member, 0)])?;
-                        let fd = ran.answers.first().map_or(-1, |answer| answer.value);
-                        let calls = [call!("setns", SYS_setns, fd, flag), call!("close", SYS_close, fd)];
-                        skeleton.run(tape, &calls)?;
+                        enter(
+                            skeleton,
+                            &namespace,
+                            kind,
+                            around.tape,
+                            around.channel,
+                            around.channel.number,
+                        )?;
                     }
                 }
                 *number(&mut self.get(pid)?.namespaces, kind) = id;
             }
         }
         Ok(())
+    }
+
+    /// Has a process make another one in a pid namespace below its own, which it sees through afterwards as before.
+    ///
+    /// # Errors
+    /// As [`Tree::enter_namespaces`].
+    pub(super) fn clone_below(
+        &mut self,
+        maker: Pid,
+        space: u64,
+        clone: Call,
+        around: &Surroundings<'_>,
+    ) -> Result<Option<Stopped>, TargetError> {
+        let Surroundings { tape, channel, .. } = *around;
+        let (below, own) = (self.init(space, maker)?, self.open(maker, Kind::Pid)?);
+        let maker = self.get(maker)?;
+        enter(maker, &below, Kind::Pid, tape, channel, channel.number)?;
+        let mut ran = maker.run(tape, &[clone])?;
+        enter(maker, &own, Kind::Pid, tape, channel, channel.number)?;
+        Ok(ran.made.pop())
+    }
+
+    /// The pid namespace of this number; `for_whom` is to enter it.
+    fn init(&self, space: u64, for_whom: Pid) -> Result<OwnedFd, TargetError> {
+        let mut all = self.skeletons.values();
+        let init = all.find(|skeleton| skeleton.node.place.space == space);
+        let init = init.ok_or_else(|| lost(for_whom, "a pid namespace below its own does not exist"))?;
+        self.open(init.node.pid, Kind::Pid)
+    }
+
+    fn open(&self, pid: Pid, kind: Kind) -> Result<OwnedFd, TargetError> {
+        let host = self.skeletons.get(&pid).map_or(0, |skeleton| skeleton.host);
+        ns::open(host, kind)
+            .map_err(TargetError::errno(format!("open the {} namespace of pid {pid}", kind.name())))
     }
 
     /// A process that is in a namespace.
@@ -80,13 +126,44 @@ impl Tree {
             };
             let nobody = || TargetError::Image(format!("nobody is in {} namespace {id}", kind.name()));
             let member = self.member(kind, *id).filter(|_| *id != 0).ok_or_else(nobody)?;
-            let host = self.skeletons.get(&member).map_or(0, |skeleton| skeleton.host);
-            let namespace = ns::open(host, kind).map_err(TargetError::errno("open a nested namespace"))?;
+            let namespace = self.open(member, kind)?;
             ns::within(namespace.as_fd(), kind, || fill(contents))
                 .map_err(TargetError::errno("enter a nested namespace"))??;
         }
         Ok(())
     }
+}
+
+impl Restorer<'_> {
+    /// Processes whose children are born into another pid namespace than their own. Threads cannot be made any more then.
+    pub(crate) fn children_namespaces(&mut self) -> Result<(), TargetError> {
+        let image = self.image;
+        for shape in &image.shape.processes {
+            let space = shape.namespaces.pid_for_children;
+            let process = image.processes.iter().find(|process| process.pid == shape.pid);
+            let Some(process) = process.filter(|_| space != 0) else { continue };
+            let namespace = self.tree.init(space, shape.pid)?;
+            let at = fds::plan(&process.fds).channel;
+            enter(self.tree.get(shape.pid)?, &namespace, Kind::Pid, self.tape, self.channel, at)?;
+        }
+        Ok(())
+    }
+}
+
+/// Has a skeleton enter a namespace. `at`: its number of the channel.
+fn enter(
+    skeleton: &mut Skeleton,
+    namespace: &OwnedFd,
+    kind: Kind,
+    tape: &TargetTape,
+    channel: &Channel,
+    at: i32,
+) -> Result<(), TargetError> {
+    let pid = skeleton.node.pid;
+    let landed = channel.plant(skeleton, tape, at, &[namespace.as_fd()])?;
+    let fd = *landed.first().ok_or_else(|| lost(pid, "a namespace did not reach it"))?;
+    let calls = [call!("setns", SYS_setns, fd, kind.flag()), call!("close", SYS_close, fd)];
+    skeleton.run(tape, &calls).map(drop)
 }
 
 /// Sets what this thread's namespace holds.

@@ -168,6 +168,7 @@ pub(crate) fn shape_of(pid: i32) -> Shape {
         exit_signal: 17,
         zombie: None,
         tty: None,
+        levels: Vec::new(),
         namespaces: image::namespaces::Nested::default(),
         mm: read_mm(pid),
     };

@@ -24,6 +24,7 @@ use crate::source::mm::{self, MmReader};
 use crate::source::registry::Registry;
 use crate::source::sockets::{self, Kind, Reason, SIGNED, UNSIGNED};
 use crate::source::spec::{External, TreeSpec};
+use crate::source::tree::Process;
 use crate::source::view::View;
 use crate::source::{InspectError, SourceError, locks, watches};
 
@@ -343,13 +344,11 @@ fn owner(open: &Open, context: &mut Context<'_>) -> Result<Option<(i32, Pid)>, S
     let mut processes = context.look.processes.iter().map(|found| &found.process);
     let inner = match owner.kind {
         F_OWNER_PID => inner_pid(owner.id, context.look),
-        F_OWNER_TID => processes
-            .find(|process| process.tids.contains(&owner.id))
-            .and_then(|process| crate::proc::status::read_thread(process.pid, owner.id).ok())
-            .map(|status| status.inner_pid()),
-        _ => processes
-            .find(|process| process.stat.pgrp == owner.id)
-            .and_then(|process| process.status.ns_pgid.last().copied()),
+        F_OWNER_TID => processes.find(|process| process.tids.contains(&owner.id)).and_then(|process| {
+            let status = crate::proc::status::read_thread(process.pid, owner.id).ok()?;
+            Some(status.pid_at(process.depth))
+        }),
+        _ => processes.find(|process| process.stat.pgrp == owner.id).map(Process::pgid),
     };
     if inner.is_none() {
         let (pid, number) = open.holder;

@@ -196,7 +196,7 @@ pub(crate) fn thread(
     let status = &parked.status;
     let stopped = parked.parked.thread();
     let outcome = parked.outcomes.first().cloned().unwrap_or_default();
-    let inner = status.inner_pid();
+    let inner = status.pid_at(found.process.depth);
     if let Some(failed) = outcome.failed() {
         return Err(SourceError::kernel("ask a thread", tid, std::io::Error::other(failed)));
     }
@@ -231,6 +231,7 @@ pub(crate) fn thread(
     let (head, len) = prctl::robust_list(tid).map_err(kernel("get_robust_list"))?;
     Ok(Thread {
         tid: inner,
+        tids_below: status.ns_pid.get(found.process.depth + 1..).unwrap_or_default().to_vec(),
         regs: regs(parked.parked.context().regs()),
         xstate: stopped.xstate().map_err(fail)?,
         resume: resume(parked.resume),
