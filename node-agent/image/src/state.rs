@@ -133,6 +133,17 @@ pub enum Report {
     Continued,
 }
 
+/// What CLONE_FS of clone(2) shares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directories {
+    /// umask(2).
+    pub umask: u32,
+    /// As [`ProcessState::cwd`].
+    pub cwd: String,
+    /// As [`ProcessState::root`].
+    pub root: String,
+}
+
 /// One thread.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Thread {
@@ -140,6 +151,8 @@ pub struct Thread {
     pub tid: Pid,
     /// Its tids in the pid namespaces of [`crate::shape::ProcessShape::levels`].
     pub tids_below: Vec<Pid>,
+    /// Directories that it does not share with its process: it called unshare(2) with CLONE_FS.
+    pub directories: Option<Directories>,
     /// General registers, with the interrupted system call not yet applied.
     pub regs: Regs,
     /// The raw xsave area (PTRACE_GETREGSET NT_X86_XSTATE).

@@ -16,7 +16,7 @@ use super::ipc::{self, How};
 use super::mm::{self, Files, Mapping, MmReader};
 use super::namespaces;
 use super::registry::{Handle, Registry};
-use super::rules::{self, Rules, Settled};
+use super::rules::{self, Apart, Rules, Settled};
 use super::sockets::Kind;
 use super::spec::TreeSpec;
 use super::sysv::Sysv;
@@ -75,6 +75,8 @@ pub(crate) struct Looker {
     settled: Settled,
     /// Those of processes which are not all the container's, as the last look at everything found them.
     nested: HashMap<(i32, u64), Nested>,
+    /// Threads with directories of their own, as the last look at everything found them.
+    pub(crate) apart: Vec<Apart>,
     /// What these namespaces hold.
     pub(crate) namespaces: Vec<Namespace>,
     /// What was asked of files in this look.
@@ -132,6 +134,7 @@ impl Looker {
             stopped: None,
             settled: Settled::new(),
             nested: HashMap::new(),
+            apart: Vec::new(),
             namespaces: Vec::new(),
             files: Files::default(),
             own_ipc: false,
@@ -165,6 +168,7 @@ impl Looker {
                 ids: &self.view.ids,
                 stopped: self.stopped.as_ref(),
                 settled: &mut self.settled,
+                apart: &mut self.apart,
                 nested: &mut self.nested,
             };
             rules::check(&mut rules, &tree, findings)?;

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use image::Pid;
 use image::namespaces::Nested;
 use sys::{Errno, kcmp};
 
@@ -39,8 +40,21 @@ pub(crate) struct Rules<'a> {
     pub(crate) stopped: Option<&'a Standstill>,
     /// What is known from one look to the next.
     pub(crate) settled: &'a mut Settled,
+    /// Threads that do not share their directories with their process.
+    pub(crate) apart: &'a mut Vec<Apart>,
     /// Processes with other namespaces than the container's which are carried, by pid and start time.
     pub(crate) nested: &'a mut HashMap<(i32, u64), Nested>,
+}
+
+/// A thread with a working directory, root directory and umask of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Apart {
+    /// Its tid as this process sees it.
+    pub(crate) tid: i32,
+    /// Its process, as the container numbers it.
+    process: Pid,
+    /// Itself, as the container numbers it.
+    inner: Pid,
 }
 
 /// Namespaces of the root, read when they are needed.
@@ -132,6 +146,7 @@ pub(crate) fn check(
     let keys: HashSet<(i32, u64)> = tree.iter().map(Process::key).collect();
     rules.settled.retain(|key, _| keys.contains(key));
     rules.nested.retain(|key, _| keys.contains(key));
+    rules.apart.clear();
     for process in tree {
         // A process that ends while it is looked at is no reason to refuse.
         match check_process(rules, &own, &spaces, process, findings) {
@@ -140,7 +155,7 @@ pub(crate) fn check(
         }
     }
     spaces.check_children(rules.nested, tree, findings);
-    sharing(tree, findings)?;
+    sharing(tree, rules.apart, findings)?;
     if let Some(cgroup) = &spec.cgroup {
         membership(cgroup, tree, rules.stopped.is_some(), findings)?;
         // While we trace it, it is frozen by us.
@@ -247,7 +262,7 @@ fn may_leave(status: &Status) -> bool {
 
 /// `namespaces`: those of its process; `None` when they are known to be the same. Answers whether it can leave them.
 fn check_thread(
-    rules: &Rules<'_>,
+    rules: &mut Rules<'_>,
     process: &Process,
     tid: i32,
     namespaces: Option<[Option<u64>; 6]>,
@@ -274,21 +289,21 @@ fn check_thread(
     if let Some(reason) = unmapped(&thread, rules.ids) {
         findings.thread(process.inner, thread.inner_pid(), reason, END);
     }
-    let own = [
-        ("descriptor table", kcmp::files(process.pid, tid)),
-        ("working directory", kcmp::fs(process.pid, tid)),
-    ];
-    for (what, order) in own {
-        match order {
-            Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
-            Ok(_) => findings.thread(
-                process.inner,
-                thread.inner_pid(),
-                format!("it has a {what} of its own (unshare), which is not carried yet"),
-                END,
-            ),
-            Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
-        }
+    let inner = thread.pid_at(process.depth);
+    match kcmp::files(process.pid, tid) {
+        Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
+        Ok(_) => findings.thread(
+            process.inner,
+            inner,
+            "it has a descriptor table of its own (unshare), which is not carried yet",
+            END,
+        ),
+        Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
+    }
+    match kcmp::fs(process.pid, tid) {
+        Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
+        Ok(_) => rules.apart.push(Apart { tid, process: process.inner, inner }),
+        Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
     }
     let names = THREAD_NAMESPACES.into_iter().map(|(_, name)| name).chain(["pid_for_children"]);
     for (name, leader) in names.zip(namespaces.into_iter().flatten()) {
@@ -404,44 +419,63 @@ fn is_32_bit(pid: i32) -> Result<bool, InspectError> {
 }
 
 /// Processes that share what processes usually have for themselves.
-fn sharing(tree: &[Process], findings: &mut Findings) -> Result<(), InspectError> {
+fn sharing(tree: &[Process], apart: &[Apart], findings: &mut Findings) -> Result<(), InspectError> {
     type Compare = fn(i32, i32) -> sys::Result<Ordering>;
     let kinds: [(&str, Compare); 3] = [
         ("its address space (vfork or CLONE_VM)", kcmp::vm),
         ("its descriptor table (CLONE_FILES)", kcmp::files),
         ("its working directory (CLONE_FS)", kcmp::fs),
     ];
+    // Those of the last kind.
+    let mut directories = Vec::new();
     for (what, compare) in kinds {
         // Sorted by the kernel's order. Inserted one by one, because a process that ends meanwhile has none.
-        let mut sorted: Vec<&Process> = Vec::new();
+        let mut sorted: Vec<(i32, Pid)> = Vec::new();
         for process in tree.iter().filter(|process| !process.is_zombie()) {
-            match place(&sorted, process, compare) {
+            match place(&sorted, process.pid, compare) {
                 // What has ended shares having nothing.
-                Ok(Ok(twin)) if ends(process.pid) || ends(sorted[twin].pid) => {}
+                Ok(Ok(twin)) if ends(process.pid) || ends(sorted[twin].0) => {}
                 Ok(Ok(twin)) => findings.process(
                     process.inner,
-                    format!("it shares {what} with process {}", sorted[twin].inner),
+                    format!("it shares {what} with process {}", sorted[twin].1),
                     "try again in a moment; if it stays so, end one of them",
                 ),
-                Ok(Err(at)) => sorted.insert(at, process),
+                Ok(Err(at)) => sorted.insert(at, (process.pid, process.inner)),
                 Err(Errno::ESRCH) => {}
                 Err(errno) => return Err(InspectError::kernel("kcmp", process.pid, errno)),
             }
+        }
+        directories = sorted;
+    }
+    for Apart { tid, process, inner } in apart.iter().copied() {
+        match place(&directories, tid, kcmp::fs) {
+            Ok(Ok(twin)) => findings.thread(
+                process,
+                inner,
+                format!(
+                    "it shares its working directory (CLONE_FS) with {}, and not with its process",
+                    directories[twin].1
+                ),
+                END,
+            ),
+            Ok(Err(at)) => directories.insert(at, (tid, inner)),
+            Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(InspectError::kernel("kcmp", tid, errno)),
         }
     }
     Ok(())
 }
 
-/// Where a process stands in the sorted ones: `Ok` with its equal, `Err` with the place to insert it.
+/// Where a process or thread stands in the sorted ones, each with its number in the container: `Ok` with its equal, `Err` with the place to insert it.
 fn place(
-    sorted: &[&Process],
-    process: &Process,
+    sorted: &[(i32, Pid)],
+    pid: i32,
     compare: fn(i32, i32) -> sys::Result<Ordering>,
 ) -> sys::Result<Result<usize, usize>> {
     let (mut low, mut high) = (0, sorted.len());
     while low < high {
         let middle = usize::midpoint(low, high);
-        match compare(sorted[middle].pid, process.pid)? {
+        match compare(sorted[middle].0, pid)? {
             Ordering::Equal => return Ok(Ok(middle)),
             Ordering::Less => low = middle + 1,
             Ordering::Greater => high = middle,

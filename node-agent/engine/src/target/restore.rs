@@ -8,7 +8,7 @@ use image::files::{FileLock, LockKind};
 use image::shape::{Mm, Zombie};
 use image::state::{Image, ProcessState, Resume, Thread};
 use image::{Pid, Refusal, Subject};
-use libc::{SYS_close, SYS_fcntl, SYS_wait4};
+use libc::{SYS_close, SYS_fcntl, SYS_unshare, SYS_wait4};
 use sys::ptrace::{Event, Exit, Stop, Stopped};
 use sys::regs::NO_SYSCALL;
 use sys::tape::target::TargetTape;
@@ -177,11 +177,11 @@ impl Restorer<'_> {
                 process.threads.iter().map(|thread| (thread.tid, thread)).collect();
             let filtered = !attributes::one_history(process);
             let skeleton = self.tree.get(process.pid)?;
-            // One that has other credentials by now, or filters of its own, cannot be changed any more: it is made anew.
+            // One that has other credentials by now, filters or directories of its own, cannot be changed any more: it is
+            // made anew.
             let right = |task: &Task, thread: &Thread| {
-                task.creds
-                    .as_ref()
-                    .is_none_or(|creds| *creds == thread.creds && !(filtered && thread.seccomp_mode != 0))
+                let own = thread.directories.is_some() || (filtered && thread.seccomp_mode != 0);
+                task.creds.as_ref().is_none_or(|creds| *creds == thread.creds && !own)
             };
             let stay = |task: &&Task| {
                 all.contains(&task.tid) && own.get(&task.tid).is_some_and(|thread| right(task, thread))
@@ -193,7 +193,15 @@ impl Restorer<'_> {
             let others = process.threads.iter().skip(1);
             let tids: Vec<Pid> = others.clone().map(|thread| thread.tid).collect();
             let below = others.map(|thread| (thread.tid, thread.tids_below.as_slice())).collect();
-            self.tree.get(process.pid)?.set_numbered_threads(self.tape, &tids, &below)?;
+            let skeleton = self.tree.get(process.pid)?;
+            skeleton.set_numbered_threads(self.tape, &tids, &below)?;
+            // Before its process changes its own, which it may be unable to leave.
+            for (task, thread) in skeleton.threads.iter_mut().zip(process.threads.iter().skip(1)) {
+                if thread.directories.is_some() {
+                    let call = call!("unshare", SYS_unshare, libc::CLONE_FS);
+                    task.run(self.tape, &[call])?;
+                }
+            }
         }
         Ok(())
     }
