@@ -10,6 +10,7 @@ of the form `# key: value` tell the suite more:
     # lost: TEXT          is neither carried nor noticed, and what is lost has TEXT in it
     # not: WAYS: REASON   cannot be tried in these ways
     # needs: PROGRAM ...  must be installed
+    # with: CAPABILITY ...  its container gets these
 
     case.py [--init] PROGRAM SCRATCH
 
@@ -19,6 +20,7 @@ directory is removed in the end with all that is below it.
 The program says `ready PID` on standard output and, after SIGUSR2, `ok` or what was lost. With --init it is the child of
 a first process that reaps what is left to it.
 """
+import ast
 import ctypes
 import mmap
 import os
@@ -92,6 +94,43 @@ def fork(work):
             code = 99
         os._exit(code)
     return pid
+
+
+def server():
+    """A child that evaluates what it is asked, an expression of this module's names; its pid and the asking. An error of
+    a system call is its negative number. It may have servers of its own, kept in KIDS."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def serve():
+        here.close()
+        KIDS.clear()
+        while True:
+            text = there.recv(1 << 16)
+            if not text:
+                os._exit(0)
+            try:
+                value = eval(text, globals())
+            except OSError as error:
+                value = -error.errno
+            there.send(repr(value).encode())
+
+    pid = fork(serve)
+    there.close()
+
+    def ask(text):
+        here.send(text.encode())
+        return ast.literal_eval(here.recv(1 << 16).decode())
+
+    return pid, ask
+
+
+KIDS = {}
+
+
+def kid(ask, name):
+    """Makes a server the child of another one; its pid there, and the asking through it."""
+    pid = ask(f"KIDS.update({name}=server()) or KIDS['{name}'][0]")
+    return pid, lambda text: ask(f"KIDS['{name}'][1]({text!r})")
 
 
 def forever():

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use engine::proc::{maps, stat, tasks};
 use engine::target::{Target, TargetOptions};
+use image::namespaces::Nested;
 use image::pages::{Batch, Owner, Run, RunKind};
 use image::shape::{Mm, ProcessShape, Shape};
 use target_support::*;
@@ -80,7 +81,18 @@ fn a_skeleton_has_the_mappings_and_memory_of_its_source() {
 }
 
 fn process(pid: i32, ppid: i32, pgid: i32, sid: i32) -> ProcessShape {
-    ProcessShape { pid, ppid, pgid, sid, exit_signal: 17, zombie: None, tty: None, mm: Mm::default() }
+    ProcessShape {
+        pid,
+        ppid,
+        pgid,
+        sid,
+        exit_signal: 17,
+        zombie: None,
+        tty: None,
+        levels: Vec::new(),
+        namespaces: Nested::default(),
+        mm: Mm::default(),
+    }
 }
 
 /// (pid, parent, group, session) as the container numbers them.

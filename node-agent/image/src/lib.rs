@@ -8,7 +8,7 @@
 //! * [`state`] is what is read while the container is frozen: registers, signals, timers, credentials.
 //! * [`files`] and [`sockets`] are the open file descriptions.
 //! * [`groups`] are the control groups.
-//! * [`ipc`] is what lives in the IPC namespace.
+//! * [`ipc`] is what lives in the IPC namespace, [`namespaces`] what processes have beside the container's own.
 //! * [`refusal`] names what cannot be carried over.
 //! * [`checkpoint`] is a whole container as one stream.
 //! * [`frame`], [`pages`], [`packed`] and [`codec`] are the byte form, with limits checked before any allocation.
@@ -21,6 +21,7 @@ pub mod files;
 pub mod frame;
 pub mod groups;
 pub mod ipc;
+pub mod namespaces;
 pub mod packed;
 pub mod pages;
 pub mod refusal;
@@ -30,7 +31,7 @@ pub mod state;
 
 pub use refusal::{Refusal, Subject};
 
-/// A process or thread identifier as seen in the container's own (innermost) pid namespace.
+/// A process or thread identifier as seen in the container's pid namespace, that of its first process.
 pub type Pid = i32;
 
 /// A user-space virtual address.

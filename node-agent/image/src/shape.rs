@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ipc::IpcObject;
+use crate::namespaces::{Level, Nested};
 use crate::state::Creds;
 use crate::{Addr, Pid};
 
@@ -42,6 +43,11 @@ pub struct ProcessShape {
     /// The number of its controlling terminal in the container's devpts. A process has it by birth, and a session's
     /// leader by taking it, so it is a part of the tree.
     pub tty: Option<u32>,
+    /// What it is in the pid namespaces below the container's, the outermost first. Empty for a process of the
+    /// container's own.
+    pub levels: Vec<Level>,
+    /// Namespaces that are not the container's. A zombie has none.
+    pub namespaces: Nested,
     /// Its address space.
     pub mm: Mm,
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{FdEntry, Files};
 use crate::ipc::Ipc;
+use crate::namespaces::Namespace;
 use crate::shape::Shape;
 use crate::{Addr, Pid};
 
@@ -20,6 +21,8 @@ pub struct Image {
     pub files: Files,
     /// What the container's IPC namespace holds.
     pub ipc: Ipc,
+    /// The namespaces that [`crate::shape::ProcessShape::namespaces`] names.
+    pub namespaces: Vec<Namespace>,
 }
 
 /// What a target must match (or be told) about the source's host.
@@ -130,11 +133,26 @@ pub enum Report {
     Continued,
 }
 
+/// What CLONE_FS of clone(2) shares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directories {
+    /// umask(2).
+    pub umask: u32,
+    /// As [`ProcessState::cwd`].
+    pub cwd: String,
+    /// As [`ProcessState::root`].
+    pub root: String,
+}
+
 /// One thread.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Thread {
     /// Its tid in the container's pid namespace.
     pub tid: Pid,
+    /// Its tids in the pid namespaces of [`crate::shape::ProcessShape::levels`].
+    pub tids_below: Vec<Pid>,
+    /// Directories that it does not share with its process: it called unshare(2) with CLONE_FS.
+    pub directories: Option<Directories>,
     /// General registers, with the interrupted system call not yet applied.
     pub regs: Regs,
     /// The raw xsave area (PTRACE_GETREGSET NT_X86_XSTATE).
@@ -274,6 +292,14 @@ pub enum Resume {
     },
 }
 
+impl Thread {
+    /// Its tid as it knows it itself.
+    #[must_use]
+    pub fn own_tid(&self) -> Pid {
+        self.tids_below.last().copied().unwrap_or(self.tid)
+    }
+}
+
 /// One queued signal: the raw 128-byte `siginfo_t` of PTRACE_PEEKSIGINFO.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SigInfo(#[serde(with = "serde_bytes")] pub Vec<u8>);
@@ -337,7 +363,7 @@ pub struct PosixTimer {
     pub signal: i32,
     /// sigev_value.
     pub value: u64,
-    /// Thread for SIGEV_THREAD_ID, container numbering.
+    /// Thread for SIGEV_THREAD_ID, as its process numbers it.
     pub tid: Pid,
     /// Time until the next expiry, nanoseconds, 0 = disarmed.
     pub remaining_ns: u64,

@@ -245,7 +245,7 @@ fn names(pid: i32) -> anyhow::Result<(String, String)> {
     let (host, domain) = std::thread::scope(|scope| {
         scope.spawn(read).join().unwrap_or_else(|_| bail!("cannot read the host name of process {pid}"))
     })?;
-    Ok((host, if domain == "(none)" { String::new() } else { domain }))
+    Ok((host, domain))
 }
 
 fn mounts(pid: i32, host_root: bool, external: &BTreeMap<PathBuf, String>) -> anyhow::Result<Vec<Place>> {

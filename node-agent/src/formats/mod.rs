@@ -39,7 +39,7 @@ pub(crate) use layouts;
 fn protocol() -> Registry {
     let messages = layouts!(
         "message": PeerMessage, Purpose, Mark, crate::commit::Answer, crate::commit::Owner, image::Subject,
-        image::files::FileKind, image::files::LockKind, image::shape::Backing, image::shape::ObjectKind,
+        image::files::FileKind, image::files::LockKind, image::namespaces::Contents, image::shape::Backing, image::shape::ObjectKind,
         image::files::TerminalSide, image::sockets::TcpState, image::sockets::UnixState, image::state::Report, image::state::Resume,
         std::net::SocketAddr, std::net::IpAddr
     );

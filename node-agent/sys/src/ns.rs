@@ -1,12 +1,14 @@
 //! Namespaces: entering, leaving, and work inside a network namespace without moving the caller's thread.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use crate::abi::{io_errno, small};
+use crate::abi::{io_errno, new_fd, small};
 use crate::{Errno, Result};
 
 /// A kind of namespace.
@@ -119,6 +121,17 @@ pub fn id_of(fd: BorrowedFd<'_>) -> Result<Id> {
     Ok(Id { dev: stat.st_dev, ino: stat.st_ino })
 }
 
+/// The pid or user namespace that one was made in.
+///
+/// # Errors
+/// `EPERM` it is outside of the caller's own; `EINVAL` another kind.
+pub fn parent(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // NS_GET_PARENT of ioctl_nsfs(2).
+    const NS_GET_PARENT: libc::Ioctl = 0xb702;
+    // SAFETY: the request takes no argument.
+    new_fd(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_PARENT) })
+}
+
 /// unshare(2) for the calling thread; `flags` are `CLONE_*`.
 ///
 /// # Errors
@@ -155,7 +168,7 @@ pub fn set(fd: BorrowedFd<'_>, flags: i32) -> Result<()> {
 ///
 /// # Errors
 /// `EPERM`, `EINVAL` longer than 64 bytes.
-pub fn set_hostname(name: &str) -> Result<()> {
+pub fn set_hostname(name: impl AsRef<OsStr>) -> Result<()> {
     nix::unistd::sethostname(name)
 }
 
@@ -163,7 +176,8 @@ pub fn set_hostname(name: &str) -> Result<()> {
 ///
 /// # Errors
 /// `EPERM`, `EINVAL` longer than 64 bytes.
-pub fn set_domainname(name: &str) -> Result<()> {
+pub fn set_domainname(name: impl AsRef<OsStr>) -> Result<()> {
+    let name = name.as_ref().as_bytes();
     // SAFETY: the kernel reads `name.len()` bytes.
     small(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
 }

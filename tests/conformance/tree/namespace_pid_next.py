@@ -1,6 +1,6 @@
 """A process whose children would be in another pid namespace, which has none yet"""
 # refused: pid_for_children namespace
-# not: move: it takes a capability that the container does not have
+# with: CAP_SYS_ADMIN
 import os
 
 from case import case, forever, fork, same, syscall

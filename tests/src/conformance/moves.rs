@@ -17,6 +17,8 @@ const REFUSED: i32 = 3;
 pub struct Moves {
     cluster: Cluster,
     bundle: PathBuf,
+    /// What a container is, before it is a program's.
+    config: Value,
 }
 
 impl Moves {
@@ -28,7 +30,8 @@ impl Moves {
         let cluster = Cluster::up()?;
         let bundle = cluster.make_bundle("conformance", &["/data"], &["/usr/bin/python3"])?;
         copy(programs(), &bundle.join("rootfs/data/conformance"))?;
-        Ok(Self { cluster, bundle })
+        let config = serde_json::from_slice(&fs::read(bundle.join("config.json"))?)?;
+        Ok(Self { cluster, bundle, config })
     }
 
     /// Moves a program there and back.
@@ -49,7 +52,7 @@ impl Moves {
 
     fn start(&self, program: &Program, name: &str) -> Result<()> {
         let path = self.bundle.join("config.json");
-        let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
+        let mut config = self.config.clone();
         let process = config.get_mut("process").context("the bundle runs nothing")?;
         let file = format!("/data/conformance/{}.py", program.path());
         process["args"] = json!([
@@ -59,6 +62,11 @@ impl Moves {
             file,
             format!("/data/work/{name}")
         ]);
+        for set in ["bounding", "effective", "permitted"] {
+            let set = process.pointer_mut(&format!("/capabilities/{set}")).and_then(Value::as_array_mut);
+            set.context("the bundle has no capabilities")?
+                .extend(program.with.iter().map(|name| json!(name)));
+        }
         fs::write(&path, config.to_string())?;
         let bundle = self.bundle.to_str().context("a path in UTF-8")?;
         self.cluster.must(["run", name, "--node", "node-a", "--bundle", bundle]).map(drop)

@@ -35,13 +35,21 @@ impl Group {
     /// Whether nothing runs in it. What orphans leave is reaped: a number is not free before, when a session or a process
     /// group has it.
     fn is_empty(&self) -> bool {
+        self.reap(&[]);
+        fs::read_to_string(self.0.join("cgroup.events")).is_ok_and(|events| events.contains("populated 0"))
+    }
+
+    /// Reaps what has ended of it, but for these.
+    fn reap(&self, spared: &[u32]) {
         for pid in children(Pid::this().as_raw()).unwrap_or_default() {
             let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            if spared.iter().any(|spared| i64::from(*spared) == i64::from(pid)) {
+                continue;
+            }
             if group.lines().any(|line| line.starts_with("0::") && self.0.ends_with(&line["0::/".len()..])) {
                 let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
             }
         }
-        fs::read_to_string(self.0.join("cgroup.events")).is_ok_and(|events| events.contains("populated 0"))
     }
 
     /// A command that runs in the group.
@@ -193,7 +201,15 @@ pub(super) fn null(program: &Program) -> Result<Outcome> {
 pub(super) fn on_disk(program: &Program, boxed: bool) -> Result<Outcome> {
     let mut running = Running::start(program, boxed)?;
     let (root, image, pidfile) = (running.root()?, running.path("image"), running.path("pid"));
-    let saved = running.agent(&["checkpoint", "--pid", &root.to_string(), "--out", &image])?.output()?;
+    let mut saving = running.agent(&["checkpoint", "--pid", &root.to_string(), "--out", &image])?;
+    let mut saving = saving.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().context("run the agent")?;
+    let spared = [saving.id(), running.child.id()];
+    wait_for("the checkpoint", LIMIT, || {
+        // A pid namespace of the tree's does not end before what fell to us of it is reaped.
+        running.group.reap(&spared);
+        saving.try_wait().ok().flatten()
+    })?;
+    let saved = saving.wait_with_output()?;
     let said = String::from_utf8_lossy(&saved.stderr).into_owned();
     if saved.status.code() == Some(REFUSED) {
         let reasons: Vec<&str> =

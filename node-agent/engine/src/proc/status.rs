@@ -142,6 +142,18 @@ impl Status {
     pub fn inner_pid(&self) -> i32 {
         self.ns_pid.last().copied().unwrap_or(0)
     }
+
+    /// How far below this process's pid namespace the task's own is.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.ns_pid.len().saturating_sub(1)
+    }
+
+    /// The tid in the pid namespace at that depth; 0 when it has none there.
+    #[must_use]
+    pub fn pid_at(&self, depth: usize) -> i32 {
+        self.ns_pid.get(depth).copied().unwrap_or(0)
+    }
 }
 
 /// Reads /proc/PID/status.

@@ -175,7 +175,7 @@ impl Source {
             }
             let places = places(&process.tids);
             stopped.sort_by_key(|thread| places.get(&thread.tid()).copied());
-            let witness = match self.witnesses.number(&process.status) {
+            let witness = match self.witnesses.number(process) {
                 Ok(witness) => witness,
                 Err(error) => {
                     frozen.held.stopped.append(&mut stopped);

@@ -100,7 +100,7 @@ fn report(tables: &Tables, tree: &[i32], findings: &mut Findings) {
 }
 
 /// The names in the message queue file system of this thread's namespace, which is mounted nowhere for it.
-fn queues() -> Result<Vec<String>, Errno> {
+pub(crate) fn queues() -> Result<Vec<String>, Errno> {
     let fs = match mount::FsContext::open("mqueue").and_then(|context| context.mount(0)) {
         Ok(fs) => fs,
         // A kernel without them.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::linux::fs::MetadataExt;
 
+use image::namespaces::{Namespace, Nested};
 use image::shape::{FileIdentity, GhostFile, ProcessShape, Shape, Zombie};
 
 use super::beside::Beside;
@@ -14,8 +15,9 @@ use super::facts::{self, Asked, Facts, SocketFacts};
 use super::findings::Findings;
 use super::ipc::{self, How};
 use super::mm::{self, Files, Mapping, MmReader};
+use super::namespaces;
 use super::registry::{Handle, Registry};
-use super::rules::{self, Rules, Settled};
+use super::rules::{self, Apart, Rules, Settled};
 use super::sockets::Kind;
 use super::spec::TreeSpec;
 use super::sysv::Sysv;
@@ -41,6 +43,8 @@ pub(crate) struct ProcessLook {
     pub(crate) sockets: HashMap<i32, Kind>,
     /// Those of them that have a packet filter.
     pub(crate) filtered: HashSet<i32>,
+    /// Its namespaces.
+    pub(crate) namespaces: Nested,
     exe: FileIdentity,
 }
 
@@ -72,6 +76,12 @@ pub(crate) struct Looker {
     pub(crate) stopped: Option<Standstill>,
     /// Processes whose namespaces need not be looked at again.
     settled: Settled,
+    /// Those of processes which are not all the container's, as the last look at everything found them.
+    nested: HashMap<(i32, u64), Nested>,
+    /// Threads with directories of their own, as the last look at everything found them.
+    pub(crate) apart: Vec<Apart>,
+    /// What these namespaces hold.
+    pub(crate) namespaces: Vec<Namespace>,
     /// What was asked of files in this look.
     files: Files,
     /// The tree has an IPC namespace of its own, and what is in it.
@@ -126,6 +136,9 @@ impl Looker {
             tracked: false,
             stopped: None,
             settled: Settled::new(),
+            nested: HashMap::new(),
+            apart: Vec::new(),
+            namespaces: Vec::new(),
             files: Files::default(),
             own_ipc: false,
             sysv: Sysv::default(),
@@ -158,8 +171,11 @@ impl Looker {
                 ids: &self.view.ids,
                 stopped: self.stopped.as_ref(),
                 settled: &mut self.settled,
+                apart: &mut self.apart,
+                nested: &mut self.nested,
             };
             rules::check(&mut rules, &tree, findings)?;
+            self.namespaces = namespaces::look(&tree, &self.nested, findings)?;
             self.groups = multicast::read(self.spec.root)?;
             self.joined.clear();
         }
@@ -228,6 +244,7 @@ impl Looker {
         findings: &mut Findings,
     ) -> Result<ProcessLook, InspectError> {
         let mut found = ProcessLook {
+            namespaces: self.nested.get(&process.key()).copied().unwrap_or_default(),
             process,
             mappings: Vec::new(),
             descriptors: Vec::new(),
@@ -246,6 +263,7 @@ impl Looker {
             files: &mut self.files,
             tracked: self.tracked,
             own_ipc: self.own_ipc,
+            left_ipc: found.namespaces.ipc != 0,
         };
         found.mappings = reader.mappings(&found.process, &facts.entries)?;
         found.exe = exe(&mut reader, &found.process)?;
@@ -287,13 +305,15 @@ impl Looker {
             shape.processes.push(ProcessShape {
                 pid: process.inner,
                 ppid: process.parent,
-                pgid: process.status.ns_pgid.last().copied().unwrap_or(0),
-                sid: process.status.ns_sid.last().copied().unwrap_or(0),
+                pgid: process.pgid(),
+                sid: process.sid(),
                 exit_signal: process.stat.exit_signal,
                 zombie: process
                     .is_zombie()
                     .then(|| Zombie { status: process.stat.exit_code, comm: process.status.name.clone() }),
                 tty: terminals::controlling(&process.stat),
+                levels: process.levels.clone(),
+                namespaces: found.namespaces,
                 mm,
             });
         }

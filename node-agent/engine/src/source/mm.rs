@@ -93,6 +93,8 @@ pub(crate) struct MmReader<'a> {
     pub(crate) tracked: bool,
     /// The tree has an IPC namespace of its own.
     pub(crate) own_ipc: bool,
+    /// The process is in another IPC namespace than the tree.
+    pub(crate) left_ipc: bool,
 }
 
 const RESTART: &str = "end the program, or have it give this memory back, before the move";
@@ -187,7 +189,7 @@ impl MmReader<'_> {
         let may_write = entry.shared && (entry.flags.has("mw") || entry.prot & 2 != 0);
         if file.metadata.st_dev() == self.view.shmem_dev {
             let kind = match object_kind(&entry.name) {
-                None if entry.name.starts_with(b"/SYSV") && self.own_ipc => {
+                None if entry.name.starts_with(b"/SYSV") && self.own_ipc && !self.left_ipc => {
                     // Its inode's number is the segment's; the rest is in the namespace's table.
                     let id = i32::try_from(entry.inode).unwrap_or(0);
                     Some(ObjectKind::Segment(IpcObject { id, ..IpcObject::default() }))
@@ -196,7 +198,12 @@ impl MmReader<'_> {
             };
             let Some(kind) = kind else {
                 let name = String::from_utf8_lossy(&entry.name).into_owned();
-                let (reason, way_out) = if name.starts_with("/SYSV") {
+                let (reason, way_out) = if name.starts_with("/SYSV") && self.left_ipc {
+                    (
+                        "System V shared memory in a process that is in another IPC namespace than the container's root".to_owned(),
+                        "end the program, or have it detach the segment, before the move",
+                    )
+                } else if name.starts_with("/SYSV") {
                     (
                         "System V shared memory of the host's IPC namespace".to_owned(),
                         "give the container an IPC namespace, or use POSIX shared memory (shm_open, memfd_create)",

@@ -27,6 +27,7 @@ mod look;
 mod memory;
 mod mm;
 mod multicast;
+mod namespaces;
 mod numa;
 mod outside;
 mod owners;

@@ -10,6 +10,7 @@ use super::descriptor::{Class, O_PATH};
 use super::error::InspectError;
 use super::findings::Findings;
 use super::look::{Look, ProcessLook};
+use super::tree::Process;
 use crate::proc::status;
 
 const F_OWNER_TID: i32 = 0;
@@ -57,13 +58,11 @@ pub(crate) fn of(
     let mut all = processes.iter().map(|found| &found.process);
     let inner = match owner.kind {
         F_OWNER_PID => inner_pid(owner.id, processes),
-        F_OWNER_TID => all
-            .find(|process| process.tids.contains(&owner.id))
-            .and_then(|process| status::read_thread(process.pid, owner.id).ok())
-            .map(|status| status.inner_pid()),
-        _ => all
-            .find(|process| process.stat.pgrp == owner.id)
-            .and_then(|process| process.status.ns_pgid.last().copied()),
+        F_OWNER_TID => all.find(|process| process.tids.contains(&owner.id)).and_then(|process| {
+            let status = status::read_thread(process.pid, owner.id).ok()?;
+            Some(status.pid_at(process.depth))
+        }),
+        _ => all.find(|process| process.stat.pgrp == owner.id).map(Process::pgid),
     };
     Ok(inner.map(|inner| Some((owner.kind + 1, inner))).ok_or(Refused::Outside))
 }

@@ -5,6 +5,8 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use image::Pid;
+use image::namespaces::Nested;
 use sys::{Errno, kcmp};
 
 use super::error::InspectError;
@@ -16,14 +18,15 @@ use crate::proc::idmap::IdMaps;
 use crate::proc::status::Status;
 use crate::proc::{ProcError, links, stat, status};
 
-/// Those that a thread can leave alone.
-const THREAD_NAMESPACES: [&str; 4] = ["net", "mnt", "uts", "ipc"];
+/// Those that a thread can leave alone: of its process, and what must be the same of the thread.
+const THREAD_NAMESPACES: [(&str, &str); 5] =
+    [("net", "net"), ("mnt", "mnt"), ("uts", "uts"), ("ipc", "ipc"), ("time", "time_for_children")];
 
 /// CAP_SYS_ADMIN, without which no namespace can be left, see namespaces(7): but for user_namespaces(7), whose number is
 /// compared each time. In a mask of capabilities.
 const SYS_ADMIN: u64 = 1 << 21;
 
-/// Processes, by pid and start time, whose namespaces and those of their threads were found to be the container's, and
+/// Processes, by pid and start time, whose namespaces and those of their threads were found to be carried, and
 /// which can neither leave them nor get the capability to do so; with the number of their user namespace.
 pub(crate) type Settled = HashMap<(i32, u64), Option<u64>>;
 
@@ -37,6 +40,21 @@ pub(crate) struct Rules<'a> {
     pub(crate) stopped: Option<&'a Standstill>,
     /// What is known from one look to the next.
     pub(crate) settled: &'a mut Settled,
+    /// Threads that do not share their directories with their process.
+    pub(crate) apart: &'a mut Vec<Apart>,
+    /// Processes with other namespaces than the container's which are carried, by pid and start time.
+    pub(crate) nested: &'a mut HashMap<(i32, u64), Nested>,
+}
+
+/// A thread with a working directory, root directory and umask of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Apart {
+    /// Its tid as this process sees it.
+    pub(crate) tid: i32,
+    /// Its process, as the container numbers it.
+    process: Pid,
+    /// Itself, as the container numbers it.
+    inner: Pid,
 }
 
 /// Namespaces of the root, read when they are needed.
@@ -50,6 +68,57 @@ impl Own {
             let _ = self.1.set(all);
         }
         Ok(self.1.get().map_or(&[], Vec::as_slice))
+    }
+}
+
+/// The pid namespaces of the tree.
+struct Spaces<'a> {
+    /// The container's.
+    root: u64,
+    /// The first processes of those below it, by the namespace's number.
+    inits: HashMap<u64, &'a Process>,
+}
+
+impl<'a> Spaces<'a> {
+    fn of(root: &Own, tree: &'a [Process]) -> Result<Self, InspectError> {
+        let init = |process: &'a Process| {
+            let level = process.levels.last().filter(|level| level.pid == 1 && !process.is_zombie())?;
+            Some((level.namespace, process))
+        };
+        let inits: HashMap<u64, &Process> = tree.iter().filter_map(init).collect();
+        let own = root.all()?.iter().find(|(name, _)| *name == "pid").and_then(|(_, number)| *number);
+        Ok(Self { root: own.unwrap_or(0), inits })
+    }
+
+    /// The one that a process is in.
+    fn own(&self, process: &Process) -> u64 {
+        process.pid_namespace().unwrap_or(self.root)
+    }
+
+    /// Whether the children of a process may be in that one.
+    fn takes(&self, process: &Process, namespace: u64) -> bool {
+        let path = |process: &Process| process.levels.iter().map(|level| level.namespace).collect::<Vec<_>>();
+        namespace == self.own(process)
+            || self.inits.get(&namespace).is_some_and(|init| path(init).starts_with(&path(process)))
+    }
+
+    /// That no namespace which children would be born into has ended meanwhile.
+    fn check_children(
+        &self,
+        nested: &HashMap<(i32, u64), Nested>,
+        tree: &[Process],
+        findings: &mut Findings,
+    ) {
+        for process in tree {
+            let children = nested.get(&process.key()).map_or(0, |nested| nested.pid_for_children);
+            if children != 0 && !self.inits.contains_key(&children) {
+                findings.process(
+                    process.inner,
+                    "the pid namespace that its children would be born into (pid_for_children) has ended",
+                    END,
+                );
+            }
+        }
     }
 }
 
@@ -73,16 +142,20 @@ pub(crate) fn check(
     }
     container_namespaces(spec, root, findings)?;
     let own = Own(root.pid, OnceCell::new());
+    let spaces = Spaces::of(&own, tree)?;
     let keys: HashSet<(i32, u64)> = tree.iter().map(Process::key).collect();
     rules.settled.retain(|key, _| keys.contains(key));
+    rules.nested.retain(|key, _| keys.contains(key));
+    rules.apart.clear();
     for process in tree {
         // A process that ends while it is looked at is no reason to refuse.
-        match check_process(rules, &own, process, findings) {
+        match check_process(rules, &own, &spaces, process, findings) {
             Err(InspectError::Proc(error)) if error.is_gone() => {}
             other => other?,
         }
     }
-    sharing(tree, findings)?;
+    spaces.check_children(rules.nested, tree, findings);
+    sharing(tree, rules.apart, findings)?;
     if let Some(cgroup) = &spec.cgroup {
         membership(cgroup, tree, rules.stopped.is_some(), findings)?;
         // While we trace it, it is frozen by us.
@@ -96,6 +169,7 @@ pub(crate) fn check(
 fn check_process(
     rules: &mut Rules<'_>,
     root: &Own,
+    spaces: &Spaces<'_>,
     process: &Process,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
@@ -139,14 +213,28 @@ fn check_process(
     let settled = rules.settled.get(&process.key()) == Some(&user);
     let before = findings.list.len();
     if !settled && process.pid != root.0 {
+        let mut nested = Nested::default();
         for (name, ours) in root.all()? {
-            if namespace(process.pid, name)? != *ours {
-                findings.process(
+            match (*name, namespace(process.pid, name)?) {
+                (_, theirs) if theirs == *ours => {}
+                // The walk over the tree has found where it is.
+                ("pid", Some(theirs)) if process.pid_namespace() == Some(theirs) => {}
+                ("pid_for_children", Some(theirs)) if spaces.takes(process, theirs) => {
+                    nested.pid_for_children = if theirs == spaces.own(process) { 0 } else { theirs };
+                }
+                ("uts", Some(theirs)) => nested.uts = theirs,
+                ("ipc", Some(theirs)) => nested.ipc = theirs,
+                _ => findings.process(
                     pid,
-                    format!("it lives in another {name} namespace than the container's root: nested namespaces are not carried yet"),
+                    format!("it lives in another {name} namespace than the container's root: nested namespaces of this kind are not carried yet"),
                     END,
-                );
+                ),
             }
+        }
+        if nested.is_none() {
+            rules.nested.remove(&process.key());
+        } else {
+            rules.nested.insert(process.key(), nested);
         }
     }
     let mut may = may_leave(&process.status);
@@ -154,8 +242,8 @@ fn check_process(
         let own = if settled {
             None
         } else {
-            let [net, mnt, uts, ipc] = THREAD_NAMESPACES.map(|name| namespace(process.pid, name));
-            Some([net?, mnt?, uts?, ipc?])
+            let [net, mnt, uts, ipc, time] = THREAD_NAMESPACES.map(|(name, _)| namespace(process.pid, name));
+            Some([net?, mnt?, uts?, ipc?, time?, Some(spaces.own(process))])
         };
         for tid in process.tids.iter().skip(1) {
             may |= check_thread(rules, process, *tid, own, findings)?;
@@ -174,10 +262,10 @@ fn may_leave(status: &Status) -> bool {
 
 /// `namespaces`: those of its process; `None` when they are known to be the same. Answers whether it can leave them.
 fn check_thread(
-    rules: &Rules<'_>,
+    rules: &mut Rules<'_>,
     process: &Process,
     tid: i32,
-    namespaces: Option<[Option<u64>; 4]>,
+    namespaces: Option<[Option<u64>; 6]>,
     findings: &mut Findings,
 ) -> Result<bool, InspectError> {
     let stopped = rules.stopped;
@@ -201,33 +289,38 @@ fn check_thread(
     if let Some(reason) = unmapped(&thread, rules.ids) {
         findings.thread(process.inner, thread.inner_pid(), reason, END);
     }
-    let own = [
-        ("descriptor table", kcmp::files(process.pid, tid)),
-        ("working directory", kcmp::fs(process.pid, tid)),
-    ];
-    for (what, order) in own {
-        match order {
-            Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
-            Ok(_) => findings.thread(
-                process.inner,
-                thread.inner_pid(),
-                format!("it has a {what} of its own (unshare), which is not carried yet"),
-                END,
-            ),
-            Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
-        }
+    let inner = thread.pid_at(process.depth);
+    match kcmp::files(process.pid, tid) {
+        Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
+        Ok(_) => findings.thread(
+            process.inner,
+            inner,
+            "it has a descriptor table of its own (unshare), which is not carried yet",
+            END,
+        ),
+        Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
     }
-    for (name, leader) in THREAD_NAMESPACES.into_iter().zip(namespaces.into_iter().flatten()) {
+    match kcmp::fs(process.pid, tid) {
+        Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
+        Ok(_) => rules.apart.push(Apart { tid, process: process.inner, inner }),
+        Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
+    }
+    let names = THREAD_NAMESPACES.into_iter().map(|(_, name)| name).chain(["pid_for_children"]);
+    for (name, leader) in names.zip(namespaces.into_iter().flatten()) {
         match links::read(process.pid, &format!("task/{tid}/ns/{name}")) {
             Ok(link) if links::parse_bracketed(&link) == leader => {}
-            Ok(_) => findings.thread(
+            // A pid namespace that has no process yet has no link either.
+            Err(error)
+                if error.is_gone()
+                    && (name != "pid_for_children"
+                        || links::read(process.pid, &format!("task/{tid}/ns/net")).is_err()) => {}
+            Err(error) if !error.is_gone() => return Err(error.into()),
+            _ => findings.thread(
                 process.inner,
                 thread.inner_pid(),
                 format!("it lives in another {name} namespace than its process"),
                 END,
             ),
-            Err(error) if error.is_gone() => {}
-            Err(error) => return Err(error.into()),
         }
     }
     Ok(may_leave(&thread))
@@ -326,44 +419,63 @@ fn is_32_bit(pid: i32) -> Result<bool, InspectError> {
 }
 
 /// Processes that share what processes usually have for themselves.
-fn sharing(tree: &[Process], findings: &mut Findings) -> Result<(), InspectError> {
+fn sharing(tree: &[Process], apart: &[Apart], findings: &mut Findings) -> Result<(), InspectError> {
     type Compare = fn(i32, i32) -> sys::Result<Ordering>;
     let kinds: [(&str, Compare); 3] = [
         ("its address space (vfork or CLONE_VM)", kcmp::vm),
         ("its descriptor table (CLONE_FILES)", kcmp::files),
         ("its working directory (CLONE_FS)", kcmp::fs),
     ];
+    // Those of the last kind.
+    let mut directories = Vec::new();
     for (what, compare) in kinds {
         // Sorted by the kernel's order. Inserted one by one, because a process that ends meanwhile has none.
-        let mut sorted: Vec<&Process> = Vec::new();
+        let mut sorted: Vec<(i32, Pid)> = Vec::new();
         for process in tree.iter().filter(|process| !process.is_zombie()) {
-            match place(&sorted, process, compare) {
+            match place(&sorted, process.pid, compare) {
                 // What has ended shares having nothing.
-                Ok(Ok(twin)) if ends(process.pid) || ends(sorted[twin].pid) => {}
+                Ok(Ok(twin)) if ends(process.pid) || ends(sorted[twin].0) => {}
                 Ok(Ok(twin)) => findings.process(
                     process.inner,
-                    format!("it shares {what} with process {}", sorted[twin].inner),
+                    format!("it shares {what} with process {}", sorted[twin].1),
                     "try again in a moment; if it stays so, end one of them",
                 ),
-                Ok(Err(at)) => sorted.insert(at, process),
+                Ok(Err(at)) => sorted.insert(at, (process.pid, process.inner)),
                 Err(Errno::ESRCH) => {}
                 Err(errno) => return Err(InspectError::kernel("kcmp", process.pid, errno)),
             }
+        }
+        directories = sorted;
+    }
+    for Apart { tid, process, inner } in apart.iter().copied() {
+        match place(&directories, tid, kcmp::fs) {
+            Ok(Ok(twin)) => findings.thread(
+                process,
+                inner,
+                format!(
+                    "it shares its working directory (CLONE_FS) with {}, and not with its process",
+                    directories[twin].1
+                ),
+                END,
+            ),
+            Ok(Err(at)) => directories.insert(at, (tid, inner)),
+            Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(InspectError::kernel("kcmp", tid, errno)),
         }
     }
     Ok(())
 }
 
-/// Where a process stands in the sorted ones: `Ok` with its equal, `Err` with the place to insert it.
+/// Where a process or thread stands in the sorted ones, each with its number in the container: `Ok` with its equal, `Err` with the place to insert it.
 fn place(
-    sorted: &[&Process],
-    process: &Process,
+    sorted: &[(i32, Pid)],
+    pid: i32,
     compare: fn(i32, i32) -> sys::Result<Ordering>,
 ) -> sys::Result<Result<usize, usize>> {
     let (mut low, mut high) = (0, sorted.len());
     while low < high {
         let middle = usize::midpoint(low, high);
-        match compare(sorted[middle].pid, process.pid)? {
+        match compare(sorted[middle].0, pid)? {
             Ordering::Equal => return Ok(Ok(middle)),
             Ordering::Less => low = middle + 1,
             Ordering::Greater => high = middle,

@@ -238,8 +238,10 @@ impl Source {
             let mut creds = capture::threads::creds(&found.process.status, ids, 0);
             for tid in found.process.tids.iter().skip(1) {
                 match status::read_thread(found.process.pid, *tid) {
+                    // Those in a pid namespace of their own are made when their numbers there are known.
+                    Ok(_) if !found.process.levels.is_empty() => creds = None,
                     Ok(thread) => {
-                        threads.push(thread.inner_pid());
+                        threads.push(thread.pid_at(found.process.depth));
                         creds = creds
                             .filter(|same| capture::threads::creds(&thread, ids, 0).as_ref() == Some(same));
                     }
@@ -333,7 +335,7 @@ impl Source {
     fn track_one(&mut self, process: &Process, clock: &SchedulerClock) -> Result<(), SourceError> {
         let pid = process.pid;
         let mut findings = Findings::default();
-        let witness = self.witnesses.number(&process.status)?;
+        let witness = self.witnesses.number(process)?;
         let inject = |findings: &mut Findings| inject(process, clock, self.soft_dirty, witness, findings);
         let Injected { tracker, tapes, barriers } = match inject(&mut findings) {
             Err(SourceError::Leftover { .. }) => {

@@ -211,9 +211,17 @@ impl Sysv {
         }
         let inner: HashMap<i32, Pid> =
             processes.iter().map(|found| (found.process.pid, found.process.inner)).collect();
+        let left =
+            |pid: &i32| processes.iter().any(|found| found.process.pid == *pid && found.namespaces.ipc != 0);
         self.ipc = image::ipc::Ipc::default();
         for (row, (values, pids)) in found.semaphores {
             let name = format!("System V semaphores {}", number(&row, 1));
+            if pids.iter().any(left) {
+                findings.container(
+                    format!("{name}: who changed one last is in another IPC namespace by now"),
+                    REMOVE,
+                );
+            }
             let Some(object) = object(&row, 4, ids, &name, findings) else { continue };
             let pids = pids.into_iter().map(|pid| inner.get(&pid).copied().unwrap_or(0)).collect();
             let used = field(&row, 8) != 0;

@@ -194,7 +194,7 @@ fn sessions(
         let pid = found.process.inner;
         let pair = pairs.entry(index).or_default();
         take_given(index, pair, spec)?;
-        let sid = found.process.status.ns_sid.last().copied().unwrap_or(0);
+        let sid = found.process.sid();
         let leader = processes.iter().any(|other| other.process.inner == sid);
         if pair.master.is_none() || !leader {
             findings.process(pid, "its controlling terminal is outside of the container", OUTSIDE);
@@ -209,7 +209,7 @@ fn sessions(
 pub(crate) fn foreground(processes: &[ProcessLook], stat: &Stat) -> Option<Pid> {
     let member =
         processes.iter().map(|found| &found.process).find(|process| process.stat.pgrp == stat.tpgid)?;
-    member.status.ns_pgid.last().copied()
+    Some(member.pgid())
 }
 
 type Reason = Option<(String, &'static str)>;

@@ -104,6 +104,8 @@ mod tests {
             exit_signal: 17,
             zombie: None,
             tty: None,
+            levels: Vec::new(),
+            namespaces: image::namespaces::Nested::default(),
             mm: Mm { vmas, ..Mm::default() },
         }
     }

@@ -1,7 +1,7 @@
 //! Landlock domains, which nothing tells of.
 //!
 //! A process in a domain may not look at one outside of it (landlock(7), "ptrace restrictions"). So a witness is made for
-//! each user of the tree: in the tree's pid namespace, of the same user and group, without capabilities, in no domain but
+//! each user of each pid namespace of the tree: in that namespace, of the same user and group, without capabilities, in no domain but
 //! the agent's own. A process that may not compare the witness with itself (kcmp(2)), although nothing else stands against
 //! it, is in a domain. Domains are never left, so one question a thread is enough, asked when it stands still.
 
@@ -16,6 +16,7 @@ use sys::tape::{CallId, Outcome, Program};
 use sys::{Errno, pidfd};
 
 use super::error::SourceError;
+use super::tree::Process;
 use crate::proc::idmap::IdMaps;
 use crate::proc::status::{self, Status};
 
@@ -27,31 +28,32 @@ const KCMP_VM: i32 = 1;
 pub(crate) struct Witnesses {
     root: i32,
     ids: IdMaps,
-    /// Lives as long as they do: they die with it.
-    place: Option<Arc<NetnsThread>>,
-    /// By user and group, as the tree numbers them: their numbers in its pid namespace.
-    made: HashMap<(u32, u32), (Child, i32)>,
+    /// Live as long as they do: they die with them. By pid namespace, 0 for the tree's.
+    places: HashMap<u64, Arc<NetnsThread>>,
+    /// By pid namespace and by user and group, as the tree numbers them: their numbers in that namespace.
+    made: HashMap<(u64, u32, u32), (Child, i32)>,
 }
 
 impl Witnesses {
     /// For the tree of this root; none is made yet. On a kernel without Landlock none ever is.
     pub(crate) fn of(root: i32, ids: &IdMaps) -> Self {
-        Self { root, ids: ids.clone(), place: None, made: HashMap::new() }
+        Self { root, ids: ids.clone(), places: HashMap::new(), made: HashMap::new() }
     }
 
-    /// The witness for a thread with this status: its number in the tree's pid namespace. `None` without Landlock.
+    /// The witness for the threads of a process: its number in the pid namespace of that. `None` without Landlock.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub(crate) fn number(&mut self, of: &Status) -> Result<Option<i32>, SourceError> {
+    pub(crate) fn number(&mut self, of: &Process) -> Result<Option<i32>, SourceError> {
         if !sys::landlock::is_there() {
             return Ok(None);
         }
-        let Some(who) = self.who(of) else { return Ok(None) };
+        let Some((uid, gid)) = self.who(&of.status) else { return Ok(None) };
+        let who = (of.pid_namespace().unwrap_or(0), uid, gid);
         if let Some((_, number)) = self.made.get(&who) {
             return Ok(Some(*number));
         }
-        let made = self.make(who).map_err(|errno| {
+        let made = self.make(who, of.pid).map_err(|errno| {
             SourceError::kernel("make a process beside the tree, to find Landlock domains", self.root, errno)
         })?;
         let number = made.1;
@@ -64,17 +66,18 @@ impl Witnesses {
         Some((self.ids.uid.inside(of.uid[0])?, self.ids.gid.inside(of.gid[0])?))
     }
 
-    fn make(&mut self, (uid, gid): (u32, u32)) -> Result<(Child, i32), Errno> {
+    /// In the pid namespace of the process `beside`.
+    fn make(&mut self, (namespace, uid, gid): (u64, u32, u32), beside: i32) -> Result<(Child, i32), Errno> {
         let user = match ns::id(self.root, Kind::User)? == ns::id_of(ns::open_own(Kind::User)?.as_fd())? {
             true => None,
             false => Some(ns::open(self.root, Kind::User)?),
         };
-        let place = match &self.place {
+        let place = match self.places.get(&namespace) {
             Some(place) => Arc::clone(place),
             None => {
-                let within = vec![(ns::open(self.root, Kind::Pid)?, Kind::Pid)];
+                let within = vec![(ns::open(beside, Kind::Pid)?, Kind::Pid)];
                 let place = Arc::new(NetnsThread::start_within(within)?);
-                self.place = Some(Arc::clone(&place));
+                self.places.insert(namespace, Arc::clone(&place));
                 place
             }
         };

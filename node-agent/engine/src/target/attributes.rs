@@ -51,12 +51,7 @@ pub(crate) fn process_before_credentials(process: &ProcessState) -> Vec<Call> {
         let value = Block::words(&[limit.soft, limit.hard]);
         calls.push(call!("prlimit64", SYS_prlimit64, 0, resource, value, 0));
     }
-    calls.push(call!("umask", SYS_umask, process.umask));
-    // The working directory may lie outside of the root directory.
-    calls.push(call!("chdir", SYS_chdir, Block::text(&process.cwd)));
-    if process.root != "/" && !process.root.is_empty() {
-        calls.push(call!("chroot", SYS_chroot, Block::text(&process.root)));
-    }
+    calls.extend(directories(process.umask, &process.cwd, &process.root));
     if process.child_subreaper {
         calls.push(prctl("PR_SET_CHILD_SUBREAPER", libc::PR_SET_CHILD_SUBREAPER, 1));
     }
@@ -65,6 +60,17 @@ pub(crate) fn process_before_credentials(process: &ProcessState) -> Vec<Call> {
         calls.push(prctl("PR_SET_MEMORY_MERGE", PR_SET_MEMORY_MERGE, 1));
     }
     calls.push(call!("PR_SET_THP_DISABLE", SYS_prctl, libc::PR_SET_THP_DISABLE, on, flags, 0, 0));
+    calls
+}
+
+/// umask(2) and directories, of a process or of a thread that has its own. Both are paths in the container's root.
+fn directories(umask: u32, cwd: &str, root: &str) -> Vec<Call> {
+    let mut calls = vec![call!("umask", SYS_umask, umask)];
+    // The working directory may lie outside of the root directory.
+    calls.push(call!("chdir", SYS_chdir, Block::text(cwd)));
+    if root != "/" && !root.is_empty() {
+        calls.push(call!("chroot", SYS_chroot, Block::text(root)));
+    }
     calls
 }
 
@@ -135,8 +141,8 @@ pub(crate) fn arm_posix_timers(timers: &[PosixTimer]) -> Vec<Call> {
 /// # Errors
 /// A pending SIGKILL or SIGSTOP cannot be queued.
 pub(crate) fn process_signals(process: &ProcessState) -> Result<Vec<Call>, Refusal> {
-    let make =
-        |signal: i32, info: Block| call!("rt_sigqueueinfo", SYS_rt_sigqueueinfo, process.pid, signal, info);
+    let own = process.threads.first().map_or(process.pid, Thread::own_tid);
+    let make = |signal: i32, info: Block| call!("rt_sigqueueinfo", SYS_rt_sigqueueinfo, own, signal, info);
     process.pending.iter().map(|i| queued(process.pid, &i.0).map(|(s, b)| make(s, b))).collect()
 }
 
@@ -144,9 +150,11 @@ pub(crate) fn process_signals(process: &ProcessState) -> Result<Vec<Call>, Refus
 ///
 /// # Errors
 /// As [`process_signals`].
-pub(crate) fn thread_signals(pid: Pid, thread: &Thread) -> Result<Vec<Call>, Refusal> {
+pub(crate) fn thread_signals(process: &ProcessState, thread: &Thread) -> Result<Vec<Call>, Refusal> {
+    let pid = process.pid;
+    let own = process.threads.first().map_or(pid, Thread::own_tid);
     let make = |signal: i32, info: Block| {
-        call!("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo, pid, thread.tid, signal, info)
+        call!("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo, own, thread.own_tid(), signal, info)
     };
     thread.pending.iter().map(|i| queued(pid, &i.0).map(|(s, b)| make(s, b))).collect()
 }
@@ -167,6 +175,9 @@ fn queued(pid: Pid, info: &[u8]) -> Result<(i32, Block), Refusal> {
 /// Attributes of a thread that need no capability later on.
 pub(crate) fn thread_before_credentials(process: &ProcessState, thread: &Thread) -> Vec<Call> {
     let mut calls = vec![call!("set_tid_address", SYS_set_tid_address, thread.clear_child_tid)];
+    if let Some(own) = &thread.directories {
+        calls.extend(directories(own.umask, &own.cwd, &own.root));
+    }
     if let Some(list) = thread.robust_list {
         calls.push(call!("set_robust_list", SYS_set_robust_list, list.head, list.len));
     }

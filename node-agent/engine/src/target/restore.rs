@@ -8,7 +8,7 @@ use image::files::{FileLock, LockKind};
 use image::shape::{Mm, Zombie};
 use image::state::{Image, ProcessState, Resume, Thread};
 use image::{Pid, Refusal, Subject};
-use libc::{SYS_close, SYS_fcntl, SYS_wait4};
+use libc::{SYS_close, SYS_fcntl, SYS_unshare, SYS_wait4};
 use sys::ptrace::{Event, Exit, Stop, Stopped};
 use sys::regs::NO_SYSCALL;
 use sys::tape::target::TargetTape;
@@ -21,6 +21,7 @@ use super::error::TargetError;
 use super::files::Descriptions;
 use super::mapping;
 use super::plan::fds;
+use super::plan::tree::Spaces;
 use super::plant::Channel;
 use super::priority;
 use super::resume::{self, Entered};
@@ -103,6 +104,7 @@ impl Restorer<'_> {
 
     /// Each session's foreground group; all groups are there, also those of processes that are to be dead.
     pub(crate) fn foreground(&mut self, terminals: &mut Terminals, root: &RootFs) -> Result<(), TargetError> {
+        let spaces = Spaces::of(&self.image.shape);
         for terminal in &self.image.files.terminals {
             let Some((leader, pgid)) = terminal.session else { continue };
             let fds = live(self.image).find(|process| process.pid == leader).map(|process| &process.fds);
@@ -111,6 +113,14 @@ impl Restorer<'_> {
             })?;
             let channel = fds::plan(fds).channel;
             let skeleton = self.tree.get(leader)?;
+            let unseen = || {
+                refused(
+                    leader,
+                    "the foreground process group of its terminal is outside of its pid namespace",
+                    "try again in a moment",
+                )
+            };
+            let pgid = spaces.number(pgid, skeleton.node.place.space).ok_or_else(unseen)?;
             let request = ("TIOCSPGRP", sys::tty::TIOCSPGRP, Block::new(pgid.to_le_bytes()).into());
             terminals.ask(skeleton, request, terminal.index, (root, self.tape, self.channel, channel))?;
         }
@@ -167,11 +177,11 @@ impl Restorer<'_> {
                 process.threads.iter().map(|thread| (thread.tid, thread)).collect();
             let filtered = !attributes::one_history(process);
             let skeleton = self.tree.get(process.pid)?;
-            // One that has other credentials by now, or filters of its own, cannot be changed any more: it is made anew.
+            // One that has other credentials by now, filters or directories of its own, cannot be changed any more: it is
+            // made anew.
             let right = |task: &Task, thread: &Thread| {
-                task.creds
-                    .as_ref()
-                    .is_none_or(|creds| *creds == thread.creds && !(filtered && thread.seccomp_mode != 0))
+                let own = thread.directories.is_some() || (filtered && thread.seccomp_mode != 0);
+                task.creds.as_ref().is_none_or(|creds| *creds == thread.creds && !own)
             };
             let stay = |task: &&Task| {
                 all.contains(&task.tid) && own.get(&task.tid).is_some_and(|thread| right(task, thread))
@@ -180,8 +190,18 @@ impl Restorer<'_> {
             skeleton.set_threads(self.tape, &stay)?;
         }
         for process in live(self.image) {
-            let tids: Vec<Pid> = process.threads.iter().skip(1).map(|thread| thread.tid).collect();
-            self.tree.get(process.pid)?.set_threads(self.tape, &tids)?;
+            let others = process.threads.iter().skip(1);
+            let tids: Vec<Pid> = others.clone().map(|thread| thread.tid).collect();
+            let below = others.map(|thread| (thread.tid, thread.tids_below.as_slice())).collect();
+            let skeleton = self.tree.get(process.pid)?;
+            skeleton.set_numbered_threads(self.tape, &tids, &below)?;
+            // Before its process changes its own, which it may be unable to leave.
+            for (task, thread) in skeleton.threads.iter_mut().zip(process.threads.iter().skip(1)) {
+                if thread.directories.is_some() {
+                    let call = call!("unshare", SYS_unshare, libc::CLONE_FS);
+                    task.run(self.tape, &[call])?;
+                }
+            }
         }
         Ok(())
     }
@@ -218,7 +238,7 @@ impl Restorer<'_> {
             calls.extend(attributes::process_signals(process).map_err(TargetError::Refused)?);
             let first = first_of(process)?;
             calls.extend(attributes::thread_before_credentials(process, first));
-            calls.extend(attributes::thread_signals(pid, first).map_err(TargetError::Refused)?);
+            calls.extend(attributes::thread_signals(process, first).map_err(TargetError::Refused)?);
             Ok(calls)
         })?;
         for process in live(image) {
@@ -257,7 +277,7 @@ impl Restorer<'_> {
                 Filters { mode: thread.seccomp_mode, list: &thread.seccomp_filters, all_threads: false };
             let filters = if *filtered { own } else { Filters::NONE };
             let mut calls = attributes::thread_before_credentials(process, thread);
-            calls.extend(attributes::thread_signals(process.pid, thread).map_err(TargetError::Refused)?);
+            calls.extend(attributes::thread_signals(process, thread).map_err(TargetError::Refused)?);
             if task.creds.is_none() {
                 calls.extend(attributes::credentials(&thread.creds, &filters, &capabilities));
             }
@@ -394,6 +414,14 @@ impl Tree {
         let Some(mut skeleton) = self.skeletons.remove(&pid) else {
             return Err(lost(pid, "it does not exist"));
         };
+        if skeleton.node.place.is_init() && signal != 0 {
+            return Err(refused(
+                pid,
+                "it was the first process of a pid namespace and has been killed",
+                "let its parent wait for it",
+            ));
+        }
+        let own = skeleton.own_pid();
         skeleton.set_threads(tape, &[])?;
         let at = skeleton.syscall_instruction()?;
         let mut calls = vec![attributes::name(&zombie.comm)];
@@ -404,7 +432,7 @@ impl Tree {
         }
         skeleton.run(tape, &calls)?;
         let (nr, args) =
-            if signal == 0 { (libc::SYS_exit_group, [code, 0]) } else { (libc::SYS_kill, [pid, signal]) };
+            if signal == 0 { (libc::SYS_exit_group, [code, 0]) } else { (libc::SYS_kill, [own, signal]) };
         let mut stopped = skeleton.leader.take()?;
         let mut regs = stopped.regs().map_err(trace(pid))?;
         (regs.rip, regs.rax, regs.orig_rax) = (at, nr.cast_unsigned(), NO_SYSCALL);

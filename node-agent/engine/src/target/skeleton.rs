@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use image::namespaces::Nested;
 use image::shape::Mm;
 use image::state::Creds;
 use image::{Addr, Pid};
@@ -17,7 +18,7 @@ use sys::tape::target::{TargetDone, TargetRun, TargetTape, step_call};
 
 use super::error::TargetError;
 use super::plan::memory::is_special;
-use super::plan::tree::Node;
+use super::plan::tree::{Node, Place};
 use super::plant::Channel;
 use super::script::{Call, Loaded, call, load};
 use crate::proc::maps;
@@ -64,6 +65,10 @@ pub(crate) struct Skeleton {
     pub(crate) memory: Arc<File>,
     /// `[vvar]`, `[vvar_vclock]` and `[vdso]`, where they are now, ascending.
     pub(crate) special: Vec<(String, Span)>,
+    /// Its pids in pid namespaces below the container's, the outermost first.
+    pub(crate) pids_below: Vec<Pid>,
+    /// Namespaces that are not the container's.
+    pub(crate) namespaces: Nested,
     /// What is mapped, as the last shape said it.
     pub(crate) mm: Mm,
     /// It holds nothing but tape and special mappings, and no descriptor but the channel; a template, if it has one.
@@ -253,6 +258,7 @@ impl Skeleton {
             sid: innermost(&status.ns_sid),
             exit_signal: libc::SIGCHLD,
             tty: None,
+            place: Place::default(),
         };
         let mut skeleton = Self {
             memory: open_memory(node.pid, host)?,
@@ -260,6 +266,8 @@ impl Skeleton {
             host,
             pidfd,
             special: Vec::new(),
+            pids_below: Vec::new(),
+            namespaces: Nested::default(),
             mm: Mm::default(),
             cleared: false,
             template: false,
@@ -271,7 +279,12 @@ impl Skeleton {
     }
 
     /// A process that `self` has just made; it is stopped and has a copy of everything of `self`.
-    pub(crate) fn child(&self, node: Node, stopped: Stopped) -> Result<Self, TargetError> {
+    pub(crate) fn child(
+        &self,
+        node: Node,
+        pids_below: Vec<Pid>,
+        stopped: Stopped,
+    ) -> Result<Self, TargetError> {
         let host = stopped.tid();
         Ok(Self {
             node,
@@ -279,12 +292,25 @@ impl Skeleton {
             pidfd: sys::pidfd::open(host).map_err(failed(node.pid, "pidfd_open"))?,
             memory: open_memory(node.pid, host)?,
             special: self.special.clone(),
+            pids_below,
+            namespaces: self.namespaces,
             mm: if self.template { self.mm.clone() } else { Mm::default() },
             cleared: false,
             template: self.template,
             leader: Task::new(node.pid, stopped)?,
             threads: Vec::new(),
         })
+    }
+
+    /// Its pid as it knows it itself.
+    pub(crate) fn own_pid(&self) -> Pid {
+        self.pids_below.last().copied().unwrap_or(self.node.pid)
+    }
+
+    /// Its pid as a process at that place knows it, whose pid namespace is its own or around it.
+    pub(crate) fn pid_at(&self, place: &Place) -> Pid {
+        let below = place.depth.checked_sub(1).and_then(|at| self.pids_below.get(at));
+        below.copied().unwrap_or(self.node.pid)
     }
 
     /// The agent's number of one of its threads.

@@ -41,7 +41,9 @@ impl Restorer<'_> {
                 let shape = image.shape.processes.iter().find(|shape| shape.pid == process.pid);
                 let parent = shape.map_or(0, |shape| shape.ppid);
                 if image.processes.iter().any(|process| process.pid == parent) {
-                    self.tree.get(parent)?.has_seen_stop(process.pid, self.tape)?;
+                    let place = self.tree.get(parent)?.node.place;
+                    let child = self.tree.get(process.pid)?.pid_at(&place);
+                    self.tree.get(parent)?.has_seen_stop(child, self.tape)?;
                 }
             }
         }
@@ -98,7 +100,7 @@ impl Skeleton {
         self.run(tape, &[call!("getpid", SYS_getpid)]).map(drop)
     }
 
-    /// Takes what wait(2) tells of a child that has stopped.
+    /// Takes what wait(2) tells of a child that has stopped, by the number that it knows it by.
     fn has_seen_stop(&mut self, child: Pid, tape: &TargetTape) -> Result<(), TargetError> {
         let options = libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
         let wait = call!("waitid", SYS_waitid, libc::P_PID, child, Block::answer(SIGINFO), options, 0);

@@ -30,10 +30,12 @@ const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM;
 
-/// clone3(2) of a thread with a chosen tid.
-fn clone_thread(tid: Pid) -> Call {
+/// clone3(2) of a thread with a chosen tid; `below`: in pid namespaces below the container's, the outermost first.
+fn clone_thread(tid: Pid, below: &[Pid]) -> Call {
     let flags = u64::from(THREAD_FLAGS.cast_unsigned());
-    let args = Block::words(&[flags, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]).link(64, Block::new(tid.to_le_bytes()));
+    let numbers: Vec<u8> = below.iter().rev().chain([&tid]).flat_map(|tid| tid.to_le_bytes()).collect();
+    let args = Block::words(&[flags, 0, 0, 0, 0, 0, 0, 0, 0, below.len() as u64 + 1, 0])
+        .link(64, Block::new(numbers));
     call!("clone3 of a thread", SYS_clone3, args, 88)
 }
 
@@ -44,6 +46,19 @@ impl Skeleton {
     /// # Errors
     /// A [`TargetError`]; the skeleton is lost then.
     pub(crate) fn set_threads(&mut self, tape: &TargetTape, wanted: &[Pid]) -> Result<(), TargetError> {
+        self.set_numbered_threads(tape, wanted, &BTreeMap::new())
+    }
+
+    /// As [`Skeleton::set_threads`], with their tids in the pid namespaces below the container's.
+    ///
+    /// # Errors
+    /// As [`Skeleton::set_threads`].
+    pub(crate) fn set_numbered_threads(
+        &mut self,
+        tape: &TargetTape,
+        wanted: &[Pid],
+        below: &BTreeMap<Pid, &[Pid]>,
+    ) -> Result<(), TargetError> {
         if self.threads.iter().map(|task| &task.tid).eq(wanted) {
             return Ok(());
         }
@@ -57,7 +72,8 @@ impl Skeleton {
             }
         }
         let missing: Vec<Pid> = wanted.iter().copied().filter(|tid| !known.contains_key(tid)).collect();
-        let calls: Vec<Call> = missing.iter().map(|tid| clone_thread(*tid)).collect();
+        let numbers = |tid: &Pid| below.get(tid).copied().unwrap_or_default();
+        let calls: Vec<Call> = missing.iter().map(|tid| clone_thread(*tid, numbers(tid))).collect();
         let ran = self.run(tape, &calls)?;
         let pid = self.node.pid;
         if ran.made.len() != missing.len() {

@@ -1,14 +1,16 @@
 //! The tree of skeletons: carries out [`plan::tree`](super::plan::tree).
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use image::Pid;
+use image::namespaces::Nested;
 use image::shape::{Mm, ProcessShape, Shape};
 use libc::{SYS_clone3, SYS_setpgid, SYS_setsid, SYS_wait4};
 
 use super::error::TargetError;
 use super::mapping::{self, Surroundings};
-use super::plan::tree::{self, Node, TreeStep};
+use super::plan::tree::{self, Node, Spaces, TreeStep};
 use super::script::{Arg, Block, Call, call};
 use super::skeleton::{Skeleton, Span, free_span, lost, overlap, trace};
 use sys::tape::target::TargetTape;
@@ -58,17 +60,20 @@ impl Tree {
         let existing = self.nodes();
         let first = existing.first().copied().ok_or_else(|| lost(self.root, "it does not exist"))?;
         let wanted = with_carrier(&first, shape);
-        let steps = tree::plan(&existing, wanted.as_ref().unwrap_or(shape)).map_err(TargetError::Refused)?;
+        let wanted = wanted.as_ref().unwrap_or(shape);
+        let steps = tree::plan(&existing, wanted).map_err(TargetError::Refused)?;
+        let spaces = Spaces::of(wanted);
         if steps.iter().any(|step| matches!(step, TreeStep::Clone { .. })) {
             self.no_threads(around.tape)?;
         }
         let mut gone = Vec::new();
         for step in &steps {
-            self.step(step, around, &mut gone)?;
+            self.step(step, &spaces, around, &mut gone)?;
         }
         for node in tree::outcome(&existing, &steps) {
             self.get(node.pid)?.node = node;
         }
+        self.enter_namespaces(shape, around)?;
         Ok(gone)
     }
 
@@ -124,18 +129,28 @@ impl Tree {
     fn step(
         &mut self,
         step: &TreeStep,
+        spaces: &Spaces,
         around: &Surroundings<'_>,
         gone: &mut Vec<Pid>,
     ) -> Result<(), TargetError> {
         let tape: &TargetTape = around.tape;
         match *step {
-            TreeStep::Clone { maker, pid, sibling, exit_signal } => {
+            TreeStep::Clone { maker, pid, sibling, exit_signal, place } => {
+                let below = spaces.numbers(pid, &place);
+                // The kernel takes them from the innermost namespace outwards.
+                let numbers: Vec<Pid> = below.iter().rev().copied().chain([pid]).collect();
+                let birth = if place.is_init() { spaces.around(place.space) } else { place.space };
+                let clone = clone3(&numbers, sibling, exit_signal, place.is_init());
+                let made = if self.get(maker)?.node.place.space == birth {
+                    self.get(maker)?.run(tape, &[clone])?.made.pop()
+                } else {
+                    self.clone_below(maker, birth, clone, around)?
+                };
+                let made = made.ok_or_else(|| lost(pid, "it was not made"))?;
                 let maker = self.get(maker)?;
-                let mut ran = maker.run(tape, &[clone3(pid, sibling, exit_signal)])?;
-                let made = ran.made.pop().ok_or_else(|| lost(pid, "it was not made"))?;
                 // The final numbers come with the outcome of the whole plan.
-                let node = Node { pid, ..maker.node };
-                let mut child = maker.child(node, made)?;
+                let node = Node { pid, place, ..maker.node };
+                let mut child = maker.child(node, below, made)?;
                 mapping::clear(&mut child, around)?;
                 self.skeletons.insert(pid, child);
             }
@@ -143,7 +158,10 @@ impl Tree {
                 self.get(pid)?.run(tape, &[call!("setsid", SYS_setsid)])?;
             }
             TreeStep::SetPgid { pid, pgid } => {
-                self.get(pid)?.run(tape, &[call!("setpgid", SYS_setpgid, 0, pgid)])?;
+                let skeleton = self.get(pid)?;
+                let seen =
+                    spaces.number(pgid, skeleton.node.place.space).filter(|_| pgid != pid).unwrap_or(0);
+                skeleton.run(tape, &[call!("setpgid", SYS_setpgid, 0, seen)])?;
             }
             TreeStep::TakeTty { pid, tty } => {
                 let request = ("TIOCSCTTY", sys::tty::TIOCSCTTY, 0.into());
@@ -154,14 +172,17 @@ impl Tree {
                 ask_terminal(self.get(pid)?, request, tty, around)?;
             }
             TreeStep::End { pid, parent } => {
+                let place = self.get(parent)?.node.place;
+                let mut number = pid;
                 if let Some(skeleton) = self.skeletons.remove(&pid) {
+                    number = skeleton.pid_at(&place);
                     let controlled = skeleton.node.tty.filter(|_| skeleton.node.sid == pid);
                     skeleton.kill();
                     if let Some(tty) = controlled {
                         around.terminals.borrow_mut().leader_ended(around.root, tty)?;
                     }
                 }
-                self.get(parent)?.run(tape, &[wait_for(pid)])?;
+                self.get(parent)?.run(tape, &[wait_for(number)])?;
                 gone.push(pid);
             }
         }
@@ -170,10 +191,13 @@ impl Tree {
 }
 
 impl Drop for Tree {
-    /// Children first: the root process, being the init of its pid namespace, waits for all others.
+    /// Children first: the root process, being the init of its pid namespace, waits for all others, and so does the first
+    /// process of one below it for those that are in it.
     fn drop(&mut self) {
         let root = self.skeletons.remove(&self.root);
-        while let Some((_, skeleton)) = self.skeletons.pop_last() {
+        let mut others: Vec<Skeleton> = std::mem::take(&mut self.skeletons).into_values().rev().collect();
+        others.sort_by_key(|skeleton| (Reverse(skeleton.node.place.depth), skeleton.node.place.is_init()));
+        for skeleton in others {
             skeleton.kill();
         }
         if let Some(root) = root {
@@ -197,13 +221,14 @@ fn ask_terminal(
     terminals.borrow_mut().ask(skeleton, request, tty, (root, tape, channel, channel.number))
 }
 
-/// clone3(2) of a process with a chosen pid.
-fn clone3(pid: Pid, sibling: bool, exit_signal: i32) -> Call {
+/// clone3(2) of a process with chosen pids, the innermost first.
+fn clone3(pids: &[Pid], sibling: bool, exit_signal: i32, new_space: bool) -> Call {
     let flags = if sibling { libc::CLONE_PARENT } else { 0 };
+    let flags = flags | if new_space { libc::CLONE_NEWPID } else { 0 };
     let signal = if sibling { 0 } else { exit_signal };
     let (flags, signal) = (u64::from(flags.cast_unsigned()), u64::from(signal.cast_unsigned()));
-    let args =
-        Block::words(&[flags, 0, 0, 0, signal, 0, 0, 0, 0, 1, 0]).link(64, Block::new(pid.to_le_bytes()));
+    let chosen = Block::new(pids.iter().flat_map(|pid| pid.to_le_bytes()).collect::<Vec<u8>>());
+    let args = Block::words(&[flags, 0, 0, 0, signal, 0, 0, 0, 0, pids.len() as u64, 0]).link(64, chosen);
     call!("clone3", SYS_clone3, args, 88)
 }
 
@@ -226,6 +251,8 @@ fn with_carrier(carrier: &Node, shape: &Shape) -> Option<Shape> {
         exit_signal: carrier.exit_signal,
         zombie: None,
         tty: None,
+        levels: Vec::new(),
+        namespaces: Nested::default(),
         mm: Mm::default(),
     }];
     processes.extend(shape.processes.iter().map(|p| ProcessShape {

@@ -169,6 +169,8 @@ pub(crate) fn shape_of(pid: i32) -> Shape {
         exit_signal: 17,
         zombie: None,
         tty: None,
+        levels: Vec::new(),
+        namespaces: image::namespaces::Nested::default(),
         mm: read_mm(pid),
     };
     Shape { processes: vec![process], ..Shape::default() }

@@ -61,6 +61,7 @@ impl Context<'_> {
             files: &mut mm::Files::default(),
             tracked: true,
             own_ipc: false,
+            left_ipc: false,
         };
         work(&mut reader, &self.spec.externals)
     }

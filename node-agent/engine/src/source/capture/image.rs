@@ -53,6 +53,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         processes: Vec::new(),
         files: captured.files,
         ipc: std::mem::take(&mut looker.sysv.ipc),
+        namespaces: std::mem::take(&mut looker.namespaces),
     };
     crate::source::memory::objects::seals(&looker.registry, &mut image.shape);
     for found in files::live(&frozen.look) {
@@ -66,13 +67,11 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         };
         let mut process = threads::process(found, leader, process_ask, &looker.view, &mut findings)?;
         for thread in parked {
-            process.threads.push(threads::thread(
-                found,
-                thread,
-                thread_ask,
-                &looker.view.ids,
-                &mut findings,
-            )?);
+            let mut known = threads::thread(found, thread, thread_ask, &looker.view.ids, &mut findings)?;
+            if looker.apart.iter().any(|apart| apart.tid == thread.tid) {
+                known.directories = Some(threads::directories(found, thread, &looker.view, &mut findings)?);
+            }
+            process.threads.push(known);
         }
         let inner = found.process.inner;
         process.report = frozen.reports.get(&inner).copied().unwrap_or_default();

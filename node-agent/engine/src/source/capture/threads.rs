@@ -2,8 +2,8 @@
 
 use image::Pid;
 use image::state::{
-    AltStack, Creds, ITimer, PosixTimer, ProcessState, RLimit, Regs, Report, Resume, RobustList, Rseq, Sched,
-    SeccompFilter, SigAction, SigInfo, Thread,
+    AltStack, Creds, Directories, ITimer, PosixTimer, ProcessState, RLimit, Regs, Report, Resume, RobustList,
+    Rseq, Sched, SeccompFilter, SigAction, SigInfo, Thread,
 };
 use sys::ptrace::{PendingSignals, Stop};
 use sys::regs::UserRegs;
@@ -22,6 +22,7 @@ use crate::source::look::ProcessLook;
 use crate::source::reports;
 use crate::source::stopping::trace_error;
 use crate::source::traced::ParkedThread;
+use crate::source::view::View;
 use crate::source::witness;
 
 const SIGNALS: i32 = 64;
@@ -201,7 +202,7 @@ pub(crate) fn thread(
     let status = &parked.status;
     let stopped = parked.parked.thread();
     let outcome = parked.outcomes.first().cloned().unwrap_or_default();
-    let inner = status.inner_pid();
+    let inner = status.pid_at(found.process.depth);
     if let Some(failed) = outcome.failed() {
         return Err(SourceError::kernel("ask a thread", tid, std::io::Error::other(failed)));
     }
@@ -236,6 +237,8 @@ pub(crate) fn thread(
     let (head, len) = prctl::robust_list(tid).map_err(kernel("get_robust_list"))?;
     Ok(Thread {
         tid: inner,
+        tids_below: status.ns_pid.get(found.process.depth + 1..).unwrap_or_default().to_vec(),
+        directories: None,
         regs: regs(parked.parked.context().regs()),
         xstate: stopped.xstate().map_err(fail)?,
         resume: resume(parked.resume),
@@ -361,35 +364,58 @@ fn regs(regs: &UserRegs) -> Regs {
     }
 }
 
+/// Reads the directories of a thread that has its own.
+pub(crate) fn directories(
+    found: &ProcessLook,
+    parked: &ParkedThread,
+    view: &View,
+    findings: &mut Findings,
+) -> Result<Directories, SourceError> {
+    let task = format!("task/{}/", parked.tid);
+    Ok(Directories {
+        umask: parked.status.umask.unwrap_or(0o022),
+        cwd: directory(found, &task, "cwd", view, findings)?,
+        root: directory(found, &task, "root", view, findings)?,
+    })
+}
+
+/// Where `cwd` or `root` of a process leads, or of a thread of it, which `task` stands for.
+fn directory(
+    found: &ProcessLook,
+    task: &str,
+    name: &str,
+    view: &View,
+    findings: &mut Findings,
+) -> Result<String, ProcError> {
+    let path = view.inside(&proc::links::read(found.process.pid, &format!("{task}{name}"))?);
+    if path.ends_with(b" (deleted)") {
+        findings.process(
+            found.process.inner,
+            format!("its {name} directory was deleted"),
+            "have it change to another directory",
+        );
+    }
+    Ok(String::from_utf8(path).unwrap_or_else(|_| {
+        findings.process(
+            found.process.inner,
+            format!("the path of its {name} directory is not UTF-8"),
+            "rename the directory",
+        );
+        String::new()
+    }))
+}
+
 /// Reads what belongs to a process as a whole; `threads` are its threads in order, with their states.
 pub(crate) fn process(
     found: &ProcessLook,
     leader: &ParkedThread,
     ask: &ProcessAsk,
-    view: &crate::source::view::View,
+    view: &View,
     findings: &mut Findings,
 ) -> Result<ProcessState, SourceError> {
     let pid = found.process.pid;
     let outcome = leader.outcomes.first().cloned().unwrap_or_default();
     let status = &found.process.status;
-    let link = |name: &str, findings: &mut Findings| -> Result<String, ProcError> {
-        let path = view.inside(&proc::links::read(pid, name)?);
-        if path.ends_with(b" (deleted)") {
-            findings.process(
-                found.process.inner,
-                format!("its {name} directory was deleted"),
-                "have it change to another directory",
-            );
-        }
-        Ok(String::from_utf8(path).unwrap_or_else(|_| {
-            findings.process(
-                found.process.inner,
-                format!("the path of its {name} directory is not UTF-8"),
-                "rename the directory",
-            );
-            String::new()
-        }))
-    };
     if let Some((reason, way_out)) = ask.space.refusal(&outcome) {
         findings.process(found.process.inner, reason, way_out);
     }
@@ -402,8 +428,8 @@ pub(crate) fn process(
         timers: posix_timers(found, ask, &outcome, findings)?,
         rlimits: rlimits(pid)?,
         umask: status.umask.unwrap_or(0o022),
-        cwd: link("cwd", findings)?,
-        root: link("root", findings)?,
+        cwd: directory(found, "", "cwd", view, findings)?,
+        root: directory(found, "", "root", view, findings)?,
         personality: u32::try_from(proc::read_number(pid, "personality", 16)?).unwrap_or(0),
         oom_score_adj: i32::try_from(proc::read_number(pid, "oom_score_adj", 10)?).unwrap_or(0),
         dumpable: u8::try_from(outcome.result(ask.dumpable)).unwrap_or(1),

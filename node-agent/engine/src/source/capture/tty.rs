@@ -169,8 +169,8 @@ fn one(
         }
     }
     let leader = live(look).find(|found| {
-        let sid = found.process.status.ns_sid.last().copied();
-        terminals::controlling(&found.process.stat) == Some(index) && sid == Some(found.process.inner)
+        terminals::controlling(&found.process.stat) == Some(index)
+            && found.process.sid() == found.process.inner
     });
     let session = leader.and_then(|found| {
         Some((found.process.inner, terminals::foreground(&look.processes, &found.process.stat)?))

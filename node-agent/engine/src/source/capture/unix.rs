@@ -223,6 +223,8 @@ fn in_flight(table: &mut Table, fd: OwnedFd, context: &mut Context<'_>) -> Resul
         pid: own,
         inner: 0,
         parent: 0,
+        depth: 0,
+        levels: Vec::new(),
         stat: crate::proc::stat::Stat::default(),
         status: crate::proc::status::Status::default(),
         tids: Vec::new(),

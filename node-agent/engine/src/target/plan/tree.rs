@@ -5,8 +5,12 @@
 //! (CLONE_PARENT), or the container's root process when its maker exits. A session or group whose leader is
 //! gone is made by a helper with the leader's pid that exits again: the number stays taken as long as the
 //! session or group has members.
+//!
+//! A process can be born into a pid namespace below its maker's, and sees only what has a number in its own: the first
+//! process of one is in its group before it is made, because nobody inside can enter a group that has no number there.
 
 mod planner;
+mod spaces;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +19,8 @@ use image::shape::{ProcessShape, Shape};
 use image::{Pid, Refusal, Subject};
 
 use planner::Planner;
+pub use spaces::Place;
+pub(crate) use spaces::Spaces;
 use state::State;
 
 /// SIGCHLD: the exit signal of helpers, and the one that CLONE_PARENT hands on.
@@ -37,6 +43,8 @@ pub struct Node {
     pub exit_signal: i32,
     /// Its controlling terminal.
     pub tty: Option<u32>,
+    /// Its pid namespace.
+    pub place: Place,
 }
 
 /// One step.
@@ -52,6 +60,8 @@ pub enum TreeStep {
         sibling: bool,
         /// Exit signal (without meaning for a sibling, which has its maker's).
         exit_signal: i32,
+        /// Its pid namespace: the maker's, or one below it.
+        place: Place,
     },
     /// The process calls setsid(2).
     SetSid(Pid),
@@ -133,6 +143,7 @@ struct Wanted {
     root: Pid,
     order: Vec<Node>,
     by_pid: BTreeMap<Pid, Node>,
+    spaces: Spaces,
 }
 
 impl Wanted {
@@ -162,6 +173,7 @@ impl Wanted {
             sid: if Some(p.sid) == outside_sid { root.sid } else { p.sid },
             exit_signal: p.exit_signal,
             tty: p.tty,
+            place: Place::of(&p.levels),
         };
         let order: Vec<Node> = shape.processes.iter().map(node).collect();
         let by_pid: BTreeMap<Pid, Node> = order.iter().map(|n| (n.pid, *n)).collect();
@@ -171,7 +183,7 @@ impl Wanted {
         if let Some(orphan) = order.iter().skip(1).find(|n| !by_pid.contains_key(&n.ppid)) {
             return Err(refusal(orphan.pid, "its parent is not in the shape"));
         }
-        Ok(Self { root: root.pid, order, by_pid })
+        Ok(Self { root: root.pid, order, by_pid, spaces: Spaces::of(shape) })
     }
 
     /// Children of `parent` that stay in a session which neither they nor their parent lead.
@@ -189,20 +201,36 @@ fn kept(existing: &[Node], wanted: &Wanted) -> BTreeSet<Pid> {
     let mut keep: BTreeSet<Pid> = existing.iter().map(|n| n.pid).collect();
     loop {
         let before = keep.len();
+        let kept = |pid: Pid| existing.iter().find(|node| node.pid == pid && keep.contains(&pid));
+        let lost: Vec<Place> = (existing.iter())
+            .filter(|node| node.place.is_init() && kept(node.pid).is_none())
+            .map(|node| node.place)
+            .collect();
         for node in existing.iter().skip(1) {
-            let fits = wanted.by_pid.get(&node.pid).is_some_and(|want| {
-                let parent = if keep.contains(&node.ppid) { node.ppid } else { root };
-                let session = want.sid == node.sid
-                    || (want.sid == node.pid && node.pgid != node.pid && node.sid != node.pid);
-                // The number of a session whose leader is to be made again must become free.
-                let free = keep.contains(&node.sid) || !wanted.by_pid.contains_key(&node.sid);
-                let will_lead = want.sid == node.pid;
-                // A leader can take a terminal, any other can give its own up, setsid(2) takes it away.
-                let tty = want.tty == node.tty
-                    || (will_lead && (node.tty.is_none() || node.sid != node.pid))
-                    || (!will_lead && want.tty.is_none());
-                parent == want.ppid && session && free && tty && want.exit_signal == node.exit_signal
+            // With its first process a namespace ends.
+            let ended = lost.iter().any(|init| {
+                init.space == node.place.space || wanted.spaces.is_within(node.place.space, init.space)
             });
+            let fits = !ended
+                && wanted.by_pid.get(&node.pid).is_some_and(|want| {
+                    let parent =
+                        if keep.contains(&node.ppid) { node.ppid } else { reaper(existing, node, root) };
+                    let session = want.sid == node.sid
+                        || (want.sid == node.pid && node.pgid != node.pid && node.sid != node.pid);
+                    // The number of a session whose leader is to be made again must become free.
+                    let free = keep.contains(&node.sid) || !wanted.by_pid.contains_key(&node.sid);
+                    let will_lead = want.sid == node.pid;
+                    // A leader can take a terminal, any other can give its own up, setsid(2) takes it away.
+                    let tty = want.tty == node.tty
+                        || (will_lead && (node.tty.is_none() || node.sid != node.pid))
+                        || (!will_lead && want.tty.is_none());
+                    want.place == node.place
+                        && parent == want.ppid
+                        && session
+                        && free
+                        && tty
+                        && want.exit_signal == node.exit_signal
+                });
             if !fits {
                 keep.remove(&node.pid);
             }
@@ -211,6 +239,13 @@ fn kept(existing: &[Node], wanted: &Wanted) -> BTreeSet<Pid> {
             return keep;
         }
     }
+}
+
+/// Who a process falls to when its parent ends: the first process of the parent's pid namespace.
+fn reaper(existing: &[Node], node: &Node, root: Pid) -> Pid {
+    let space = existing.iter().find(|other| other.pid == node.ppid).map_or(0, |parent| parent.place.space);
+    let init = existing.iter().find(|other| other.place.space == space && other.place.is_init());
+    init.map_or(root, |init| init.pid)
 }
 
 #[cfg(test)]

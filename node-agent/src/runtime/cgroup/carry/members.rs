@@ -27,8 +27,10 @@ impl Tasks for Proc {
         if matches!(thread.state, b'Z' | b'X') && thread.tgid == tid && thread.threads <= 1 {
             return None;
         }
-        let pid = thread.ns_tgid.last().copied().unwrap_or(thread.tgid);
-        Some((thread.tgid, Member { pid, tid: thread.inner_pid() }))
+        // A container's pid namespace is made in ours; there may be others below it.
+        let depth = thread.depth().min(1);
+        let pid = thread.ns_tgid.get(depth).copied().unwrap_or(thread.tgid);
+        Some((thread.tgid, Member { pid, tid: thread.pid_at(depth) }))
     }
 }
 

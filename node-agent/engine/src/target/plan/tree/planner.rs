@@ -1,11 +1,12 @@
 //! The search for a way: who makes whom, in which order, with which helpers.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use image::{Pid, Refusal};
 
 use super::state::State;
-use super::{HIGHEST_HELPER, Node, SIGCHLD, TreeStep, Wanted, refusal};
+use super::{HIGHEST_HELPER, Node, Place, SIGCHLD, TreeStep, Wanted, refusal};
 
 /// Finds the steps, each tried against the rules before it is taken.
 pub(super) struct Planner<'a> {
@@ -30,7 +31,11 @@ impl<'a> Planner<'a> {
     }
 
     pub(super) fn run(mut self) -> Result<Vec<TreeStep>, Refusal> {
-        let gone: Vec<Pid> = self.state.nodes.keys().copied().filter(|p| !self.keep.contains(p)).collect();
+        let mut gone: Vec<Node> =
+            self.state.nodes.values().copied().filter(|node| !self.keep.contains(&node.pid)).collect();
+        // The first process of a pid namespace after all that are in it.
+        gone.sort_by_key(|node| (Reverse(node.place.depth), node.place.is_init()));
+        let gone: Vec<Pid> = gone.into_iter().map(|node| node.pid).collect();
         for pid in gone {
             self.end(pid)?;
         }
@@ -72,7 +77,7 @@ impl<'a> Planner<'a> {
     }
 
     fn push(&mut self, step: TreeStep) -> Result<(), Refusal> {
-        if !self.state.apply(step) {
+        if !self.is_visible(step) || !self.state.apply(step) {
             let (TreeStep::Clone { pid, .. }
             | TreeStep::SetSid(pid)
             | TreeStep::SetPgid { pid, .. }
@@ -83,6 +88,17 @@ impl<'a> Planner<'a> {
         }
         self.steps.push(step);
         Ok(())
+    }
+
+    /// Whether the process that takes a step can name whom it is about.
+    fn is_visible(&self, step: TreeStep) -> bool {
+        let space = |pid: Pid| self.state.nodes.get(&pid).map_or(0, |node| node.place.space);
+        let spaces = &self.wanted.spaces;
+        match step {
+            TreeStep::Clone { maker, place, .. } => spaces.is_within(place.space, space(maker)),
+            TreeStep::SetPgid { pid, pgid } => pid == pgid || spaces.number(pgid, space(pid)).is_some(),
+            _ => true,
+        }
     }
 
     fn end(&mut self, pid: Pid) -> Result<(), Refusal> {
@@ -98,6 +114,12 @@ impl<'a> Planner<'a> {
     fn make(&mut self, want: &Node) -> Result<(), Refusal> {
         let leader = want.sid == want.pid;
         if !self.state.nodes.contains_key(&want.pid) {
+            if want.place.is_init()
+                && let Some(parent) = self.wanted.by_pid.get(&want.ppid).copied()
+            {
+                // What cannot be had yet is tried once more in the end.
+                let _ = self.group(&parent);
+            }
             if leader {
                 self.birth_of_leader(want)?;
             } else {
@@ -142,6 +164,7 @@ impl<'a> Planner<'a> {
             pid: want.pid,
             sibling: false,
             exit_signal: want.exit_signal,
+            place: want.place,
         })?;
         Ok(())
     }
@@ -154,9 +177,9 @@ impl<'a> Planner<'a> {
 
     /// Makes `want` a child of its parent, born into `session`.
     fn birth(&mut self, want: &Node, session: Pid) -> Result<(), Refusal> {
-        let (pid, parent, exit_signal) = (want.pid, want.ppid, want.exit_signal);
+        let (pid, parent, exit_signal, place) = (want.pid, want.ppid, want.exit_signal, want.place);
         if self.sid(parent) == Some(session) {
-            self.push(TreeStep::Clone { maker: parent, pid, sibling: false, exit_signal })?;
+            self.push(TreeStep::Clone { maker: parent, pid, sibling: false, exit_signal, place })?;
             return Ok(());
         }
         // A brother in that session makes it (the init of a pid namespace may not use CLONE_PARENT).
@@ -168,43 +191,50 @@ impl<'a> Planner<'a> {
                 n.ppid == parent
                     && n.sid == session
                     && n.pid != self.wanted.root
+                    && n.place.space == place.space
+                    && !n.place.is_init()
                     && n.exit_signal == exit_signal
             })
             .map(|n| n.pid);
         if let Some(maker) = brother {
-            self.push(TreeStep::Clone { maker, pid, sibling: true, exit_signal })?;
+            self.push(TreeStep::Clone { maker, pid, sibling: true, exit_signal, place })?;
             return Ok(());
         }
-        let member = self.state.nodes.values().find(|n| n.sid == session).map(|n| n.pid);
+        let mut members = self.state.nodes.values().filter(|n| n.sid == session).peekable();
+        let nobody = members.peek().is_none();
+        let member = members.find(|n| n.place.space == place.space).map(|n| n.pid);
         let leader_comes = self.wanted.by_pid.contains_key(&session);
         match member {
-            // A grandchild of a member falls to the root process when its own parent ends.
-            Some(member) if parent == self.wanted.root && exit_signal == SIGCHLD => {
+            // A grandchild of a member falls to the root process, or to the first one of its pid namespace, when its own
+            // parent ends.
+            Some(member) if parent == self.state.reaper(place.space) && exit_signal == SIGCHLD => {
                 let helper = self.free_pid();
                 self.push(TreeStep::Clone {
                     maker: member,
                     pid: helper,
                     sibling: false,
                     exit_signal: SIGCHLD,
+                    place: Place { own: if place.depth == 0 { 0 } else { helper }, ..place },
                 })?;
-                self.push(TreeStep::Clone { maker: helper, pid, sibling: false, exit_signal })?;
+                self.push(TreeStep::Clone { maker: helper, pid, sibling: false, exit_signal, place })?;
                 self.end(helper)?;
                 Ok(())
             }
-            None if !leader_comes && exit_signal == SIGCHLD && session != 0 => {
+            None if nobody && !leader_comes && exit_signal == SIGCHLD && session != 0 => {
                 self.push(TreeStep::Clone {
                     maker: parent,
                     pid: session,
                     sibling: false,
                     exit_signal: SIGCHLD,
+                    place: self.wanted.spaces.place(session),
                 })?;
                 self.push(TreeStep::SetSid(session))?;
                 self.helpers.push(session);
-                self.push(TreeStep::Clone { maker: session, pid, sibling: true, exit_signal })?;
+                self.push(TreeStep::Clone { maker: session, pid, sibling: true, exit_signal, place })?;
                 Ok(())
             }
             // The leader of that session comes later in the order: have it made first.
-            None if leader_comes && self.is_reachable(session, want.pid) => {
+            None if nobody && leader_comes && self.is_reachable(session, want.pid) => {
                 let leader = self.wanted.by_pid[&session];
                 self.make(&leader)?;
                 if self.sid(session) == Some(session) {
@@ -235,6 +265,7 @@ impl<'a> Planner<'a> {
             let pid = self.next_helper;
             self.next_helper -= 1;
             let taken = self.state.nodes.contains_key(&pid)
+                || self.wanted.spaces.is_taken(pid)
                 || self.wanted.order.iter().any(|n| n.pid == pid || n.sid == pid || n.pgid == pid);
             if !taken {
                 return pid;
@@ -266,6 +297,7 @@ impl<'a> Planner<'a> {
                         pid: pgid,
                         sibling: false,
                         exit_signal: SIGCHLD,
+                        place: self.wanted.spaces.place(pgid),
                     })?;
                     self.helpers.push(pgid);
                     self.push(TreeStep::SetPgid { pid: pgid, pgid })?;

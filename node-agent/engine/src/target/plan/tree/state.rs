@@ -25,16 +25,35 @@ impl State {
         self.nodes.values().any(|n| n.pid == pid || n.sid == pid || n.pgid == pid)
     }
 
+    /// The first process of a pid namespace below the container's.
+    fn init(&self, space: u64) -> Option<Pid> {
+        let mut all = self.nodes.values();
+        all.find(|n| n.place.space == space && n.place.is_init()).map(|n| n.pid)
+    }
+
+    /// Who the children of a process in that pid namespace fall to.
+    pub(super) fn reaper(&self, space: u64) -> Pid {
+        self.init(space).unwrap_or(self.root)
+    }
+
     /// Carries one step out under the kernel's rules; false when the kernel would refuse it.
     pub(super) fn apply(&mut self, step: TreeStep) -> bool {
         match step {
-            TreeStep::Clone { maker, pid, sibling, exit_signal } => {
+            TreeStep::Clone { maker, pid, sibling, exit_signal, place } => {
                 let Some(m) = self.nodes.get(&maker).copied() else { return false };
-                if self.in_use(pid) || (sibling && maker == self.root) {
+                let below = place.space != m.place.space;
+                // The first process of a pid namespace makes no siblings.
+                if self.in_use(pid) || (sibling && (maker == self.root || m.place.is_init() || below)) {
                     return false;
                 }
-                let node =
-                    if sibling { Node { pid, ..m } } else { Node { pid, ppid: maker, exit_signal, ..m } };
+                if place.space != 0 && place.is_init() == self.init(place.space).is_some() {
+                    return false;
+                }
+                let node = if sibling {
+                    Node { pid, place, ..m }
+                } else {
+                    Node { pid, ppid: maker, exit_signal, place, ..m }
+                };
                 self.nodes.insert(pid, node);
                 true
             }
@@ -67,11 +86,16 @@ impl State {
                 if self.nodes.get(&pid).is_none_or(|n| n.ppid != parent) {
                     return false;
                 }
-                self.nodes.remove(&pid);
+                let Some(ended) = self.nodes.remove(&pid) else { return false };
+                let space = ended.place.space;
+                if ended.place.is_init() && self.nodes.values().any(|n| n.place.space == space) {
+                    return false;
+                }
+                let reaper = self.reaper(space);
                 // With its leader a session loses its terminal.
                 self.nodes.values_mut().filter(|n| n.sid == pid).for_each(|n| n.tty = None);
                 for child in self.nodes.values_mut().filter(|c| c.ppid == pid) {
-                    child.ppid = self.root;
+                    child.ppid = reaper;
                     child.exit_signal = SIGCHLD;
                 }
                 true

@@ -1,0 +1,117 @@
+//! Namespaces that processes of the tree have beside the container's own: what they hold.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+
+use image::namespaces::{Contents, Namespace, Nested};
+use nix::sys::utsname::uname;
+use sys::Errno;
+use sys::ns::{self, Kind};
+
+use super::error::InspectError;
+use super::findings::Findings;
+use super::ipc::queues;
+use super::sysv::Tables;
+use super::tree::Process;
+use crate::proc::{self, ProcError};
+
+/// What may be set of an IPC namespace, below /proc/sys. A kernel may lack some.
+const IPC_SETTINGS: [&str; 14] = [
+    "kernel/auto_msgmni",
+    "kernel/msgmax",
+    "kernel/msgmnb",
+    "kernel/msgmni",
+    "kernel/sem",
+    "kernel/shm_rmid_forced",
+    "kernel/shmall",
+    "kernel/shmmax",
+    "kernel/shmmni",
+    "fs/mqueue/msg_default",
+    "fs/mqueue/msg_max",
+    "fs/mqueue/msgsize_default",
+    "fs/mqueue/msgsize_max",
+    "fs/mqueue/queues_max",
+];
+
+const REMOVE: &str = "remove it, or end the program, before the move";
+
+/// Looks into each of them once, through the first process that is in it.
+pub(crate) fn look(
+    tree: &[Process],
+    nested: &HashMap<(i32, u64), Nested>,
+    findings: &mut Findings,
+) -> Result<Vec<Namespace>, InspectError> {
+    let mut all = Vec::new();
+    if nested.is_empty() {
+        return Ok(all);
+    }
+    let mut seen = BTreeSet::new();
+    for process in tree {
+        let Some(Nested { uts, ipc, .. }) = nested.get(&process.key()).copied() else { continue };
+        for (kind, id) in [(Kind::Uts, uts), (Kind::Ipc, ipc)] {
+            if id == 0 || seen.contains(&(kind, id)) {
+                continue;
+            }
+            if let Some(contents) = contents(process, kind, findings)? {
+                seen.insert((kind, id));
+                all.push(Namespace { id, contents });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// What is in one; `None`: the process has ended meanwhile.
+fn contents(
+    process: &Process,
+    kind: Kind,
+    findings: &mut Findings,
+) -> Result<Option<Contents>, InspectError> {
+    let kernel = |what: &'static str| move |errno| InspectError::kernel(what, process.pid, errno);
+    let namespace = match ns::open(process.pid, kind) {
+        Ok(namespace) => namespace,
+        Err(Errno::ENOENT | Errno::ESRCH) => return Ok(None),
+        Err(errno) => return Err(kernel("open a nested namespace")(errno)),
+    };
+    let enter = kernel("enter a nested namespace");
+    if kind == Kind::Uts {
+        let names = ns::within(namespace.as_fd(), kind, uname).map_err(enter)?;
+        let names = names.map_err(kernel("read the names of a nested UTS namespace"))?;
+        let bytes = |name: &std::ffi::OsStr| name.as_bytes().to_vec();
+        return Ok(Some(Contents::Uts { host: bytes(names.nodename()), domain: bytes(names.domainname()) }));
+    }
+    let (tables, queues, settings) =
+        ns::within(namespace.as_fd(), kind, || (Tables::read(), queues(), settings())).map_err(enter)?;
+    let tables = tables?;
+    let kinds = [
+        ("System V shared memory", &tables.segments),
+        ("System V semaphores", &tables.semaphores),
+        ("a System V message queue", &tables.queues),
+    ];
+    let found = kinds.into_iter().filter(|(_, rows)| !rows.is_empty()).map(|(what, _)| what.to_owned());
+    let names = queues.map_err(kernel("list POSIX message queues"))?;
+    for what in found.chain(names.into_iter().map(|name| format!("POSIX message queue /{name}"))) {
+        findings.process(
+            process.inner,
+            format!("it lives in another IPC namespace than the container's root with {what} in it, which is not carried yet"),
+            REMOVE,
+        );
+    }
+    Ok(Some(Contents::Ipc { settings: settings? }))
+}
+
+/// The settings of this thread's IPC namespace.
+fn settings() -> Result<Vec<(String, String)>, ProcError> {
+    let mut all = Vec::with_capacity(IPC_SETTINGS.len());
+    for name in IPC_SETTINGS {
+        match proc::read_path(&format!("/proc/sys/{name}")) {
+            Ok(text) => {
+                all.push((name.to_owned(), String::from_utf8_lossy(text.trim_ascii()).into_owned()));
+            }
+            Err(error) if error.is_gone() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}

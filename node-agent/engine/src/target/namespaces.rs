@@ -1,0 +1,187 @@
+//! Namespaces of processes beside the container's own: made and shared while the source still runs, filled from the
+//! image.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use image::Pid;
+use image::namespaces::{Contents, Namespace, Nested};
+use image::shape::Shape;
+use libc::{SYS_close, SYS_setns, SYS_unshare};
+use sys::ns::{self, Kind};
+use sys::ptrace::Stopped;
+use sys::tape::target::TargetTape;
+
+use super::error::TargetError;
+use super::mapping::Surroundings;
+use super::plan::fds;
+use super::plant::Channel;
+use super::restore::Restorer;
+use super::script::{Call, call};
+use super::skeleton::{Skeleton, lost};
+use super::tree::Tree;
+
+const KINDS: [Kind; 2] = [Kind::Uts, Kind::Ipc];
+
+fn number(nested: &mut Nested, kind: Kind) -> &mut u64 {
+    if kind == Kind::Uts { &mut nested.uts } else { &mut nested.ipc }
+}
+
+impl Tree {
+    /// Puts every process into its namespaces. The first one of a namespace makes it, the others enter it. A thread
+    /// has those of its maker: threads that were made ahead are ended where something changes.
+    ///
+    /// # Errors
+    /// A [`TargetError`]; the skeletons are lost then.
+    pub(super) fn enter_namespaces(
+        &mut self,
+        shape: &Shape,
+        around: &Surroundings<'_>,
+    ) -> Result<(), TargetError> {
+        for process in shape.processes.iter().filter(|process| process.zombie.is_none()) {
+            let (pid, mut wanted) = (process.pid, process.namespaces);
+            for kind in KINDS {
+                let id = *number(&mut wanted, kind);
+                if *number(&mut self.get(pid)?.namespaces, kind) == id {
+                    continue;
+                }
+                self.get(pid)?.set_threads(around.tape, &[])?;
+                match self.member(kind, id) {
+                    None => {
+                        let call = call!("unshare", SYS_unshare, kind.flag());
+                        self.get(pid)?.run(around.tape, &[call])?;
+                    }
+                    Some(member) => {
+                        let namespace = self.open(member, kind)?;
+                        let skeleton = self.get(pid)?;
+                        enter(
+                            skeleton,
+                            &namespace,
+                            kind,
+                            around.tape,
+                            around.channel,
+                            around.channel.number,
+                        )?;
+                    }
+                }
+                *number(&mut self.get(pid)?.namespaces, kind) = id;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a process make another one in a pid namespace below its own, which it sees through afterwards as before.
+    ///
+    /// # Errors
+    /// As [`Tree::enter_namespaces`].
+    pub(super) fn clone_below(
+        &mut self,
+        maker: Pid,
+        space: u64,
+        clone: Call,
+        around: &Surroundings<'_>,
+    ) -> Result<Option<Stopped>, TargetError> {
+        let Surroundings { tape, channel, .. } = *around;
+        let (below, own) = (self.init(space, maker)?, self.open(maker, Kind::Pid)?);
+        let maker = self.get(maker)?;
+        enter(maker, &below, Kind::Pid, tape, channel, channel.number)?;
+        let mut ran = maker.run(tape, &[clone])?;
+        enter(maker, &own, Kind::Pid, tape, channel, channel.number)?;
+        Ok(ran.made.pop())
+    }
+
+    /// The pid namespace of this number; `for_whom` is to enter it.
+    fn init(&self, space: u64, for_whom: Pid) -> Result<OwnedFd, TargetError> {
+        let mut all = self.skeletons.values();
+        let init = all.find(|skeleton| skeleton.node.place.space == space);
+        let init = init.ok_or_else(|| lost(for_whom, "a pid namespace below its own does not exist"))?;
+        self.open(init.node.pid, Kind::Pid)
+    }
+
+    fn open(&self, pid: Pid, kind: Kind) -> Result<OwnedFd, TargetError> {
+        let host = self.skeletons.get(&pid).map_or(0, |skeleton| skeleton.host);
+        ns::open(host, kind)
+            .map_err(TargetError::errno(format!("open the {} namespace of pid {pid}", kind.name())))
+    }
+
+    /// A process that is in a namespace.
+    fn member(&self, kind: Kind, id: u64) -> Option<Pid> {
+        if id == 0 {
+            return Some(self.root);
+        }
+        let mut all = self.skeletons.values();
+        all.find(|skeleton| *number(&mut { skeleton.namespaces }, kind) == id).map(|found| found.node.pid)
+    }
+
+    /// Gives namespaces what they hold.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub(super) fn fill_namespaces(&self, namespaces: &[Namespace]) -> Result<(), TargetError> {
+        for Namespace { id, contents } in namespaces {
+            let kind = match contents {
+                Contents::Uts { .. } => Kind::Uts,
+                Contents::Ipc { .. } => Kind::Ipc,
+            };
+            let nobody = || TargetError::Image(format!("nobody is in {} namespace {id}", kind.name()));
+            let member = self.member(kind, *id).filter(|_| *id != 0).ok_or_else(nobody)?;
+            let namespace = self.open(member, kind)?;
+            ns::within(namespace.as_fd(), kind, || fill(contents))
+                .map_err(TargetError::errno("enter a nested namespace"))??;
+        }
+        Ok(())
+    }
+}
+
+impl Restorer<'_> {
+    /// Processes whose children are born into another pid namespace than their own. Threads cannot be made any more then.
+    pub(crate) fn children_namespaces(&mut self) -> Result<(), TargetError> {
+        let image = self.image;
+        for shape in &image.shape.processes {
+            let space = shape.namespaces.pid_for_children;
+            let process = image.processes.iter().find(|process| process.pid == shape.pid);
+            let Some(process) = process.filter(|_| space != 0) else { continue };
+            let namespace = self.tree.init(space, shape.pid)?;
+            let at = fds::plan(&process.fds).channel;
+            enter(self.tree.get(shape.pid)?, &namespace, Kind::Pid, self.tape, self.channel, at)?;
+        }
+        Ok(())
+    }
+}
+
+/// Has a skeleton enter a namespace. `at`: its number of the channel.
+fn enter(
+    skeleton: &mut Skeleton,
+    namespace: &OwnedFd,
+    kind: Kind,
+    tape: &TargetTape,
+    channel: &Channel,
+    at: i32,
+) -> Result<(), TargetError> {
+    let pid = skeleton.node.pid;
+    let landed = channel.plant(skeleton, tape, at, &[namespace.as_fd()])?;
+    let fd = *landed.first().ok_or_else(|| lost(pid, "a namespace did not reach it"))?;
+    let calls = [call!("setns", SYS_setns, fd, kind.flag()), call!("close", SYS_close, fd)];
+    skeleton.run(tape, &calls).map(drop)
+}
+
+/// Sets what this thread's namespace holds.
+fn fill(contents: &Contents) -> Result<(), TargetError> {
+    match contents {
+        Contents::Uts { host, domain } => {
+            let names = ns::set_hostname(OsStr::from_bytes(host))
+                .and_then(|()| ns::set_domainname(OsStr::from_bytes(domain)));
+            names.map_err(TargetError::errno("set the names of a nested UTS namespace"))
+        }
+        Contents::Ipc { settings } => settings.iter().try_for_each(|(name, value)| {
+            let path = format!("/proc/sys/{name}");
+            let have = std::fs::read_to_string(&path);
+            if have.is_ok_and(|have| have.trim() == value) {
+                return Ok(());
+            }
+            std::fs::write(&path, value)
+                .map_err(TargetError::system(format!("set {name} of a nested IPC namespace to {value}")))
+        }),
+    }
+}

@@ -1,0 +1,66 @@
+//! Namespaces that processes of a container have beside its own; see namespaces(7).
+
+use serde::{Deserialize, Serialize};
+
+use crate::Pid;
+
+/// Which namespaces a process is in; 0 stands for the container's own. The numbers name the same namespace in all
+/// processes, and stay the same over the rounds of one migration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Nested {
+    /// Host and domain name, see uts_namespaces(7).
+    pub uts: u64,
+    /// System V IPC and POSIX message queues, see ipc_namespaces(7).
+    pub ipc: u64,
+    /// The pid namespace of its future children, see pid_namespaces(7); 0 when it is its own.
+    pub pid_for_children: u64,
+}
+
+/// The numbers of a process in a pid namespace below the container's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Level {
+    /// Which namespace, as in [`Nested`].
+    pub namespace: u64,
+    /// Its pid there.
+    pub pid: Pid,
+    /// Its process group there; 0 when that has no number there.
+    pub pgid: Pid,
+    /// Its session there; 0 when that has no number there.
+    pub sid: Pid,
+}
+
+impl Nested {
+    /// Whether all of them are the container's.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A namespace that is not the container's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Its number in [`Nested`].
+    pub id: u64,
+    /// What it holds.
+    pub contents: Contents,
+}
+
+/// What a namespace holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Contents {
+    /// Names, see uname(2).
+    Uts {
+        /// sethostname(2).
+        #[serde(with = "serde_bytes")]
+        host: Vec<u8>,
+        /// setdomainname(2).
+        #[serde(with = "serde_bytes")]
+        domain: Vec<u8>,
+    },
+    /// An IPC namespace without objects.
+    Ipc {
+        /// Its files below /proc/sys, each with its text.
+        settings: Vec<(String, String)>,
+    },
+}
