@@ -20,6 +20,7 @@ mod error;
 mod files;
 mod ghosts;
 mod gives;
+mod guards;
 mod ipc;
 mod mapping;
 mod objects;
