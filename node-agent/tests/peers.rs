@@ -213,10 +213,16 @@ fn a_target_that_lacks_something_says_what() {
     let nonce = b.migrations.prepare(&prepare(1, "web", "node-a")).unwrap().incarnation;
     let (mut link, _) = greet(&a, &b.address, hello(1, "web", nonce, Purpose::Session));
     let facts = image::state::HostFacts { vdso_hash: 99, ..b.node.facts.clone() };
-    let needs = Needs { posix_timers: true, ipc_ids: false, hard_limits: vec![1025; 1], oom_score_adj: -1 };
+    let needs = Needs {
+        posix_timers: true,
+        guard_pages: true,
+        hard_limits: vec![1025; 1],
+        oom_score_adj: -1,
+        ..Needs::default()
+    };
     link.send(&PeerMessage::Check { facts, needs, memory_bytes: u64::MAX, groups: Box::default() }).unwrap();
     match link.recv(SOON, &mut || false).unwrap() {
-        PeerMessage::Checked(lacks) => assert_eq!(lacks.len(), 5, "{lacks:?}"),
+        PeerMessage::Checked(lacks) => assert_eq!(lacks.len(), 6, "{lacks:?}"),
         other => panic!("{other:?}"),
     }
 }

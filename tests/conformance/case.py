@@ -22,6 +22,7 @@ a first process that reaps what is left to it.
 """
 import ast
 import ctypes
+import errno
 import mmap
 import os
 import signal
@@ -192,6 +193,21 @@ def mapping(address):
 
 def address_of(memory):
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def byte_at(address):
+    """A byte of memory as the kernel reads it; None where it would fault."""
+    end, begin = os.pipe()
+    try:
+        syscall(1, begin, address, 1)
+        return os.read(end, 1)[0]
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        return None
+    finally:
+        os.close(end)
+        os.close(begin)
 
 
 def say(text):

@@ -51,6 +51,8 @@ pub struct Needs {
     pub posix_timers: bool,
     /// It has System V shared memory, semaphores or message queues.
     pub ipc_ids: bool,
+    /// It has guard pages (MADV_GUARD_INSTALL).
+    pub guard_pages: bool,
     /// The highest hard limit of its processes for each resource, index = resource number.
     pub hard_limits: Vec<u64>,
     /// The lowest oom_score_adj of its processes.
@@ -64,6 +66,8 @@ pub struct Gives {
     pub timer_ids: bool,
     /// System V objects can be made with chosen ids (CONFIG_CHECKPOINT_RESTORE).
     pub ipc_ids: bool,
+    /// Guard pages can be made (Linux 6.13).
+    pub guard_pages: bool,
     /// The agent's own hard limits; `None` = it may set any (`CAP_SYS_RESOURCE`).
     pub hard_limits: Option<Vec<u64>>,
     /// The lowest oom_score_adj it may set; `None` = any.
@@ -117,6 +121,8 @@ pub struct ProcessState {
     pub report: Report,
     /// mlockall(2) for what will be mapped: MCL_FUTURE, MCL_ONFAULT.
     pub lock_later: u32,
+    /// Guard pages (MADV_GUARD_INSTALL), as first address and end, ascending.
+    pub guards: Vec<(Addr, Addr)>,
     /// Descriptor table, ascending by number.
     pub fds: Vec<FdEntry>,
 }

@@ -60,6 +60,12 @@ pub(crate) fn give(needs: &Needs, gives: &Gives) -> Vec<Refusal> {
             "choose a target with CONFIG_CHECKPOINT_RESTORE, or remove them (ipcrm)",
         );
     }
+    if needs.guard_pages && !gives.guard_pages {
+        lack(
+            "it has guard pages (MADV_GUARD_INSTALL), and the target's kernel cannot make them".to_owned(),
+            "choose a target with Linux 6.13 or newer, or a C library that does not use them",
+        );
+    }
     if let Some(limits) = &gives.hard_limits {
         for (resource, (need, may)) in needs.hard_limits.iter().zip(limits).enumerate() {
             if need > may {
@@ -139,9 +145,20 @@ mod tests {
     fn what_an_agent_without_privilege_cannot_give() {
         let mut hard_limits = vec![0; 16];
         hard_limits[7] = 4096;
-        let needs =
-            Needs { posix_timers: true, ipc_ids: true, hard_limits: hard_limits.clone(), oom_score_adj: -5 };
-        let any = Gives { timer_ids: true, ipc_ids: true, hard_limits: None, oom_score_adj: None };
+        let needs = Needs {
+            posix_timers: true,
+            ipc_ids: true,
+            guard_pages: true,
+            hard_limits: hard_limits.clone(),
+            oom_score_adj: -5,
+        };
+        let any = Gives {
+            timer_ids: true,
+            ipc_ids: true,
+            guard_pages: true,
+            hard_limits: None,
+            oom_score_adj: None,
+        };
         assert_eq!(give(&needs, &any), vec![]);
         let same = Gives { hard_limits: Some(hard_limits.clone()), oom_score_adj: Some(-5), ..any.clone() };
         assert_eq!(give(&needs, &same), vec![]);
@@ -149,20 +166,22 @@ mod tests {
         let little = Gives {
             timer_ids: false,
             ipc_ids: false,
+            guard_pages: false,
             hard_limits: Some(hard_limits),
             oom_score_adj: Some(0),
         };
         let lacks = give(&needs, &little);
-        assert_eq!(lacks.len(), 4, "{lacks:#?}");
+        assert_eq!(lacks.len(), 5, "{lacks:#?}");
         assert!(lacks[0].reason.contains("POSIX timers"));
         assert!(lacks[1].reason.contains("System V"));
-        assert!(lacks[2].reason.contains("RLIMIT_NOFILE of 4096"));
-        assert!(lacks[3].reason.contains("oom_score_adj of -5"));
-        let none =
-            Needs { posix_timers: false, ipc_ids: false, hard_limits: vec![1024; 16], oom_score_adj: 0 };
+        assert!(lacks[2].reason.contains("guard pages"));
+        assert!(lacks[3].reason.contains("RLIMIT_NOFILE of 4096"));
+        assert!(lacks[4].reason.contains("oom_score_adj of -5"));
+        let none = Needs { hard_limits: vec![1024; 16], ..Needs::default() };
         let equal = Gives {
             timer_ids: false,
             ipc_ids: false,
+            guard_pages: false,
             hard_limits: Some(vec![1024; 16]),
             oom_score_adj: Some(0),
         };

@@ -7,6 +7,9 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 use nix::libc;
 
+/// The advice that makes guard pages of pages, whatever they held.
+pub const MADV_GUARD_INSTALL: i32 = 102;
+
 /// A range of the other process's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -197,4 +200,11 @@ impl ProcessMemory {
         self.read(address, &mut word)?;
         Ok(u64::from_le_bytes(word))
     }
+}
+
+/// Whether pages can be made to fault on purpose (MADV_GUARD_INSTALL, Linux 6.13).
+#[must_use]
+pub fn has_guard_pages() -> bool {
+    // SAFETY: no byte of memory is meant; the kernel says whether it knows the advice.
+    unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_GUARD_INSTALL) == 0 }
 }

@@ -113,6 +113,7 @@ impl Node for FakeNode {
         image::state::Gives {
             timer_ids: false,
             ipc_ids: false,
+            guard_pages: false,
             hard_limits: Some(vec![1024; 16]),
             oom_score_adj: Some(0),
         }

@@ -1,5 +1,4 @@
 """Guard pages (MADV_GUARD_INSTALL)"""
-# refused: guard
 import ctypes
 import mmap
 import os

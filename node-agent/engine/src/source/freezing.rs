@@ -242,7 +242,6 @@ impl Source {
         let look = self.looker.look_at(tree, Flags::Remembered, Depth::Everything, &mut findings);
         self.looker.stopped = None;
         let mut look = look?;
-        self.guards(&mut findings);
         self.objects.late(&self.looker.registry, &mut findings);
         let State::Frozen(frozen) = &mut self.state else {
             return Ok(());

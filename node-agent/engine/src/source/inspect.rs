@@ -7,6 +7,7 @@ use super::cpu_clocks;
 use super::findings::Findings;
 use super::inventory;
 use super::look::{Depth, Flags, Look, Looker};
+use super::memory::guards;
 use super::numa;
 use super::outside;
 use super::owners;
@@ -51,6 +52,8 @@ fn needs(look: &Look) -> Result<Needs, InspectError> {
             Err(error) if error.is_gone() => {}
             other => other?,
         }
+        // A kernel that shows none has none, and what comes later shows at the freeze.
+        needs.guard_pages |= guards::any(found.process.pid, &found.mappings).unwrap_or(false);
     }
     Ok(needs)
 }

@@ -35,6 +35,11 @@ impl Mapping {
         }
     }
 
+    /// The kernel made it, and nobody changes its pages.
+    pub(crate) fn is_kernels(&self) -> bool {
+        matches!(self.vma.backing, Backing::Vdso | Backing::Vvar(_))
+    }
+
     /// Pages that were never written show a file, not zeros.
     pub(crate) fn is_over_file(&self) -> bool {
         !matches!(self.vma.backing, Backing::Anonymous)

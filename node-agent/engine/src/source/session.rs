@@ -208,7 +208,8 @@ impl Source {
         self.pages(sink, false)
     }
 
-    /// Everything but the contents of memory. Only while frozen. Sockets enter repair mode here.
+    /// Everything but the contents of memory. Only while frozen, after [`Source::last_pages`], which finds the guard pages.
+    /// Sockets enter repair mode here.
     ///
     /// # Errors
     /// See [`SourceError`]; the tree stays frozen until [`Source::abort`].
@@ -221,7 +222,12 @@ impl Source {
             return Err(wrong);
         }
         failpoint!("source-capture-begin");
-        let image = super::capture::image::capture(&mut self.looker, frozen)?;
+        let mut image = super::capture::image::capture(&mut self.looker, frozen)?;
+        for (found, process) in files::live(&frozen.look).zip(&mut image.processes) {
+            if let Some(tracked) = self.tracked.get(&found.process.pid) {
+                process.guards = tracked.memory.guards(&found.mappings);
+            }
+        }
         failpoint!("source-capture-end");
         Ok(image)
     }
@@ -409,25 +415,7 @@ impl Source {
         self.looker.registry.ghosts_sent();
         self.last_pid = forks;
         self.lost_writer = false;
-        let mut findings = Findings::default();
-        if matches!(self.state, State::Frozen(_)) {
-            self.guards(&mut findings);
-        }
-        refuse(findings)
-    }
-
-    /// Guard pages that a round has met.
-    pub(super) fn guards(&self, findings: &mut Findings) {
-        for tracked in self.tracked.values() {
-            if let Some(address) = tracked.memory.guards.first() {
-                findings.address(
-                    tracked.memory.inner,
-                    *address,
-                    "guard pages (MADV_GUARD_INSTALL), which are not carried yet",
-                    "start the program with a C library that does not use them",
-                );
-            }
-        }
+        Ok(())
     }
 }
 

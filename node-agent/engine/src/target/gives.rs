@@ -18,6 +18,7 @@ pub fn gives() -> Gives {
         timer_ids: prctl::has_timer_restore_ids(),
         ipc_ids: std::path::Path::new(super::ipc::SEGMENT_ID).exists(),
         hard_limits: (!privileged).then(|| limits().collect()),
+        guard_pages: sys::mem::has_guard_pages(),
         // It may go down to its lowest value ever, which is not told.
         oom_score_adj: (!privileged).then(|| own.unwrap_or(0)),
     }

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use image::shape::{Backing, FileIdentity, Mm, MmFields, Vma};
 use image::{Pid, Refusal, Subject};
 use libc::{
-    SYS_madvise, SYS_membarrier, SYS_mlock2, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_prctl,
-    SYS_rseq, SYS_set_robust_list, SYS_set_tid_address,
+    SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_prctl, SYS_rseq,
+    SYS_set_robust_list, SYS_set_tid_address,
 };
 use nix::fcntl::OFlag;
 
@@ -33,7 +33,6 @@ const RSEQ_FLAG_UNREGISTER: u64 = 1;
 const MADV_DONTNEED: i32 = 4;
 /// mseal(2), since Linux 6.10.
 const SYS_MSEAL: i64 = 462;
-const MLOCK_ONFAULT: u64 = 1;
 /// ROBUST_LIST_HEAD size.
 const ROBUST_HEAD: u64 = 24;
 
@@ -214,18 +213,6 @@ pub(crate) fn drop_pages(dropped: &[Span]) -> Vec<Call> {
     dropped
         .iter()
         .map(|(start, end)| call!("MADV_DONTNEED", SYS_madvise, *start, end - start, MADV_DONTNEED))
-        .collect()
-}
-
-/// Locks what the source had locked; last, so that no page is fetched before it is written.
-pub(crate) fn lock_memory(mm: &Mm) -> Vec<Call> {
-    mm.vmas
-        .iter()
-        .filter(|v| v.flags.locked)
-        .map(|v| {
-            let flags = if v.flags.locked_on_fault { MLOCK_ONFAULT } else { 0 };
-            call!("mlock2", SYS_mlock2, v.start, v.len(), flags)
-        })
         .collect()
 }
 

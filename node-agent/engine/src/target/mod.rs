@@ -21,6 +21,7 @@ mod files;
 mod ghosts;
 mod gives;
 mod gone;
+mod guards;
 mod ipc;
 mod mapping;
 mod namespaces;

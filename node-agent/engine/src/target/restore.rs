@@ -19,6 +19,7 @@ use crate::source::clock::monotonic_ns;
 use super::attributes::{self, Capabilities, Filters};
 use super::error::TargetError;
 use super::files::Descriptions;
+use super::guards;
 use super::mapping;
 use super::plan::fds;
 use super::plan::tree::Spaces;
@@ -229,7 +230,9 @@ impl Restorer<'_> {
             let pid = process.pid;
             let mm = memory_of(image, pid);
             let mut calls = attributes::process_before_credentials(process);
-            calls.extend(mm.map(mapping::lock_memory).unwrap_or_default());
+            // Before the locks: the kernel makes none in locked memory.
+            calls.extend(guards::make(&process.guards));
+            calls.extend(mm.map(|mm| guards::lock(mm, &process.guards)).unwrap_or_default());
             if process.lock_later != 0 {
                 calls.push(call!("mlockall", libc::SYS_mlockall, process.lock_later));
             }

@@ -445,6 +445,7 @@ pub(crate) fn process(
         },
         report: Report::None,
         lock_later: 0,
+        guards: Vec::new(),
         fds: Vec::new(),
     })
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod digests;
+pub(crate) mod guards;
 pub(crate) mod hot;
 pub(crate) mod objects;
 pub(crate) mod process;

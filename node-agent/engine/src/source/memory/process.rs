@@ -13,6 +13,7 @@ use sys::pagemap::{Categories, Entry, Pagemap, Region, ScanError};
 
 use super::batch::{Batcher, Contents, Outcome};
 use super::digests::Digests;
+use super::guards::Guards;
 use super::hot::Hot;
 use super::sent::{PageSet, join, subtract};
 use super::template::Inherited;
@@ -43,14 +44,11 @@ pub(crate) struct TrackedMemory {
     hot: Hot,
     /// Ranges whose contents the target may have lost: they count as written in the next round.
     refresh: Vec<Range<u64>>,
-    /// Pages that MADV_GUARD_INSTALL made fault on purpose, as far as seen.
-    pub(crate) guards: Vec<u64>,
+    /// Pages that MADV_GUARD_INSTALL made fault on purpose.
+    guards: Guards,
     /// Nothing was looked at yet since the tracker was made: all of it counts as written.
     first: bool,
 }
-
-/// Bit 58 of a pagemap entry: a guard page (Linux 6.15).
-const GUARD: u64 = 1 << 58;
 
 /// Ranges of addresses, ascending and disjoint.
 type Ranges = Vec<Range<u64>>;
@@ -90,7 +88,7 @@ impl TrackedMemory {
             digests: Digests::default(),
             hot: Hot::default(),
             refresh: Vec::new(),
-            guards: Vec::new(),
+            guards: Guards::default(),
             first: true,
         })
     }
@@ -146,10 +144,14 @@ impl TrackedMemory {
         for mapping in mappings {
             let range = mapping.vma.start..mapping.vma.end;
             let object = mapping.shared_object();
+            let scan = Instant::now();
             if !self.is_tracked(mapping) {
+                if !again {
+                    self.guards.look(self.pid, &self.pagemap, mapping, std::slice::from_ref(&range))?;
+                    batcher.scanned(scan.elapsed());
+                }
                 continue;
             }
-            let scan = Instant::now();
             let mut dirty = self
                 .tracker
                 .dirty(&self.pagemap, &range, again)
@@ -169,6 +171,7 @@ impl TrackedMemory {
                     .iter()
                     .map(|dirty| dirty.start - range.start + offset..dirty.end - range.start + offset);
                 objects.entry(id).or_default().extend(shifted);
+                self.guards.look(self.pid, &self.pagemap, mapping, &dirty.ranges)?;
                 batcher.scanned(scan.elapsed());
                 continue;
             }
@@ -234,6 +237,11 @@ impl TrackedMemory {
         Ok(bytes)
     }
 
+    /// The guard pages of these mappings, as the last round found them.
+    pub(crate) fn guards(&self, mappings: &[Mapping]) -> Vec<(u64, u64)> {
+        self.guards.of(mappings)
+    }
+
     /// Nothing was sent yet.
     pub(crate) fn is_new(&self) -> bool {
         self.first
@@ -280,6 +288,8 @@ impl TrackedMemory {
         let mut data = Vec::new();
         let mut drops = Vec::new();
         for range in written {
+            // A page becomes a guard page, or ends being one, as it is written.
+            self.guards.forget(range);
             let held = self.own_pages(range)?;
             for gone in subtract(range, &held) {
                 drops.extend(self.sent.runs(&gone));
@@ -332,10 +342,8 @@ impl TrackedMemory {
             .map_err(|errno| SourceError::kernel("read pagemap", self.pid, errno))?;
         for (page, entry) in (0_u64..).zip(entries) {
             let start = range.start + page * PAGE_SIZE;
-            if entry.0 & GUARD != 0 {
-                if self.guards.len() < 16 {
-                    self.guards.push(start);
-                }
+            if entry.guard() {
+                self.guards.found(&(start..start + PAGE_SIZE));
             } else if (entry.swapped() || entry.present()) && !entry.is_marker() {
                 own.push(start..start + PAGE_SIZE);
             }

@@ -43,6 +43,10 @@ impl PageSet {
         self.extents.get(&extent).is_some_and(|bits| bits[word] & mask != 0)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.extents.is_empty()
+    }
+
     /// How many pages are in it.
     pub(crate) fn pages(&self) -> u64 {
         self.extents.values().flatten().map(|word| u64::from(word.count_ones())).sum()
