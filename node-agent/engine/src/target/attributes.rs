@@ -53,7 +53,9 @@ pub(crate) fn process_before_credentials(process: &ProcessState) -> Vec<Call> {
     }
     calls.push(call!("umask", SYS_umask, process.umask));
     // The working directory may lie outside of the root directory.
-    calls.push(call!("chdir", SYS_chdir, Block::text(&process.cwd)));
+    if process.deleted_cwd.is_none() {
+        calls.push(call!("chdir", SYS_chdir, Block::text(&process.cwd)));
+    }
     if process.root != "/" && !process.root.is_empty() {
         calls.push(call!("chroot", SYS_chroot, Block::text(&process.root)));
     }

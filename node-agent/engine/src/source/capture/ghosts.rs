@@ -1,4 +1,4 @@
-//! Contents of files that have no name any more.
+//! Files and directories that have no name any more.
 
 use std::fs::File;
 use std::io::Read;
@@ -31,7 +31,8 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
         if crate::proc::links::identity(&metadata) != ghost.key {
             continue;
         }
-        if !ghost.sent && metadata.len() > MAX_GHOST {
+        let in_pause = !ghost.sent && !ghost.directory;
+        if in_pause && metadata.len() > MAX_GHOST {
             findings.container(
                 format!(
                     "deleted file {} of {} MiB is open in a message that nobody has received; the limit is {} MiB",
@@ -45,7 +46,7 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
         }
         let xattrs = xattrs(&file).map_err(fail)?;
         let mut content = Vec::new();
-        if !ghost.sent {
+        if in_pause {
             file.take(MAX_GHOST).read_to_end(&mut content).map_err(fail)?;
         }
         ghosts.push(Ghost {
@@ -59,7 +60,7 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
                 nanoseconds(metadata.st_mtime(), metadata.st_mtime_nsec()),
             ],
             xattrs,
-            size: metadata.len(),
+            size: if ghost.directory { 0 } else { metadata.len() },
             content,
         });
     }

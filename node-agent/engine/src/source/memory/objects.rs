@@ -96,7 +96,7 @@ impl ObjectMemory {
             let subject = Subject { owner: owner(object), key: *key, handle, suspect, looked };
             self.one(&subject, ranges, batcher, sink)?;
         }
-        for ghost in registry.ghosts() {
+        for ghost in registry.ghost_files() {
             let GhostFile { id, key, handle, untold, .. } = ghost;
             let subject = Subject { owner: Owner::Ghost(*id), key: *key, handle, suspect: *untold, looked };
             self.one(&subject, Vec::new(), batcher, sink)?;
@@ -108,7 +108,7 @@ impl ObjectMemory {
     /// Files without a name that no round has sent although there were some, and that are too large for the pause.
     pub(crate) fn late(&self, registry: &Registry, findings: &mut Findings) {
         let unsent = |id| self.known.get(&Owner::Ghost(id)).is_none_or(|known| !known.begun);
-        for ghost in registry.ghosts().into_iter().filter(|ghost| self.begun && unsent(ghost.id)) {
+        for ghost in registry.ghost_files().filter(|ghost| self.begun && unsent(ghost.id)) {
             let size = std::fs::metadata(ghost.handle.path()).map_or(0, |metadata| metadata.len());
             if size > MAX_GHOST {
                 let reason = format!("{} of {} MiB was deleted just now", ghost.path, size >> 20);
