@@ -15,7 +15,7 @@ use super::options::Reader;
 use super::pipes::Pipes;
 use super::table::{Holder, Open, Table};
 use super::tty::Terminals;
-use super::{epoll, filters, inet, netlink, raw, unix};
+use super::{epoll, filters, ghosts, inet, netlink, raw, unix};
 use crate::proc::multicast::Group;
 use crate::source::descriptor::Class;
 use crate::source::findings::Findings;
@@ -133,6 +133,8 @@ pub(crate) fn capture(context: &mut Context<'_>) -> Result<Captured, SourceError
     files.pipes = pipes.pipes;
     files.terminals = terminals.terminals;
     files.locks = locks::capture(context.look, &table);
+    // Now, while what was in a message is held here.
+    ghosts::capture(context.registry, &mut files.ghosts, context.findings)?;
     Ok(Captured { files, tables })
 }
 

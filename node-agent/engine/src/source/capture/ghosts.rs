@@ -1,5 +1,6 @@
 //! Files and directories that have no name any more.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::linux::fs::MetadataExt;
@@ -15,10 +16,14 @@ use crate::source::registry::Registry;
 /// The largest deleted file that is sent as a whole in the pause, bytes.
 pub(crate) const MAX_GHOST: u64 = 64 << 20;
 
-/// Reads what is known of them, and the contents of those that no round has sent.
-pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Vec<Ghost>, SourceError> {
-    let mut ghosts = Vec::new();
-    for ghost in registry.ghosts() {
+/// Reads what is known of those that are not among `ghosts` yet, and the contents of those that no round has sent.
+pub(crate) fn capture(
+    registry: &Registry,
+    ghosts: &mut Vec<Ghost>,
+    findings: &mut Findings,
+) -> Result<(), SourceError> {
+    let known: HashSet<u32> = ghosts.iter().map(|ghost| ghost.id).collect();
+    for ghost in registry.ghosts().into_iter().filter(|ghost| !known.contains(&ghost.id)) {
         let fail = |error| {
             SourceError::kernel(format!("read the deleted file {}", ghost.path), ghost.handle.pid, error)
         };
@@ -64,7 +69,7 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
             content,
         });
     }
-    Ok(ghosts)
+    Ok(())
 }
 
 fn nanoseconds(seconds: i64, more: i64) -> i64 {

@@ -81,7 +81,8 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         process.fds = tables.remove(&found.process.inner).unwrap_or_default();
         image.processes.push(process);
     }
-    image.files.ghosts = ghosts::capture(&looker.registry, &mut findings)?;
+    // Working directories.
+    ghosts::capture(&looker.registry, &mut image.files.ghosts, &mut findings)?;
     refuse(findings)?;
     account::lap("capture.threads");
     if let Some(thread) = image.processes.first().and_then(|process| process.threads.first()) {
