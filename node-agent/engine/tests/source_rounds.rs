@@ -301,3 +301,70 @@ fn a_page_that_is_written_in_every_round_is_sent_twice_and_in_the_end() {
     let last = subject.end();
     assert!(last.bytes >= HOT / 2 && last.held_back == 0, "{last:?}");
 }
+
+/// The pages of the deleted file that were sent.
+fn of_ghosts(copy: &Copy) -> Vec<(u64, &Vec<u8>)> {
+    let of_ghosts =
+        copy.pages.iter().filter(|((owner, _), _)| matches!(owner, image::pages::Owner::Ghost(_)));
+    of_ghosts.map(|((_, at), page)| (*at, page)).collect()
+}
+
+#[test]
+fn of_a_deleted_file_goes_what_has_changed() {
+    let path = std::env::temp_dir().join(format!("gantry-ghost-{}", std::process::id()));
+    let first = format!(
+        "f = os.open('{0}', os.O_CREAT | os.O_RDWR); os.ftruncate(f, 70 * M); os.unlink('{0}'); \
+         [os.pwrite(f, os.urandom(P), n * M) for n in range(70)]",
+        path.display()
+    );
+    let mut subject = Subject::new("ghost", &first);
+    assert_eq!(of_ghosts(&subject.copy).len(), 70, "holes are not sent");
+    subject.copy.pages.clear();
+    // Until its times are believed.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(100) {
+        subject.round();
+    }
+    assert_eq!(of_ghosts(&subject.copy), []);
+    subject.tell("os.pwrite(f, b'by write', 5 * M + 7)");
+    subject.tell("m = mmap.mmap(f, 70 * M); m[6 * M:6 * M + 8] = b'a map of'");
+    subject.round();
+    let changed: Vec<u64> = of_ghosts(&subject.copy).iter().map(|(at, _)| *at >> 20).collect();
+    assert_eq!(changed, [5, 6]);
+    subject.copy.pages.clear();
+    // The page is writable by now: no time tells of it.
+    subject.tell("m[6 * M:6 * M + 8] = b'once more'[:8]");
+    subject.round();
+    subject.tell("os.ftruncate(f, 69 * M)");
+    subject.round();
+    subject.tell("os.ftruncate(f, 71 * M); m.close(); os.pwrite(f, b'last', 71 * M - 4)");
+    let source = &mut subject.source;
+    source.freeze().unwrap();
+    source.shape().unwrap();
+    source.last_pages(&mut subject.copy).unwrap();
+    let image = source.capture().unwrap();
+    let [ghost] = image.files.ghosts.as_slice() else { panic!("{:?}", image.files.ghosts) };
+    assert_eq!((ghost.size, ghost.content.len()), (71 << 20, 0));
+    let pages = of_ghosts(&subject.copy);
+    let places: Vec<(u64, &[u8])> = pages.iter().map(|(at, page)| (*at, &page[..4])).collect();
+    // What was cut off has become a hole, which must be told.
+    assert_eq!(places.len(), 3, "{places:?}");
+    assert_eq!((places[0].0, places[0].1), (6 << 20, &b"once"[..]));
+    assert_eq!((places[1].0, places[1].1), (69 << 20, &[0; 4][..]));
+    assert_eq!((places[2].0, &pages[2].1[4092..]), ((71 << 20) - 4096, &b"last"[..]));
+    subject.source.abort().unwrap();
+}
+
+#[test]
+fn a_large_file_that_is_deleted_after_the_last_round_goes_in_one_more() {
+    let path = std::env::temp_dir().join(format!("gantry-late-{}", std::process::id()));
+    let mut subject = Subject::new("late", "pass");
+    subject.tell(&format!(
+        "f = os.open('{0}', os.O_CREAT | os.O_RDWR); os.ftruncate(f, 65 * M); os.unlink('{0}')",
+        path.display()
+    ));
+    let source = &mut subject.source;
+    let error = source.freeze().unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("deleted just now"), "{error}");
+    subject.source.abort().unwrap();
+}

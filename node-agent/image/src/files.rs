@@ -12,7 +12,7 @@ use crate::sockets::{Netlink, Packet, Raw, SockOpt, Tcp, Udp, Unix};
 pub struct Files {
     /// Every open file description of the tree, also those that are only in flight in a unix socket.
     pub open: Vec<OpenFile>,
-    /// What is known of deleted files that are still open or mapped, when nothing runs any more.
+    /// What is known of deleted files and directories that are still in use, when nothing runs any more.
     pub ghosts: Vec<Ghost>,
     /// Pipes and fifos' buffers; both ends name one.
     pub pipes: Vec<Pipe>,
@@ -287,7 +287,7 @@ pub struct InotifyWatch {
     pub mask: u32,
 }
 
-/// A file without a name. Its bytes travel as page frames of [`crate::pages::Owner::Ghost`], or here.
+/// A file or directory without a name. The bytes of a file travel as page frames of [`crate::pages::Owner::Ghost`], or here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ghost {
     /// Unique in the image.
@@ -304,7 +304,7 @@ pub struct Ghost {
     pub times_ns: [i64; 2],
     /// Extended attributes: name and value.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Size, bytes.
+    /// Size of a file, bytes.
     pub size: u64,
     /// All of it, when it was found after the last round (only open in a message that nobody has received); else empty.
     #[serde(with = "serde_bytes")]

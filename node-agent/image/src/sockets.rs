@@ -274,6 +274,13 @@ pub enum UnixState {
     Listen {
         /// Backlog.
         backlog: u32,
+        /// The sockets that have connected and were not accepted, by the ids of their descriptions, in their order.
+        waiting: Vec<u32>,
+    },
+    /// Connected to a listening socket of the tree, not accepted, and nothing was sent.
+    Waiting {
+        /// What the accepted socket is to say of it.
+        by: Option<PeerCredentials>,
     },
     /// Connected to another socket of the tree.
     Connected {

@@ -95,6 +95,8 @@ pub struct ProcessState {
     pub umask: u32,
     /// Working directory, as a path in the process's mount namespace.
     pub cwd: String,
+    /// The directory without a name that it is instead: a [`crate::files::Ghost`].
+    pub deleted_cwd: Option<u32>,
     /// Root directory, as a path in the container's root; `/` unless it called chroot(2).
     pub root: String,
     /// personality(2).

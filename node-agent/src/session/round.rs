@@ -191,7 +191,9 @@ impl Session {
 /// The files that a target must have to build this shape: path, size and modification time. What the container can
 /// write through a shared mapping is mapped whatever its times are. Of a deleted file it needs the directory.
 fn named(shape: &Shape) -> BTreeSet<(&str, u64, i64)> {
-    let mut found: BTreeSet<_> = shape.ghosts.iter().map(|ghost| (ghost.path.as_str(), 0, 0)).collect();
+    let of_ghosts = shape.ghosts.iter().filter_map(|ghost| ghost.path.rsplit_once('/'));
+    let directories = of_ghosts.map(|(directory, _)| (directory, 0, 0));
+    let mut found: BTreeSet<_> = directories.filter(|(directory, ..)| !directory.is_empty()).collect();
     for process in &shape.processes {
         let exe = &process.mm.exe;
         // A zombie has none.

@@ -226,10 +226,12 @@ impl MmReader<'_> {
                     return Ok(class);
                 }
                 let directory = kind == 0o040_000;
-                if directory && file.deleted {
-                    return Ok(self.refuse(pid, fd, format!("{shown}: a deleted directory"), CLOSE));
-                }
                 let handle = Handle { pid: process.pid, link: format!("fd/{fd}") };
+                if directory && file.deleted {
+                    let ghost = self.registry.ghost_directory(file.key(), &shown, handle);
+                    let identity = file.identity(Some(ghost));
+                    return Ok(identity.map_or(Class::Refused, |file| Class::File { file, directory }));
+                }
                 match self.identity(pid, image::Subject::Fd(fd), file, handle) {
                     Some(file) => {
                         if let Some(ghost) = file.ghost.filter(|_| info.flags & 3 == O_RDWR)

@@ -318,7 +318,7 @@ impl Looker {
             });
         }
         shape.objects = self.registry.alive().map(|object| object.object.clone()).collect();
-        let ghosts = self.registry.ghosts().into_iter();
+        let ghosts = self.registry.ghost_files();
         shape.ghosts = ghosts.map(|ghost| GhostFile { id: ghost.id, path: ghost.path.clone() }).collect();
         Ok(shape)
     }

@@ -41,7 +41,7 @@ pub(crate) struct Object {
     pub(crate) has_fd: bool,
 }
 
-/// A file that is open or mapped and has no name.
+/// A file or directory that is in use and has no name.
 #[derive(Clone, Debug)]
 pub(crate) struct GhostFile {
     /// Its id in the image.
@@ -50,6 +50,8 @@ pub(crate) struct GhostFile {
     pub(crate) path: String,
     /// Which file it is.
     pub(crate) key: Key,
+    /// It is a directory, and has no contents.
+    pub(crate) directory: bool,
     /// A way to its contents.
     pub(crate) handle: Handle,
     /// It was there at the last look.
@@ -160,6 +162,7 @@ impl Registry {
             id: next,
             path: path.to_owned(),
             key,
+            directory: false,
             handle: handle.clone(),
             alive: true,
             sent: false,
@@ -168,6 +171,13 @@ impl Registry {
         ghost.handle = handle;
         ghost.alive = true;
         ghost.id
+    }
+
+    /// The id of a directory without a name.
+    pub(crate) fn ghost_directory(&mut self, key: Key, path: &str, handle: Handle) -> u32 {
+        let id = self.ghost(key, path, handle);
+        self.ghosts.values_mut().filter(|ghost| ghost.id == id).for_each(|ghost| ghost.directory = true);
+        id
     }
 
     /// Notes that a file without a name may be written to without its times telling, from now on.
@@ -180,7 +190,12 @@ impl Registry {
         self.ghosts.values_mut().for_each(|ghost| ghost.sent = ghost.alive);
     }
 
-    /// Files without a name that were there at the last look, by id.
+    /// Those of [`Registry::ghosts`] that are no directories.
+    pub(crate) fn ghost_files(&self) -> impl Iterator<Item = &GhostFile> {
+        self.ghosts().into_iter().filter(|ghost| !ghost.directory)
+    }
+
+    /// Files and directories without a name that were there at the last look, by id.
     pub(crate) fn ghosts(&self) -> Vec<&GhostFile> {
         let mut ghosts: Vec<_> = self.ghosts.values().filter(|ghost| ghost.alive).collect();
         ghosts.sort_by_key(|ghost| ghost.id);

@@ -51,7 +51,9 @@ pub(crate) fn process_before_credentials(process: &ProcessState) -> Vec<Call> {
         let value = Block::words(&[limit.soft, limit.hard]);
         calls.push(call!("prlimit64", SYS_prlimit64, 0, resource, value, 0));
     }
-    calls.extend(directories(process.umask, &process.cwd, &process.root));
+    // One that was deleted is set by its descriptor.
+    let cwd = process.deleted_cwd.is_none().then_some(process.cwd.as_str());
+    calls.extend(directories(process.umask, cwd, &process.root));
     if process.child_subreaper {
         calls.push(prctl("PR_SET_CHILD_SUBREAPER", libc::PR_SET_CHILD_SUBREAPER, 1));
     }
@@ -64,10 +66,10 @@ pub(crate) fn process_before_credentials(process: &ProcessState) -> Vec<Call> {
 }
 
 /// umask(2) and directories, of a process or of a thread that has its own. Both are paths in the container's root.
-fn directories(umask: u32, cwd: &str, root: &str) -> Vec<Call> {
+fn directories(umask: u32, cwd: Option<&str>, root: &str) -> Vec<Call> {
     let mut calls = vec![call!("umask", SYS_umask, umask)];
     // The working directory may lie outside of the root directory.
-    calls.push(call!("chdir", SYS_chdir, Block::text(cwd)));
+    calls.extend(cwd.map(|cwd| call!("chdir", SYS_chdir, Block::text(cwd))));
     if root != "/" && !root.is_empty() {
         calls.push(call!("chroot", SYS_chroot, Block::text(root)));
     }
@@ -176,7 +178,7 @@ fn queued(pid: Pid, info: &[u8]) -> Result<(i32, Block), Refusal> {
 pub(crate) fn thread_before_credentials(process: &ProcessState, thread: &Thread) -> Vec<Call> {
     let mut calls = vec![call!("set_tid_address", SYS_set_tid_address, thread.clear_child_tid)];
     if let Some(own) = &thread.directories {
-        calls.extend(directories(own.umask, &own.cwd, &own.root));
+        calls.extend(directories(own.umask, Some(&own.cwd), &own.root));
     }
     if let Some(list) = thread.robust_list {
         calls.push(call!("set_robust_list", SYS_set_robust_list, list.head, list.len));

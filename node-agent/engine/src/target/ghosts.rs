@@ -1,4 +1,4 @@
-//! Files without a name: deleted ones that are still open or mapped.
+//! Files and directories without a name: deleted ones that are still in use.
 //!
 //! Each is made as soon as the shape tells of it, beside where it was, and deleted again; its contents come as pages. A
 //! private mapping shows them wherever the program has not written itself.
@@ -21,7 +21,7 @@ use rustix::fs::{Timespec, Timestamps, XattrFlags, fsetxattr, futimens};
 
 use super::error::TargetError;
 use super::files::reopen;
-use super::gone::Place;
+use super::gone::{Place, make_directory};
 use super::rootfs::RootFs;
 use super::writer::PageWriter;
 
@@ -75,6 +75,25 @@ impl Ghosts {
         Ok(file.as_fd())
     }
 
+    fn directory(&mut self, ghost: &Ghost, root: &RootFs) -> Result<(), TargetError> {
+        let (place, name) = Place::of(root, &ghost.path)?;
+        let _owner = root.make_as_owner()?;
+        let name = place.free(name, ghost.id);
+        let made = make_directory(&place.dir, &name).and_then(|made| {
+            unlinkat(&place.dir, name.as_str(), UnlinkatFlags::RemoveDir)?;
+            Ok(made)
+        });
+        let made = made.map_err(TargetError::system(format!("make the deleted directory {}", ghost.path)))?;
+        self.held.insert(ghost.id, Arc::new(made));
+        Ok(())
+    }
+
+    /// The agent's descriptor of what is there already.
+    pub(crate) fn held(&self, id: u32) -> Result<BorrowedFd<'_>, TargetError> {
+        let held = self.held.get(&id).map(|file| file.as_fd());
+        held.ok_or_else(|| TargetError::Image(format!("deleted file {id} is not in the image")))
+    }
+
     /// Finishes every file of the image; all pages have been written. Those that are `programs` are not open for writing
     /// afterwards: the kernel would not take them as such.
     pub(crate) fn finish(
@@ -85,7 +104,11 @@ impl Ghosts {
         writer: &PageWriter,
     ) -> Result<(), TargetError> {
         for ghost in &files.ghosts {
-            self.get(ghost.id, &ghost.path, 0, root)?;
+            if is_directory(ghost) {
+                self.directory(ghost, root)?;
+            } else {
+                self.get(ghost.id, &ghost.path, 0, root)?;
+            }
             writer.remove_file(Owner::Ghost(ghost.id));
             let Some(held) = self.held.get_mut(&ghost.id) else { continue };
             finish(held, ghost)
@@ -97,6 +120,10 @@ impl Ghosts {
         }
         Ok(())
     }
+}
+
+fn is_directory(ghost: &Ghost) -> bool {
+    ghost.mode & libc::S_IFMT == libc::S_IFDIR
 }
 
 fn make(place: &Place, name: &str, id: u32) -> io::Result<File> {
@@ -124,9 +151,11 @@ fn never_had_a_name(name: &str) -> bool {
 }
 
 fn finish(file: &File, ghost: &Ghost) -> io::Result<()> {
-    file.write_all_at(&ghost.content, 0)?;
-    // Pages were written as a whole.
-    file.set_len(ghost.size)?;
+    if !is_directory(ghost) {
+        file.write_all_at(&ghost.content, 0)?;
+        // Pages were written as a whole.
+        file.set_len(ghost.size)?;
+    }
     std::os::unix::fs::fchown(file, Some(ghost.uid), Some(ghost.gid))?;
     file.set_permissions(Permissions::from_mode(ghost.mode & 0o7777))?;
     for (name, value) in &ghost.xattrs {

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use image::shape::{Backing, FileIdentity, Mm, MmFields, Vma};
 use image::{Pid, Refusal, Subject};
 use libc::{
-    SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_prctl, SYS_rseq,
-    SYS_set_robust_list, SYS_set_tid_address,
+    SYS_fchdir, SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_prctl,
+    SYS_rseq, SYS_set_robust_list, SYS_set_tid_address,
 };
 use nix::fcntl::OFlag;
 
@@ -200,6 +200,19 @@ pub(crate) fn set_deleted_program(
     let file = read_only(around.ghosts.borrow_mut().get(id, &mm.exe.path, 0, around.root)?)?;
     let numbers = around.channel.plant(skeleton, around.tape, around.channel.number, &[file.as_fd()])?;
     let mut calls = vec![set_mm(&mm.fields, &mm.auxv, numbers.first().copied())];
+    calls.extend(around.channel.close_others());
+    skeleton.run(around.tape, &calls).map(drop)
+}
+
+/// Has the process go to its working directory when that has no name any more.
+pub(crate) fn enter_deleted_directory(
+    skeleton: &mut Skeleton,
+    id: u32,
+    around: &Surroundings<'_>,
+) -> Result<(), TargetError> {
+    let directory = read_only(around.ghosts.borrow().held(id)?)?;
+    let numbers = around.channel.plant(skeleton, around.tape, around.channel.number, &[directory.as_fd()])?;
+    let mut calls = vec![call!("fchdir", SYS_fchdir, numbers.first().copied().unwrap_or(-1))];
     calls.extend(around.channel.close_others());
     skeleton.run(around.tape, &calls).map(drop)
 }

@@ -329,14 +329,29 @@ impl Target {
         for process in &image.shape.processes {
             mapping::set_deleted_program(tree.get(process.pid)?, &process.mm, &around)?;
         }
-        let ghosts = ghosts.get_mut();
         // Pipes and sockets have owners, too.
         let owner = root_fs.make_as_owner()?;
-        let terminals = terminals.get_mut();
-        let mut shop =
-            Workshop { tree, tape, channel, root: root_fs, objects, ghosts, terminals, externals, netns };
+        let mut shop = Workshop {
+            tree,
+            tape,
+            channel,
+            root: root_fs,
+            objects,
+            ghosts: ghosts.get_mut(),
+            terminals: terminals.get_mut(),
+            externals,
+            netns,
+        };
         let files = Descriptions::make(&image.files, &mut shop)?;
         drop(owner);
+        // Names of sockets were bound from another one.
+        let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
+        for process in &image.processes {
+            if let Some(directory) = process.deleted_cwd {
+                mapping::enter_deleted_directory(tree.get(process.pid)?, directory, &around)?;
+            }
+        }
+        let terminals = terminals.get_mut();
         times.files = watch.lap("restore.files");
         fail::fail_point!("target-files");
 

@@ -134,7 +134,8 @@ pub(crate) fn capture(context: &mut Context<'_>) -> Result<Captured, SourceError
     files.pipes = pipes.pipes;
     files.terminals = terminals.terminals;
     files.locks = locks::capture(context.look, &table);
-    files.ghosts = ghosts::capture(context.registry, context.findings)?;
+    // Now, while what was in a message is held here.
+    ghosts::capture(context.registry, &mut files.ghosts, context.findings)?;
     Ok(Captured { files, tables })
 }
 

@@ -1,5 +1,6 @@
-//! Contents of files that have no name any more.
+//! Files and directories that have no name any more.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::linux::fs::MetadataExt;
@@ -15,10 +16,14 @@ use crate::source::registry::Registry;
 /// The largest deleted file that is sent as a whole in the pause, bytes.
 pub(crate) const MAX_GHOST: u64 = 64 << 20;
 
-/// Reads what is known of them, and the contents of those that no round has sent.
-pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Vec<Ghost>, SourceError> {
-    let mut ghosts = Vec::new();
-    for ghost in registry.ghosts() {
+/// Reads what is known of those that are not among `ghosts` yet, and the contents of those that no round has sent.
+pub(crate) fn capture(
+    registry: &Registry,
+    ghosts: &mut Vec<Ghost>,
+    findings: &mut Findings,
+) -> Result<(), SourceError> {
+    let known: HashSet<u32> = ghosts.iter().map(|ghost| ghost.id).collect();
+    for ghost in registry.ghosts().into_iter().filter(|ghost| !known.contains(&ghost.id)) {
         let fail = |error| {
             SourceError::kernel(format!("read the deleted file {}", ghost.path), ghost.handle.pid, error)
         };
@@ -31,7 +36,8 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
         if crate::proc::links::identity(&metadata) != ghost.key {
             continue;
         }
-        if !ghost.sent && metadata.len() > MAX_GHOST {
+        let in_pause = !ghost.sent && !ghost.directory;
+        if in_pause && metadata.len() > MAX_GHOST {
             findings.container(
                 format!(
                     "deleted file {} of {} MiB is open in a message that nobody has received; the limit is {} MiB",
@@ -45,7 +51,7 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
         }
         let xattrs = xattrs(&file).map_err(fail)?;
         let mut content = Vec::new();
-        if !ghost.sent {
+        if in_pause {
             file.take(MAX_GHOST).read_to_end(&mut content).map_err(fail)?;
         }
         ghosts.push(Ghost {
@@ -59,11 +65,11 @@ pub(crate) fn capture(registry: &Registry, findings: &mut Findings) -> Result<Ve
                 nanoseconds(metadata.st_mtime(), metadata.st_mtime_nsec()),
             ],
             xattrs,
-            size: metadata.len(),
+            size: if ghost.directory { 0 } else { metadata.len() },
             content,
         });
     }
-    Ok(ghosts)
+    Ok(())
 }
 
 fn nanoseconds(seconds: i64, more: i64) -> i64 {

@@ -5,8 +5,8 @@ use image::state::{HostFacts, Image};
 use crate::account;
 
 use super::files::{self, Context};
-use super::threads;
 use super::unix::{Peers, Wanted};
+use super::{ghosts, threads};
 use crate::source::SourceError;
 use crate::source::failpoint;
 use crate::source::findings::Findings;
@@ -76,9 +76,12 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         let inner = found.process.inner;
         process.report = frozen.reports.get(&inner).copied().unwrap_or_default();
         process.lock_later = frozen.lock_later.get(&inner).copied().unwrap_or(0);
+        process.deleted_cwd = threads::deleted_cwd(found, &process.cwd, &looker.view, &mut looker.registry)?;
         process.fds = tables.remove(&found.process.inner).unwrap_or_default();
         image.processes.push(process);
     }
+    // Working directories.
+    ghosts::capture(&looker.registry, &mut image.files.ghosts, &mut findings)?;
     refuse(findings)?;
     account::lap("capture.threads");
     if let Some(thread) = image.processes.first().and_then(|process| process.threads.first()) {

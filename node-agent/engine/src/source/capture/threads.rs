@@ -19,11 +19,15 @@ use crate::source::error::SourceError;
 use crate::source::findings::Findings;
 use crate::source::keyrings;
 use crate::source::look::ProcessLook;
+use crate::source::registry::{Handle, Registry};
 use crate::source::reports;
 use crate::source::stopping::trace_error;
 use crate::source::traced::ParkedThread;
 use crate::source::view::View;
 use crate::source::witness;
+
+/// How links of /proc end when what they lead to has no name.
+const DELETED: &[u8] = b" (deleted)";
 
 const SIGNALS: i32 = 64;
 const SIGSET_BYTES: u64 = 8;
@@ -388,7 +392,9 @@ fn directory(
     findings: &mut Findings,
 ) -> Result<String, ProcError> {
     let path = view.inside(&proc::links::read(found.process.pid, &format!("{task}{name}"))?);
-    if path.ends_with(b" (deleted)") {
+    // A working directory of the whole process is made again.
+    let made_again = task.is_empty() && name == "cwd";
+    if path.ends_with(DELETED) && !made_again {
         findings.process(
             found.process.inner,
             format!("its {name} directory was deleted"),
@@ -429,6 +435,7 @@ pub(crate) fn process(
         rlimits: rlimits(pid)?,
         umask: status.umask.unwrap_or(0o022),
         cwd: directory(found, "", "cwd", view, findings)?,
+        deleted_cwd: None,
         root: directory(found, "", "root", view, findings)?,
         personality: u32::try_from(proc::read_number(pid, "personality", 16)?).unwrap_or(0),
         oom_score_adj: i32::try_from(proc::read_number(pid, "oom_score_adj", 10)?).unwrap_or(0),
@@ -448,6 +455,23 @@ pub(crate) fn process(
         guards: Vec::new(),
         fds: Vec::new(),
     })
+}
+
+/// What the working directory is when it has no name any more. `shown`: what its link says.
+pub(crate) fn deleted_cwd(
+    found: &ProcessLook,
+    shown: &str,
+    view: &View,
+    registry: &mut Registry,
+) -> Result<Option<u32>, SourceError> {
+    if !shown.as_bytes().ends_with(DELETED) {
+        return Ok(None);
+    }
+    let pid = found.process.pid;
+    let file = view.file(pid, "cwd")?;
+    let path = String::from_utf8_lossy(&file.path);
+    let handle = Handle { pid, link: "cwd".to_owned() };
+    Ok(file.deleted.then(|| registry.ghost_directory(file.key(), &path, handle)))
 }
 
 fn rlimits(pid: i32) -> Result<Vec<RLimit>, SourceError> {

@@ -1,6 +1,6 @@
 //! Unix sockets: who is connected to whom, and what waits in them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 
@@ -24,6 +24,8 @@ use crate::source::{InspectError, SourceError};
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     sockets: HashMap<u64, UnixSocket>,
+    /// Those that wait to be accepted.
+    waiting: HashSet<u64>,
     /// How UDP sockets were shut down, of which nothing else tells as a whole.
     udp: HashMap<u64, u8>,
     /// TCP sockets that are just connecting, whose peers nothing else tells.
@@ -67,6 +69,8 @@ impl Peers {
             if wanted.unix {
                 let sockets = diag.unix()?.into_iter();
                 found.sockets = sockets.map(|socket| (u64::from(socket.inode), socket)).collect();
+                let waiting = found.sockets.values().flat_map(|socket| &socket.pending);
+                found.waiting = waiting.map(|inode| u64::from(*inode)).collect();
             }
             for protocol in &wanted.udp {
                 let sockets = diag.inet(*protocol)?.into_iter();
@@ -108,6 +112,18 @@ impl Peers {
         name.is_empty()
             || name[0] == 0 && named.peek().is_none()
             || named.any(|socket| tree.contains_key(&u64::from(socket.inode)))
+    }
+
+    /// The sockets that wait to be accepted by a listening one, in their order, by the ids of their descriptions. `None` when
+    /// one of them is outside of the tree or has sent something: nobody can look at that.
+    fn waiting_for(&self, listener: &UnixSocket, tree: &HashMap<u64, u32>) -> Option<Vec<u32>> {
+        let all = listener.pending.len() == usize::try_from(listener.unread).ok()?;
+        let one = |inode: &u32| {
+            let inode = u64::from(*inode);
+            let id = tree.get(&inode)?;
+            (self.sockets.get(&inode)?.unacked == 0).then_some(*id)
+        };
+        if all { listener.pending.iter().map(one).collect() } else { None }
     }
 
     fn of(&self, open: &Open) -> Option<&UnixSocket> {
@@ -153,7 +169,7 @@ pub(crate) fn capture(
     let mut all = HashMap::new();
     for (id, queue) in queues {
         if let Some(open) = table.get(id) {
-            all.insert(id, one(open, queue, &by_inode, &mut options, context)?);
+            all.insert(id, one(open, queue, (table, &by_inode), &mut options, context)?);
         }
     }
     Ok(all)
@@ -240,7 +256,7 @@ fn in_flight(table: &mut Table, fd: OwnedFd, context: &mut Context<'_>) -> Resul
 fn one(
     open: &Open,
     queue: Vec<UnixMessage>,
-    by_inode: &HashMap<u64, u32>,
+    (table, by_inode): (&Table, &HashMap<u64, u32>),
     options: &mut Reader,
     context: &mut Context<'_>,
 ) -> Result<Unix, SourceError> {
@@ -263,15 +279,17 @@ fn one(
     let (name_exists, file_mode) = bound_file(&name, &socket, context);
     let state = match (socket.state, socket.peer) {
         (LISTENING, _) => {
-            if !socket.pending.is_empty() || socket.unread > 0 {
-                context.findings.fd(
-                    pid,
-                    number,
-                    "connections to a unix socket wait to be accepted",
-                    "try again in a moment; a program that never accepts must be ended",
-                );
+            let waiting = context.unix.waiting_for(&socket, by_inode);
+            if waiting.is_none() {
+                let reason = "connections to a unix socket wait to be accepted, and have sent something, have \
+                              closed or come from outside";
+                let way_out = "try again in a moment; a program that never accepts must be ended";
+                context.findings.fd(pid, number, reason, way_out);
             }
-            UnixState::Listen { backlog: socket.unacked }
+            UnixState::Listen { backlog: socket.unacked, waiting: waiting.unwrap_or_default() }
+        }
+        _ if context.unix.waiting.contains(&open.key.1) => {
+            UnixState::Waiting { by: connected_by(open, table, context) }
         }
         (_, Some(peer)) if peer != 0 => match by_inode.get(&u64::from(peer)) {
             Some(&peer) => UnixState::Connected { peer },
@@ -326,6 +344,29 @@ fn one(
         shutdown: socket.shutdown,
         peer_credentials: peer_credentials(fd, context),
     })
+}
+
+/// Who has connected a socket that nobody has accepted: the process that has it open, when it is the only one.
+fn connected_by(open: &Open, table: &Table, context: &mut Context<'_>) -> Option<PeerCredentials> {
+    let holders: BTreeSet<i32> =
+        table.numbers.iter().filter(|(_, id)| **id == open.id).map(|((pid, _), _)| *pid).collect();
+    let process = match (holders.len(), holders.first()) {
+        (1, Some(pid)) => super::files::live(context.look).find(|found| found.process.pid == *pid),
+        _ => None,
+    };
+    let ids = &context.view.ids;
+    let by = process.and_then(|found| {
+        let status = &found.process.status;
+        let (uid, gid) = (ids.uid.inside(status.uid[1])?, ids.gid.inside(status.gid[1])?);
+        let groups = status.groups.iter().filter_map(|group| ids.gid.inside(*group)).collect();
+        Some(PeerCredentials { pid: found.process.inner, uid, gid, groups })
+    });
+    if by.is_none() {
+        let (pid, number) = open.holder;
+        let reason = "unix socket that waits to be accepted, and which process has connected it is not known";
+        context.findings.fd(pid, number, reason, TRY_AGAIN);
+    }
+    by
 }
 
 /// Who is said to have made the other end, if that process is still there.

@@ -70,6 +70,8 @@ const TIME_RESOLUTION: Duration = Duration::from_millis(40);
 /// The same on a file system that has whole seconds.
 const COARSE_RESOLUTION: Duration = Duration::from_secs(2);
 const CHUNK: usize = 1 << 20;
+/// So much is compared in some milliseconds.
+const WORTH_A_THREAD: u64 = 16 << 20;
 
 impl ObjectMemory {
     /// Sends what changed of all objects and files. `hidden_writers`: a process that is not tracked may have written to an
@@ -96,7 +98,7 @@ impl ObjectMemory {
             let subject = Subject { owner: owner(object), key: *key, handle, suspect, looked };
             self.one(&subject, ranges, batcher, sink)?;
         }
-        for ghost in registry.ghosts() {
+        for ghost in registry.ghost_files() {
             let GhostFile { id, key, handle, untold, .. } = ghost;
             let subject = Subject { owner: Owner::Ghost(*id), key: *key, handle, suspect: *untold, looked };
             self.one(&subject, Vec::new(), batcher, sink)?;
@@ -108,7 +110,7 @@ impl ObjectMemory {
     /// Files without a name that no round has sent although there were some, and that are too large for the pause.
     pub(crate) fn late(&self, registry: &Registry, findings: &mut Findings) {
         let unsent = |id| self.known.get(&Owner::Ghost(id)).is_none_or(|known| !known.begun);
-        for ghost in registry.ghosts().into_iter().filter(|ghost| self.begun && unsent(ghost.id)) {
+        for ghost in registry.ghost_files().filter(|ghost| self.begun && unsent(ghost.id)) {
             let size = std::fs::metadata(ghost.handle.path()).map_or(0, |metadata| metadata.len());
             if size > MAX_GHOST {
                 let reason = format!("{} of {} MiB was deleted just now", ghost.path, size >> 20);
@@ -148,8 +150,7 @@ impl ObjectMemory {
         let end = metadata.len().next_multiple_of(PAGE_SIZE);
         if suspect {
             self.chunk.resize(CHUNK, 0);
-            let mut changed = Vec::new();
-            known.changed(&file, end, &mut self.chunk, &mut changed).map_err(fail)?;
+            let changed = known.changed(&file, end, &mut self.chunk).map_err(fail)?;
             // What waits for the last round is not what was sent, whether it was written again or not.
             let held = known.hot.held(&(0..end));
             dirty.extend(changed.iter().flat_map(|range| subtract(range, &held)));
@@ -235,9 +236,37 @@ fn clip(ranges: &mut Vec<Range<u64>>, end: u64) {
 }
 
 impl Known {
-    /// Adds the pages whose contents are not those that were sent.
-    fn changed(&self, file: &File, end: u64, chunk: &mut [u8], out: &mut Vec<Range<u64>>) -> io::Result<()> {
-        let mut at = 0;
+    /// The pages before `end` whose contents are not those that were sent. A large file is read by threads of its own: they
+    /// may wait for a disk.
+    fn changed(&self, file: &File, end: u64, chunk: &mut [u8]) -> io::Result<Vec<Range<u64>>> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let length = end.div_ceil(processors).max(WORTH_A_THREAD).next_multiple_of(PAGE_SIZE);
+        let first = 0..length.min(end);
+        std::thread::scope(|scope| {
+            let part = |start: u64| {
+                let range = start..(start + length).min(end);
+                let begun = std::thread::Builder::new().name("compare".to_owned());
+                let own = range.clone();
+                (range, begun.spawn_scoped(scope, move || self.changed_in(file, own, &mut vec![0; CHUNK])))
+            };
+            let step = usize::try_from(length).unwrap_or(usize::MAX);
+            let others: Vec<_> = (first.end..end).step_by(step).map(part).collect();
+            let mut found = self.changed_in(file, first, chunk)?;
+            for (range, thread) in others {
+                found.extend(match thread {
+                    Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+                    // The host takes no more threads.
+                    Err(_) => self.changed_in(file, range, chunk)?,
+                });
+            }
+            Ok(found)
+        })
+    }
+
+    /// The same for one part.
+    fn changed_in(&self, file: &File, part: Range<u64>, chunk: &mut [u8]) -> io::Result<Vec<Range<u64>>> {
+        let Range { start: mut at, end } = part;
+        let mut out = Vec::new();
         while at < end {
             let data = next_data(file, at)?.unwrap_or(end).min(end) / PAGE_SIZE * PAGE_SIZE;
             if data > at {
@@ -262,7 +291,7 @@ impl Known {
             }
             at += want as u64;
         }
-        Ok(())
+        Ok(out)
     }
 }
 

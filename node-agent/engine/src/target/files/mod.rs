@@ -267,7 +267,8 @@ pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<File> {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::OpenOptionsExt;
     let access = flags & libc::O_ACCMODE;
-    let again = libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC;
+    let again =
+        libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT | libc::O_DIRECTORY | libc::O_SYNC | libc::O_DSYNC;
     File::options()
         .read(access != libc::O_WRONLY)
         .write(access != libc::O_RDONLY)

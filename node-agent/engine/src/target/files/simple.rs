@@ -39,7 +39,7 @@ pub(super) fn make(
         FileKind::Regular { file: identity, pos, directory } => {
             let mut opened = match identity.ghost {
                 Some(ghost) => {
-                    let held = shop.ghosts.get(ghost, &identity.path, identity.size, shop.root)?;
+                    let held = shop.ghosts.held(ghost)?;
                     reopen(held, file.flags.cast_signed()).map_err(fail(file, "open again"))?
                 }
                 None => shop.root.open(0, &identity.path, open_flags(file))?,

@@ -56,7 +56,7 @@ pub(super) fn make(
     let sockets = all_unix(files);
     // Listeners first: what they accepted has their name.
     for (file, socket) in sockets.values() {
-        if let UnixState::Listen { backlog } = socket.state {
+        if let UnixState::Listen { backlog, .. } = socket.state {
             let fd = single(file, socket, all, shop)?;
             let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
             makers::listen(file, fd.as_fd(), backlog, socket.peer_credentials.as_ref(), shop)?;
@@ -68,13 +68,27 @@ pub(super) fn make(
             continue;
         }
         match socket.state {
-            UnixState::Listen { .. } => {}
+            UnixState::Listen { .. } | UnixState::Waiting { .. } => {}
             UnixState::Unconnected => {
                 let fd = single(file, socket, all, shop)?;
                 all.put(file.id, fd);
             }
             UnixState::Connected { peer } => connected(file, socket, peer, &sockets, all, shop)?,
             UnixState::PeerClosed => lonely(file, socket, &sockets, all, shop)?,
+        }
+    }
+    // Those that were accepted have come out of the same queues.
+    for (_, listening) in sockets.values() {
+        let UnixState::Listen { waiting, .. } = &listening.state else { continue };
+        for id in waiting {
+            let (file, socket) =
+                sockets.get(id).ok_or_else(|| TargetError::Image(format!("unix socket {id} is missing")))?;
+            let UnixState::Waiting { by } = &socket.state else {
+                return Err(TargetError::Image(format!("unix socket {id} does not wait")));
+            };
+            let fd = connect(file, socket, listening, by.as_ref(), all, shop)?;
+            set_options(file, fd.as_fd(), &socket.options)?;
+            all.put(*id, fd);
         }
     }
     Ok(())
@@ -249,6 +263,20 @@ fn accept(
     all: &mut Descriptions,
     shop: &mut Workshop<'_>,
 ) -> Result<(OwnedFd, OwnedFd), TargetError> {
+    let fd = connect(file, client, listening, by, all, shop)?;
+    let accepted = sock::accept(all.require(listener)?).map_err(fail_errno(file, "accept"))?;
+    Ok((fd, accepted))
+}
+
+/// Connects a client to a listener of the image, as the process that did.
+fn connect(
+    file: &OpenFile,
+    client: &Unix,
+    listening: &Unix,
+    by: Option<&PeerCredentials>,
+    all: &mut Descriptions,
+    shop: &mut Workshop<'_>,
+) -> Result<OwnedFd, TargetError> {
     if listening.name.first() != Some(&0) && !listening.name_exists {
         return Err(refuse(file, "the name of the listening socket was removed", "restart the server"));
     }
@@ -258,8 +286,7 @@ fn accept(
         Some(by) => makers::connect(fd.as_fd(), &listening.name, by, shop)?,
         None => connect_in_container(file, fd.as_fd(), &listening.name, shop)?,
     }
-    let accepted = sock::accept(all.require(listener)?).map_err(fail_errno(file, "accept"))?;
-    Ok((fd, accepted))
+    Ok(fd)
 }
 
 /// connect(2) to a name of the container.
@@ -351,7 +378,7 @@ pub(super) fn fill(files: &Files, all: &Descriptions, shop: &Workshop<'_>) -> Re
     let sockets = all_unix(files);
     for (file, socket) in sockets.values() {
         match socket.state {
-            UnixState::PeerClosed => continue,
+            UnixState::PeerClosed | UnixState::Waiting { .. } => continue,
             UnixState::Connected { peer } => {
                 let peer_back = sockets.get(&peer).is_some_and(
                     |(_, p)| matches!(p.state, UnixState::Connected { peer } if peer == file.id),
