@@ -34,6 +34,7 @@ mod registry;
 mod reports;
 mod rules;
 mod session;
+mod sharing;
 mod sockets;
 mod spec;
 mod stopping;
