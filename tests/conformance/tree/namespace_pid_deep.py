@@ -3,7 +3,7 @@
 import os
 import signal
 
-from case import case, kid, same, server, status
+from case import case, kid, read, same, server, status, until
 
 WAIT = "(lambda i: (i.si_signo, i.si_pid))(signal.sigtimedwait({signal.SIGUSR1}, 10))"
 
@@ -20,18 +20,15 @@ def namespace_pid_deep():
     third, ask_third = kid(ask_second, "third")
     last, ask_last = kid(ask_third, "last")
     assert (second, third, last) == (2, 2, 3), (second, third, last)
-    # /proc is not theirs: who they are here.
-    here = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                numbers = [int(number) for number in status("NSpid", name).split()]
-            except (OSError, KeyError):
-                continue
-            if len(numbers) > 1:
-                here[int(name)] = numbers[-3:]
+    # /proc is not theirs: who they are here, of those below this program.
+    here, below = {}, [outer]
+    while below:
+        pid = below.pop()
+        numbers = [int(number) for number in status("NSpid", pid).split()]
+        here[pid] = numbers[numbers.index(pid):]
+        below += [int(child) for child in read(f"/proc/{pid}/task/{pid}/children").split()]
     deep = {tuple(numbers[-2:]): pid for pid, numbers in here.items() if len(numbers) == 3}
-    assert set(deep) >= {(2, 1), (3, 2), (4, 3)}, here
+    assert set(deep) == {(2, 1), (3, 2), (4, 3)}, here
     yield
     for pid, numbers in here.items():
         same(f"numbers of {pid}", [int(number) for number in status("NSpid", pid).split()][-len(numbers):], numbers)
@@ -53,4 +50,4 @@ def namespace_pid_deep():
     os.kill(deep[2, 1], 9)
     same("the end of the namespace", ask_first("os.waitpid(2, 0)"), (2, 9))
     for pid in deep.values():
-        assert not os.path.exists(f"/proc/{pid}"), f"{pid} lives"
+        until(f"the end of {pid}", lambda: not os.path.exists(f"/proc/{pid}"))

@@ -37,6 +37,7 @@ mod reports;
 mod resuming;
 mod rules;
 mod session;
+mod sharing;
 mod sockets;
 mod spec;
 mod stopping;

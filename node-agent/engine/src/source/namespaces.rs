@@ -1,8 +1,10 @@
-//! Namespaces that processes of the tree have beside the container's own: what they hold.
+//! Which namespaces the tree is in, and what those hold that processes have beside the container's own.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use image::namespaces::{Contents, Namespace, Nested};
 use nix::sys::utsname::uname;
@@ -12,9 +14,10 @@ use sys::ns::{self, Kind};
 use super::error::InspectError;
 use super::findings::Findings;
 use super::ipc::queues;
+use super::rules::END;
 use super::sysv::Tables;
 use super::tree::Process;
-use crate::proc::{self, ProcError};
+use crate::proc::{self, ProcError, links};
 
 /// What may be set of an IPC namespace, below /proc/sys. A kernel may lack some.
 const IPC_SETTINGS: [&str; 14] = [
@@ -114,4 +117,92 @@ fn settings() -> Result<Vec<(String, String)>, ProcError> {
         }
     }
     Ok(all)
+}
+
+/// Namespaces of the root, read when they are needed.
+pub(super) struct Own(pub(super) i32, pub(super) OnceCell<Vec<(&'static str, Option<u64>)>>);
+
+impl Own {
+    pub(super) fn all(&self) -> Result<&[(&'static str, Option<u64>)], InspectError> {
+        if self.1.get().is_none() {
+            let read = |name| Ok::<_, InspectError>((name, namespace(self.0, name)?));
+            let all: Vec<_> = links::NAMESPACES.into_iter().map(read).collect::<Result<_, _>>()?;
+            let _ = self.1.set(all);
+        }
+        Ok(self.1.get().map_or(&[], Vec::as_slice))
+    }
+}
+
+/// The pid namespaces of the tree.
+pub(super) struct Spaces<'a> {
+    /// The container's.
+    root: u64,
+    /// The first processes of those below it, by the namespace's number.
+    inits: HashMap<u64, &'a Process>,
+}
+
+impl<'a> Spaces<'a> {
+    pub(super) fn of(root: &Own, tree: &'a [Process]) -> Result<Self, InspectError> {
+        let init = |process: &'a Process| {
+            let level = process.levels.last().filter(|level| level.pid == 1 && !process.is_zombie())?;
+            Some((level.namespace, process))
+        };
+        let inits: HashMap<u64, &Process> = tree.iter().filter_map(init).collect();
+        let own = root.all()?.iter().find(|(name, _)| *name == "pid").and_then(|(_, number)| *number);
+        Ok(Self { root: own.unwrap_or(0), inits })
+    }
+
+    /// The one that a process is in.
+    pub(super) fn own(&self, process: &Process) -> u64 {
+        process.pid_namespace().unwrap_or(self.root)
+    }
+
+    /// Whether the children of a process may be in that one.
+    pub(super) fn takes(&self, process: &Process, namespace: u64) -> bool {
+        let path = |process: &Process| process.levels.iter().map(|level| level.namespace).collect::<Vec<_>>();
+        namespace == self.own(process)
+            || self.inits.get(&namespace).is_some_and(|init| path(init).starts_with(&path(process)))
+    }
+
+    /// That no namespace which children would be born into has ended meanwhile.
+    pub(super) fn check_children(
+        &self,
+        nested: &HashMap<(i32, u64), Nested>,
+        tree: &[Process],
+        findings: &mut Findings,
+    ) {
+        for process in tree {
+            let children = nested.get(&process.key()).map_or(0, |nested| nested.pid_for_children);
+            if children != 0 && !self.inits.contains_key(&children) {
+                findings.process(
+                    process.inner,
+                    "the pid namespace that its children would be born into (pid_for_children) has ended",
+                    END,
+                );
+            }
+        }
+    }
+}
+
+/// A namespace's number; `None` on kernels without that kind.
+pub(super) fn namespace(pid: i32, name: &str) -> Result<Option<u64>, InspectError> {
+    match links::namespace(pid, name) {
+        Ok(number) => Ok(Some(number)),
+        // Nobody lives in the one that its children will begin. What is ending has no other namespaces either.
+        Err(ProcError::Read { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound
+                && name == "pid_for_children"
+                && links::namespace(pid, "net").is_ok() =>
+        {
+            Ok(None)
+        }
+        Err(ProcError::Read { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound
+                // A process that is ending has none of any kind.
+                && !Path::new(&format!("/proc/self/ns/{name}")).is_symlink() =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }

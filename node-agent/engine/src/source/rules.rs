@@ -5,13 +5,14 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use image::Pid;
 use image::namespaces::Nested;
 use sys::{Errno, kcmp};
 
 use super::error::InspectError;
 use super::findings::Findings;
 use super::look::Standstill;
+use super::namespaces::{Own, Spaces, namespace};
+use super::sharing::{Apart, sharing};
 use super::spec::{Namespaces, TreeSpec};
 use super::tree::{Process, cgroup_members};
 use crate::proc::idmap::IdMaps;
@@ -46,86 +47,10 @@ pub(crate) struct Rules<'a> {
     pub(crate) nested: &'a mut HashMap<(i32, u64), Nested>,
 }
 
-/// A thread with a working directory, root directory and umask of its own.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Apart {
-    /// Its tid as this process sees it.
-    pub(crate) tid: i32,
-    /// Its process, as the container numbers it.
-    process: Pid,
-    /// Itself, as the container numbers it.
-    inner: Pid,
-}
-
-/// Namespaces of the root, read when they are needed.
-struct Own(i32, OnceCell<Vec<(&'static str, Option<u64>)>>);
-
-impl Own {
-    fn all(&self) -> Result<&[(&'static str, Option<u64>)], InspectError> {
-        if self.1.get().is_none() {
-            let read = |name| Ok::<_, InspectError>((name, namespace(self.0, name)?));
-            let all: Vec<_> = links::NAMESPACES.into_iter().map(read).collect::<Result<_, _>>()?;
-            let _ = self.1.set(all);
-        }
-        Ok(self.1.get().map_or(&[], Vec::as_slice))
-    }
-}
-
-/// The pid namespaces of the tree.
-struct Spaces<'a> {
-    /// The container's.
-    root: u64,
-    /// The first processes of those below it, by the namespace's number.
-    inits: HashMap<u64, &'a Process>,
-}
-
-impl<'a> Spaces<'a> {
-    fn of(root: &Own, tree: &'a [Process]) -> Result<Self, InspectError> {
-        let init = |process: &'a Process| {
-            let level = process.levels.last().filter(|level| level.pid == 1 && !process.is_zombie())?;
-            Some((level.namespace, process))
-        };
-        let inits: HashMap<u64, &Process> = tree.iter().filter_map(init).collect();
-        let own = root.all()?.iter().find(|(name, _)| *name == "pid").and_then(|(_, number)| *number);
-        Ok(Self { root: own.unwrap_or(0), inits })
-    }
-
-    /// The one that a process is in.
-    fn own(&self, process: &Process) -> u64 {
-        process.pid_namespace().unwrap_or(self.root)
-    }
-
-    /// Whether the children of a process may be in that one.
-    fn takes(&self, process: &Process, namespace: u64) -> bool {
-        let path = |process: &Process| process.levels.iter().map(|level| level.namespace).collect::<Vec<_>>();
-        namespace == self.own(process)
-            || self.inits.get(&namespace).is_some_and(|init| path(init).starts_with(&path(process)))
-    }
-
-    /// That no namespace which children would be born into has ended meanwhile.
-    fn check_children(
-        &self,
-        nested: &HashMap<(i32, u64), Nested>,
-        tree: &[Process],
-        findings: &mut Findings,
-    ) {
-        for process in tree {
-            let children = nested.get(&process.key()).map_or(0, |nested| nested.pid_for_children);
-            if children != 0 && !self.inits.contains_key(&children) {
-                findings.process(
-                    process.inner,
-                    "the pid namespace that its children would be born into (pid_for_children) has ended",
-                    END,
-                );
-            }
-        }
-    }
-}
-
 /// `PF_EXITING` of proc_pid_stat(5).
 const PF_EXITING: u64 = 4;
 
-const END: &str = "end it before the move";
+pub(super) const END: &str = "end it before the move";
 
 /// All rules about processes, threads and the tree.
 pub(crate) fn check(
@@ -336,29 +261,6 @@ fn unmapped(status: &Status, ids: &IdMaps) -> Option<String> {
     })
 }
 
-/// A namespace's number; `None` on kernels without that kind.
-fn namespace(pid: i32, name: &str) -> Result<Option<u64>, InspectError> {
-    match links::namespace(pid, name) {
-        Ok(number) => Ok(Some(number)),
-        // Nobody lives in the one that its children will begin. What is ending has no other namespaces either.
-        Err(ProcError::Read { source, .. })
-            if source.kind() == std::io::ErrorKind::NotFound
-                && name == "pid_for_children"
-                && links::namespace(pid, "net").is_ok() =>
-        {
-            Ok(None)
-        }
-        Err(ProcError::Read { source, .. })
-            if source.kind() == std::io::ErrorKind::NotFound
-                // A process that is ending has none of any kind.
-                && !Path::new(&format!("/proc/self/ns/{name}")).is_symlink() =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn container_namespaces(
     spec: &TreeSpec,
     root: &Process,
@@ -418,72 +320,6 @@ fn is_32_bit(pid: i32) -> Result<bool, InspectError> {
     }
 }
 
-/// Processes that share what processes usually have for themselves.
-fn sharing(tree: &[Process], apart: &[Apart], findings: &mut Findings) -> Result<(), InspectError> {
-    type Compare = fn(i32, i32) -> sys::Result<Ordering>;
-    let kinds: [(&str, Compare); 3] = [
-        ("its address space (vfork or CLONE_VM)", kcmp::vm),
-        ("its descriptor table (CLONE_FILES)", kcmp::files),
-        ("its working directory (CLONE_FS)", kcmp::fs),
-    ];
-    // Those of the last kind.
-    let mut directories = Vec::new();
-    for (what, compare) in kinds {
-        // Sorted by the kernel's order. Inserted one by one, because a process that ends meanwhile has none.
-        let mut sorted: Vec<(i32, Pid)> = Vec::new();
-        for process in tree.iter().filter(|process| !process.is_zombie()) {
-            match place(&sorted, process.pid, compare) {
-                // What has ended shares having nothing.
-                Ok(Ok(twin)) if ends(process.pid) || ends(sorted[twin].0) => {}
-                Ok(Ok(twin)) => findings.process(
-                    process.inner,
-                    format!("it shares {what} with process {}", sorted[twin].1),
-                    "try again in a moment; if it stays so, end one of them",
-                ),
-                Ok(Err(at)) => sorted.insert(at, (process.pid, process.inner)),
-                Err(Errno::ESRCH) => {}
-                Err(errno) => return Err(InspectError::kernel("kcmp", process.pid, errno)),
-            }
-        }
-        directories = sorted;
-    }
-    for Apart { tid, process, inner } in apart.iter().copied() {
-        match place(&directories, tid, kcmp::fs) {
-            Ok(Ok(twin)) => findings.thread(
-                process,
-                inner,
-                format!(
-                    "it shares its working directory (CLONE_FS) with {}, and not with its process",
-                    directories[twin].1
-                ),
-                END,
-            ),
-            Ok(Err(at)) => directories.insert(at, (tid, inner)),
-            Err(Errno::ESRCH) => {}
-            Err(errno) => return Err(InspectError::kernel("kcmp", tid, errno)),
-        }
-    }
-    Ok(())
-}
-
-/// Where a process or thread stands in the sorted ones, each with its number in the container: `Ok` with its equal, `Err` with the place to insert it.
-fn place(
-    sorted: &[(i32, Pid)],
-    pid: i32,
-    compare: fn(i32, i32) -> sys::Result<Ordering>,
-) -> sys::Result<Result<usize, usize>> {
-    let (mut low, mut high) = (0, sorted.len());
-    while low < high {
-        let middle = usize::midpoint(low, high);
-        match compare(sorted[middle].0, pid)? {
-            Ordering::Equal => return Ok(Ok(middle)),
-            Ordering::Less => low = middle + 1,
-            Ordering::Greater => high = middle,
-        }
-    }
-    Ok(Err(low))
-}
-
 /// The cgroup and the tree must be the same processes. While they run, some are born and some end between the looks at
 /// the one and at the other.
 fn membership(
@@ -522,7 +358,7 @@ fn membership(
 }
 
 /// Whether a process has ended, or has begun to: it gives back what it has before it is a zombie.
-fn ends(pid: i32) -> bool {
+pub(super) fn ends(pid: i32) -> bool {
     stat::read(pid).map_or_else(
         |error| error.is_gone(),
         |stat| matches!(stat.state, b'Z' | b'X') || stat.flags & PF_EXITING != 0,

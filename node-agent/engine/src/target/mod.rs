@@ -25,6 +25,7 @@ mod guards;
 mod ipc;
 mod mapping;
 mod namespaces;
+mod numbers;
 mod objects;
 pub mod plan;
 mod plant;
@@ -273,7 +274,8 @@ impl Target {
     /// A [`TargetError`]; the target is to be discarded.
     pub fn prepare(&mut self, ahead: &[Ahead]) -> Result<(), TargetError> {
         fail::fail_point!("target-prepare");
-        self.tree.prepare(ahead, &self.tape, self.channel.number, &self.capabilities)
+        self.tree.prepare(ahead, &self.tape, self.channel.number, &self.capabilities)?;
+        self.tree.count_on(&self.tape, &self.channel)
     }
 
     /// A handle that fills memory, for this or any other thread. It follows later calls of
@@ -369,6 +371,7 @@ impl Target {
         times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");
         restorer.threads()?;
+        restorer.count_on()?;
         restorer.children_namespaces()?;
         restorer.stops()?;
         restorer.handlers()?;

@@ -21,11 +21,17 @@ pub(crate) struct Tree {
     /// The first process of the pid namespace.
     pub(crate) root: Pid,
     pub(crate) skeletons: BTreeMap<Pid, Skeleton>,
+    /// By pid namespace, 0 for the container's: the number that its next one comes after.
+    pub(crate) last_pids: BTreeMap<u64, Pid>,
 }
 
 impl Tree {
     pub(crate) fn new(root: Skeleton) -> Self {
-        Self { root: root.node.pid, skeletons: BTreeMap::from([(root.node.pid, root)]) }
+        Self {
+            root: root.node.pid,
+            skeletons: BTreeMap::from([(root.node.pid, root)]),
+            last_pids: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn get(&mut self, pid: Pid) -> Result<&mut Skeleton, TargetError> {
