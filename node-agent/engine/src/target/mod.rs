@@ -26,6 +26,7 @@ mod mapping;
 mod objects;
 pub mod plan;
 mod plant;
+mod policies;
 mod priority;
 mod ranges;
 mod ready;
