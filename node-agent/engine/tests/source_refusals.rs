@@ -276,14 +276,19 @@ fn memory_policies() {
     if !std::path::Path::new("/proc/self/numa_maps").exists() {
         return;
     }
-    let (_workload, refused, _) = refusals(
-        "m = mmap.mmap(-1, 8192); at = ctypes.addressof(ctypes.c_char.from_buffer(m)) & ~4095\n\
-         nodes = ctypes.c_ulong(1)\n\
-         assert libc.syscall(237, ctypes.c_void_p(at), 8192, 2, ctypes.byref(nodes), 64, 0) == 0",
-    );
-    assert_eq!(refused.len(), 1, "{refused:#?}");
+    let bound = |kind: &str| {
+        let (workload, refused, _) = refusals(&format!(
+            "m = mmap.mmap(-1, 8192, flags=mmap.MAP_ANONYMOUS | mmap.{kind})\n\
+             at = ctypes.addressof(ctypes.c_char.from_buffer(m)) & ~4095; nodes = ctypes.c_ulong(1)\n\
+             assert libc.syscall(237, ctypes.c_void_p(at), 8192, 2, ctypes.byref(nodes), 64, 0) == 0",
+        ));
+        (inspect(&workload.spec()).unwrap().needs.nodes, refused)
+    };
+    assert_eq!(bound("MAP_PRIVATE"), (vec![0], vec![]));
+    let (nodes, refused) = bound("MAP_SHARED");
+    assert_eq!((nodes, refused.len()), (vec![0], 1), "{refused:#?}");
     assert!(matches!(refused[0].subject, Subject::Address(_)));
-    assert!(refused[0].reason.contains("NUMA policy (bind"), "{refused:#?}");
+    assert!(refused[0].reason.contains("shared memory with a NUMA policy"), "{refused:#?}");
 }
 
 #[test]

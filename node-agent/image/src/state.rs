@@ -53,6 +53,8 @@ pub struct Needs {
     pub ipc_ids: bool,
     /// It has guard pages (MADV_GUARD_INSTALL).
     pub guard_pages: bool,
+    /// NUMA nodes that its memory policies name.
+    pub nodes: Vec<u32>,
     /// The highest hard limit of its processes for each resource, index = resource number.
     pub hard_limits: Vec<u64>,
     /// The lowest oom_score_adj of its processes.
@@ -68,6 +70,8 @@ pub struct Gives {
     pub ipc_ids: bool,
     /// Guard pages can be made (Linux 6.13).
     pub guard_pages: bool,
+    /// NUMA nodes with memory; none on a kernel without NUMA.
+    pub nodes: Vec<u32>,
     /// The agent's own hard limits; `None` = it may set any (`CAP_SYS_RESOURCE`).
     pub hard_limits: Option<Vec<u64>>,
     /// The lowest oom_score_adj it may set; `None` = any.
@@ -125,6 +129,8 @@ pub struct ProcessState {
     pub lock_later: u32,
     /// Guard pages (MADV_GUARD_INSTALL), as first address and end, ascending.
     pub guards: Vec<(Addr, Addr)>,
+    /// NUMA policies of mappings (mbind), ascending; where there is none, those of the threads hold.
+    pub policies: Vec<RangePolicy>,
     /// Descriptor table, ascending by number.
     pub fds: Vec<FdEntry>,
 }
@@ -202,6 +208,29 @@ pub struct Thread {
     pub pdeath_signal: i32,
     /// What else it switched.
     pub switches: Switches,
+    /// Its NUMA policy (set_mempolicy); `None` = the default one.
+    pub policy: Option<Policy>,
+}
+
+/// A NUMA policy of memory; see set_mempolicy(2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// MPOL_ mode with its flags.
+    pub mode: u32,
+    /// Nodes, little-endian bit mask, 8 nodes a byte.
+    #[serde(with = "serde_bytes")]
+    pub nodes: Vec<u8>,
+}
+
+/// The NUMA policy of a range of addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangePolicy {
+    /// First address.
+    pub start: Addr,
+    /// One past the last.
+    pub end: Addr,
+    /// The policy.
+    pub policy: Policy,
 }
 
 /// Switches of a thread that have a value of their own each. Those at their defaults are not set again.

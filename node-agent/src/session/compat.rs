@@ -66,6 +66,17 @@ pub(crate) fn give(needs: &Needs, gives: &Gives) -> Vec<Refusal> {
             "choose a target with Linux 6.13 or newer, or a C library that does not use them",
         );
     }
+    let missing: Vec<String> =
+        needs.nodes.iter().filter(|node| !gives.nodes.contains(node)).map(u32::to_string).collect();
+    if !missing.is_empty() {
+        lack(
+            format!(
+                "its NUMA memory policies name the nodes {}, which the target does not have",
+                missing.join(", ")
+            ),
+            "choose a target with these nodes, or start it without numactl",
+        );
+    }
     if let Some(limits) = &gives.hard_limits {
         for (resource, (need, may)) in needs.hard_limits.iter().zip(limits).enumerate() {
             if need > may {
@@ -149,6 +160,7 @@ mod tests {
             posix_timers: true,
             ipc_ids: true,
             guard_pages: true,
+            nodes: vec![0, 2],
             hard_limits: hard_limits.clone(),
             oom_score_adj: -5,
         };
@@ -156,6 +168,7 @@ mod tests {
             timer_ids: true,
             ipc_ids: true,
             guard_pages: true,
+            nodes: vec![0, 1, 2],
             hard_limits: None,
             oom_score_adj: None,
         };
@@ -167,21 +180,24 @@ mod tests {
             timer_ids: false,
             ipc_ids: false,
             guard_pages: false,
+            nodes: vec![0],
             hard_limits: Some(hard_limits),
             oom_score_adj: Some(0),
         };
         let lacks = give(&needs, &little);
-        assert_eq!(lacks.len(), 5, "{lacks:#?}");
+        assert_eq!(lacks.len(), 6, "{lacks:#?}");
         assert!(lacks[0].reason.contains("POSIX timers"));
         assert!(lacks[1].reason.contains("System V"));
         assert!(lacks[2].reason.contains("guard pages"));
-        assert!(lacks[3].reason.contains("RLIMIT_NOFILE of 4096"));
-        assert!(lacks[4].reason.contains("oom_score_adj of -5"));
+        assert!(lacks[3].reason.contains("name the nodes 2,"));
+        assert!(lacks[4].reason.contains("RLIMIT_NOFILE of 4096"));
+        assert!(lacks[5].reason.contains("oom_score_adj of -5"));
         let none = Needs { hard_limits: vec![1024; 16], ..Needs::default() };
         let equal = Gives {
             timer_ids: false,
             ipc_ids: false,
             guard_pages: false,
+            nodes: Vec::new(),
             hard_limits: Some(vec![1024; 16]),
             oom_score_adj: Some(0),
         };

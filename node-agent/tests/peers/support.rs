@@ -114,6 +114,7 @@ impl Node for FakeNode {
             timer_ids: false,
             ipc_ids: false,
             guard_pages: false,
+            nodes: Vec::new(),
             hard_limits: Some(vec![1024; 16]),
             oom_score_adj: Some(0),
         }

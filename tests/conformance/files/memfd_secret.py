@@ -1,5 +1,5 @@
 """Memory that the kernel itself does not map (memfd_secret)"""
-# refused: secretmem
+# refused: secret memory (memfd_secret)
 import os
 
 from case import case, syscall

@@ -133,6 +133,16 @@ pub(crate) fn number<T: TryFrom<i128>>(bytes: &[u8]) -> Option<T> {
     T::try_from(text.parse::<i128>().ok()?).ok()
 }
 
+/// Numbers as the kernel lists them, such as `0-2,5`.
+pub(crate) fn list(bytes: &[u8]) -> Vec<u32> {
+    let part = |part: &[u8]| {
+        let mut ends = part.split(|byte| *byte == b'-').map(number::<u32>);
+        let first = ends.next().flatten()?;
+        Some(first..=ends.next().map_or(Some(first), |last| last)?)
+    };
+    bytes.trim_ascii().split(|byte| *byte == b',').filter_map(part).flatten().collect()
+}
+
 pub(crate) fn hex<T: TryFrom<u64>>(bytes: &[u8]) -> Option<T> {
     let text = std::str::from_utf8(bytes).ok()?.trim();
     T::try_from(u64::from_str_radix(text, 16).ok()?).ok()

@@ -19,6 +19,7 @@ use super::look::{Depth, Flags, Look, Standstill};
 use super::memory::process::TrackedMemory;
 use super::memory::sent::PageSet;
 use super::memory::tracker::Tracker;
+use super::numa;
 use super::recover::clean;
 use super::reports;
 use super::session::{Frozen, Source, State, Tracked, refuse, still_there};
@@ -204,6 +205,7 @@ impl Source {
         }
         result?;
         reports::read(tree, &self.tracked, frozen)?;
+        numa::read(tree, self.policies, &self.tracked, frozen)?;
         locked::read(tree, &self.tracked, frozen)
     }
 
@@ -246,6 +248,7 @@ impl Source {
         let State::Frozen(frozen) = &mut self.state else {
             return Ok(());
         };
+        numa::check(&look, &frozen.policies, &mut findings);
         for (found, shape) in look.processes.iter().zip(&mut look.shape.processes) {
             let Some((_, ask)) = frozen.asks.get(&found.process.pid) else {
                 continue;

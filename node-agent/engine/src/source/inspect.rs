@@ -23,7 +23,7 @@ pub(crate) fn inspect(spec: &TreeSpec, items: bool) -> Result<Inventory, Inspect
     let look = looker.look(Flags::Exact, Depth::Everything, &mut findings)?;
     outside::check(&look, spec.root, &mut findings)?;
     owners::check(&look, &mut findings)?;
-    numa::check(&look, &mut findings)?;
+    let policies = numa::look(&look, &mut findings)?;
     cpu_clocks::check(&look, &mut findings)?;
     let processes = &look.processes;
     Ok(Inventory {
@@ -36,7 +36,11 @@ pub(crate) fn inspect(spec: &TreeSpec, items: bool) -> Result<Inventory, Inspect
             .filter(|kind| matches!(kind, Kind::Tcp(tcp) if tcp.state == tcp_state::ESTABLISHED))
             .count(),
         resident_bytes: processes.iter().map(|found| found.process.stat.rss_pages * image::PAGE_SIZE).sum(),
-        needs: Needs { ipc_ids: looker.sysv.any, ..needs(&look)? },
+        needs: Needs {
+            ipc_ids: looker.sysv.any,
+            nodes: policies.nodes.into_iter().collect(),
+            ..needs(&look)?
+        },
         items: if items { inventory::list(&look, &findings.list) } else { Vec::new() },
         refusals: findings.list,
         shape: look.shape,

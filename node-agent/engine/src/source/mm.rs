@@ -7,6 +7,7 @@ use std::os::linux::fs::MetadataExt;
 use image::Pid;
 use image::ipc::IpcObject;
 use image::shape::{Backing, Mm, ObjectKind, Vma};
+use nix::sys::statfs::{FsType, statfs};
 
 use super::error::InspectError;
 use super::findings::Findings;
@@ -254,6 +255,15 @@ impl MmReader<'_> {
             return None;
         };
         if file.deleted {
+            if is_secret(file, &handle) {
+                self.findings.add(
+                    pid,
+                    subject,
+                    "secret memory (memfd_secret): nobody but its processes can read it, not even the kernel",
+                    "start the program without it, or have it give this memory back, before the move",
+                );
+                return None;
+            }
             if file.metadata.st_nlink() > 0 {
                 let other = self.registry.other_name(file.key(), |known| self.view.other_name(file, known));
                 if let Some(other) = other {
@@ -351,6 +361,13 @@ pub(crate) fn to_image(
         // Only the process itself can tell.
         barriers: 0,
     })
+}
+
+/// Made by memfd_secret(2): such files have a file system of their own, and all the same name.
+fn is_secret(file: &FileView, handle: &Handle) -> bool {
+    const SECRETMEM: FsType = FsType(0x5345_434d);
+    file.path == b"/secretmem"
+        && statfs(handle.path().as_str()).is_ok_and(|found| found.filesystem_type() == SECRETMEM)
 }
 
 /// Files of the kernel's own that mappings can show, and why they cannot move.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use image::Pid;
 use image::shape::{Ahead, Shape};
-use image::state::{Image, Report};
+use image::state::{Image, RangePolicy, Report};
 use sys::cgroup::Freezer;
 
 use super::RoundStats;
@@ -64,6 +64,8 @@ pub struct Source {
     pub(super) lost_writer: bool,
     /// They end before the tree does.
     pub(super) witnesses: Witnesses,
+    /// There were NUMA policies when it began.
+    pub(super) policies: bool,
     pub(super) state: State,
     not_send: PhantomData<*const ()>,
 }
@@ -108,6 +110,8 @@ pub(super) struct Frozen {
     pub(super) reports: BTreeMap<Pid, Report>,
     /// Flags of mlockall(2) for what will be mapped, where there are any.
     pub(super) lock_later: BTreeMap<Pid, u32>,
+    /// NUMA policies of mappings.
+    pub(super) policies: BTreeMap<Pid, Vec<RangePolicy>>,
 }
 
 impl Source {
@@ -120,7 +124,7 @@ impl Source {
         let mut looker = Looker::new(spec)?;
         let look = look_before(&mut looker)?;
         let mut findings = Findings::default();
-        numa::check(&look, &mut findings)?;
+        let policies = numa::look(&look, &mut findings)?.any;
         cpu_clocks::check(&look, &mut findings)?;
         refuse(findings)?;
         let trackers = sys::pagemap::probe();
@@ -143,6 +147,7 @@ impl Source {
             looked: None,
             lost_writer: false,
             witnesses,
+            policies,
             state: State::Tracking,
             not_send: PhantomData,
         };

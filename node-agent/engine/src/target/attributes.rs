@@ -11,6 +11,7 @@ use libc::{
     SYS_setresuid, SYS_sigaltstack, SYS_timer_create, SYS_timer_settime, SYS_umask,
 };
 
+use super::policies;
 use super::script::{Block, Call, call};
 use super::switches;
 
@@ -205,6 +206,7 @@ pub(crate) fn thread_before_credentials(process: &ProcessState, thread: &Thread)
         calls.push(prctl("PR_SET_TIMERSLACK", libc::PR_SET_TIMERSLACK, thread.timer_slack_ns));
     }
     calls.push(call!("personality", SYS_personality, process.personality));
+    calls.extend(thread.policy.as_ref().map(policies::own));
     calls.extend(switches::before_credentials(&thread.switches));
     calls
 }

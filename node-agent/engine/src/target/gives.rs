@@ -19,6 +19,8 @@ pub fn gives() -> Gives {
         ipc_ids: std::path::Path::new(super::ipc::SEGMENT_ID).exists(),
         hard_limits: (!privileged).then(|| limits().collect()),
         guard_pages: sys::mem::has_guard_pages(),
+        nodes: std::fs::read("/sys/devices/system/node/has_memory")
+            .map_or_else(|_| Vec::new(), |text| crate::proc::list(&text)),
         // It may go down to its lowest value ever, which is not told.
         oom_score_adj: (!privileged).then(|| own.unwrap_or(0)),
     }

@@ -29,6 +29,7 @@ mod numbers;
 mod objects;
 pub mod plan;
 mod plant;
+mod policies;
 mod priority;
 mod ranges;
 mod ready;

@@ -24,6 +24,7 @@ use super::mapping;
 use super::plan::fds;
 use super::plan::tree::Spaces;
 use super::plant::Channel;
+use super::policies;
 use super::priority;
 use super::resume::{self, Entered};
 use super::rootfs::RootFs;
@@ -230,6 +231,7 @@ impl Restorer<'_> {
             let pid = process.pid;
             let mm = memory_of(image, pid);
             let mut calls = attributes::process_before_credentials(process);
+            calls.extend(process.policies.iter().map(policies::of_range));
             // Before the locks: the kernel makes none in locked memory.
             calls.extend(guards::make(&process.guards));
             calls.extend(mm.map(|mm| guards::lock(mm, &process.guards)).unwrap_or_default());

@@ -75,6 +75,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         }
         let inner = found.process.inner;
         process.report = frozen.reports.get(&inner).copied().unwrap_or_default();
+        process.policies = frozen.policies.remove(&inner).unwrap_or_default();
         process.lock_later = frozen.lock_later.get(&inner).copied().unwrap_or(0);
         process.deleted_cwd = threads::deleted_cwd(found, &process.cwd, &looker.view, &mut looker.registry)?;
         process.fds = tables.remove(&found.process.inner).unwrap_or_default();

@@ -19,6 +19,7 @@ use crate::source::error::SourceError;
 use crate::source::findings::Findings;
 use crate::source::keyrings;
 use crate::source::look::ProcessLook;
+use crate::source::numa;
 use crate::source::registry::{Handle, Registry};
 use crate::source::reports;
 use crate::source::stopping::trace_error;
@@ -45,8 +46,7 @@ pub(crate) struct ThreadAsk {
     death_signal: Block,
     securebits: CallId,
     timer_slack: CallId,
-    policy: Block,
-    policy_call: CallId,
+    policy: numa::Ask,
     keyrings: keyrings::Ask,
     switches: switches::Ask,
     sandbox: witness::Ask,
@@ -63,8 +63,7 @@ impl ThreadAsk {
         program.call(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG.into(), death_signal.into()]);
         let securebits = program.call(libc::SYS_prctl, &[PR_GET_SECUREBITS.into()]);
         let timer_slack = program.call(libc::SYS_prctl, &[PR_GET_TIMERSLACK.into()]);
-        let policy = program.space(8);
-        let policy_call = program.try_call(libc::SYS_get_mempolicy, &[policy.into()]);
+        let policy = numa::Ask::own(program);
         let keyrings = keyrings::Ask::add(program);
         let switches = switches::Ask::add(program);
         Self {
@@ -74,11 +73,15 @@ impl ThreadAsk {
             securebits,
             timer_slack,
             policy,
-            policy_call,
             keyrings,
             switches,
             sandbox: witness::Ask::add(program, witness),
         }
+    }
+
+    /// The thread has a NUMA policy.
+    pub(crate) fn has_policy(&self, outcome: &Outcome) -> bool {
+        self.policy.read(outcome).is_some()
     }
 }
 
@@ -210,14 +213,6 @@ pub(crate) fn thread(
     if let Some(failed) = outcome.failed() {
         return Err(SourceError::kernel("ask a thread", tid, std::io::Error::other(failed)));
     }
-    if outcome.result(ask.policy_call) == 0 && low_i32(outcome.word(ask.policy)) != 0 {
-        findings.thread(
-            found.process.inner,
-            inner,
-            "it has a NUMA memory policy (set_mempolicy), which is not carried yet",
-            "start it without numactl",
-        );
-    }
     if let Some((reason, way_out)) = ask.keyrings.refusal(&outcome) {
         findings.thread(found.process.inner, inner, reason, way_out);
     }
@@ -283,6 +278,7 @@ pub(crate) fn thread(
         timer_slack_ns: u64::try_from(outcome.result(ask.timer_slack)).unwrap_or(0),
         pdeath_signal: low_i32(outcome.word(ask.death_signal)),
         switches: ask.switches.read(&outcome),
+        policy: ask.policy.read(&outcome),
     })
 }
 
@@ -453,6 +449,7 @@ pub(crate) fn process(
         report: Report::None,
         lock_later: 0,
         guards: Vec::new(),
+        policies: Vec::new(),
         fds: Vec::new(),
     })
 }
