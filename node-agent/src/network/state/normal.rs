@@ -231,9 +231,8 @@ pub fn neighbour(payload: &[u8]) -> Option<Item> {
         learned if learned & LEARNED != 0 && item.get(nda::LLADDR).is_some() => STALE,
         _ => return None,
     };
-    item.header[8..10].copy_from_slice(&state.to_ne_bytes());
-    item.header[10] = flags;
-    item.header[11] = 0;
+    let [low, high] = state.to_ne_bytes();
+    item.header.get_mut(8..12)?.copy_from_slice(&[low, high, flags, 0]);
     item.without(&[nda::CACHE_INFO, nda::PROBES]);
     Some(item)
 }
@@ -261,8 +260,8 @@ pub fn forwarding(payload: &[u8]) -> Option<Item> {
     if short(&item.header, 8)? & STATIC == 0 {
         return None;
     }
-    item.header[10] = *item.header.get(10)? & STICKY | MASTER;
-    item.header[11] = 0;
+    let flags = *item.header.get(10)? & STICKY | MASTER;
+    item.header.get_mut(10..12)?.copy_from_slice(&[flags, 0]);
     item.without(&[nda::CACHE_INFO, nda::PROBES, nda::MASTER]);
     Some(item)
 }

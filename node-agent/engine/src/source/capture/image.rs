@@ -6,7 +6,7 @@ use crate::account;
 
 use super::files::{self, Context};
 use super::unix::{Peers, Wanted};
-use super::{ghosts, threads};
+use super::{directories, ghosts, threads};
 use crate::source::SourceError;
 use crate::source::failpoint;
 use crate::source::findings::Findings;
@@ -69,7 +69,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         for thread in parked {
             let mut known = threads::thread(found, thread, thread_ask, &looker.view.ids, &mut findings)?;
             if looker.apart.iter().any(|apart| apart.tid == thread.tid) {
-                known.directories = Some(threads::directories(found, thread, &looker.view, &mut findings)?);
+                known.directories = Some(directories::of_thread(found, thread, &looker.view, &mut findings)?);
             }
             process.threads.push(known);
         }
@@ -77,7 +77,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         process.report = frozen.reports.get(&inner).copied().unwrap_or_default();
         process.policies = frozen.policies.remove(&inner).unwrap_or_default();
         process.lock_later = frozen.lock_later.get(&inner).copied().unwrap_or(0);
-        process.deleted_cwd = threads::deleted_cwd(found, &process.cwd, &looker.view, &mut looker.registry)?;
+        process.deleted_cwd = directories::deleted(found, &process.cwd, &looker.view, &mut looker.registry)?;
         process.fds = tables.remove(&found.process.inner).unwrap_or_default();
         image.processes.push(process);
     }

@@ -1,5 +1,6 @@
 //! Everything but the contents of memory, read while nothing runs.
 
+pub(crate) mod directories;
 pub(crate) mod epoll;
 pub(crate) mod files;
 mod filters;

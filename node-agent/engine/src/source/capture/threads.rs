@@ -2,17 +2,18 @@
 
 use image::Pid;
 use image::state::{
-    AltStack, Creds, Directories, ITimer, PosixTimer, ProcessState, RLimit, Regs, Report, Resume, RobustList,
-    Rseq, Sched, SeccompFilter, SigAction, SigInfo, Thread,
+    AltStack, Creds, ITimer, PosixTimer, ProcessState, RLimit, Regs, Report, Resume, RobustList, Rseq, Sched,
+    SeccompFilter, SigAction, SigInfo, Thread,
 };
 use sys::ptrace::{PendingSignals, Stop};
 use sys::regs::UserRegs;
 use sys::tape::{Block, CallId, Outcome, Program};
 use sys::{prctl, restart};
 
+use super::directories::directory;
 use super::switches;
 use crate::proc::idmap::{IdMap, IdMaps};
-use crate::proc::{self, ProcError, limits, status, timers};
+use crate::proc::{self, limits, status, timers};
 use crate::source::address_space;
 use crate::source::cpu_clocks;
 use crate::source::error::SourceError;
@@ -20,15 +21,11 @@ use crate::source::findings::Findings;
 use crate::source::keyrings;
 use crate::source::look::ProcessLook;
 use crate::source::numa;
-use crate::source::registry::{Handle, Registry};
 use crate::source::reports;
 use crate::source::stopping::trace_error;
 use crate::source::traced::ParkedThread;
 use crate::source::view::View;
 use crate::source::witness;
-
-/// How links of /proc end when what they lead to has no name.
-const DELETED: &[u8] = b" (deleted)";
 
 const SIGNALS: i32 = 64;
 const SIGSET_BYTES: u64 = 8;
@@ -364,49 +361,6 @@ fn regs(regs: &UserRegs) -> Regs {
     }
 }
 
-/// Reads the directories of a thread that has its own.
-pub(crate) fn directories(
-    found: &ProcessLook,
-    parked: &ParkedThread,
-    view: &View,
-    findings: &mut Findings,
-) -> Result<Directories, SourceError> {
-    let task = format!("task/{}/", parked.tid);
-    Ok(Directories {
-        umask: parked.status.umask.unwrap_or(0o022),
-        cwd: directory(found, &task, "cwd", view, findings)?,
-        root: directory(found, &task, "root", view, findings)?,
-    })
-}
-
-/// Where `cwd` or `root` of a process leads, or of a thread of it, which `task` stands for.
-fn directory(
-    found: &ProcessLook,
-    task: &str,
-    name: &str,
-    view: &View,
-    findings: &mut Findings,
-) -> Result<String, ProcError> {
-    let path = view.inside(&proc::links::read(found.process.pid, &format!("{task}{name}"))?);
-    // A working directory of the whole process is made again.
-    let made_again = task.is_empty() && name == "cwd";
-    if path.ends_with(DELETED) && !made_again {
-        findings.process(
-            found.process.inner,
-            format!("its {name} directory was deleted"),
-            "have it change to another directory",
-        );
-    }
-    Ok(String::from_utf8(path).unwrap_or_else(|_| {
-        findings.process(
-            found.process.inner,
-            format!("the path of its {name} directory is not UTF-8"),
-            "rename the directory",
-        );
-        String::new()
-    }))
-}
-
 /// Reads what belongs to a process as a whole; `threads` are its threads in order, with their states.
 pub(crate) fn process(
     found: &ProcessLook,
@@ -452,23 +406,6 @@ pub(crate) fn process(
         policies: Vec::new(),
         fds: Vec::new(),
     })
-}
-
-/// What the working directory is when it has no name any more. `shown`: what its link says.
-pub(crate) fn deleted_cwd(
-    found: &ProcessLook,
-    shown: &str,
-    view: &View,
-    registry: &mut Registry,
-) -> Result<Option<u32>, SourceError> {
-    if !shown.as_bytes().ends_with(DELETED) {
-        return Ok(None);
-    }
-    let pid = found.process.pid;
-    let file = view.file(pid, "cwd")?;
-    let path = String::from_utf8_lossy(&file.path);
-    let handle = Handle { pid, link: "cwd".to_owned() };
-    Ok(file.deleted.then(|| registry.ghost_directory(file.key(), &path, handle)))
 }
 
 fn rlimits(pid: i32) -> Result<Vec<RLimit>, SourceError> {

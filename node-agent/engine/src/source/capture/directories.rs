@@ -1,0 +1,74 @@
+//! Working and root directories, of processes and of threads that have their own.
+
+use image::state::Directories;
+
+use crate::proc::{self, ProcError};
+use crate::source::error::SourceError;
+use crate::source::findings::Findings;
+use crate::source::look::ProcessLook;
+use crate::source::registry::{Handle, Registry};
+use crate::source::traced::ParkedThread;
+use crate::source::view::View;
+
+/// How links of /proc end when what they lead to has no name.
+const DELETED: &[u8] = b" (deleted)";
+
+/// Reads the umask and directories of a thread that has its own.
+pub(crate) fn of_thread(
+    found: &ProcessLook,
+    parked: &ParkedThread,
+    view: &View,
+    findings: &mut Findings,
+) -> Result<Directories, SourceError> {
+    let task = format!("task/{}/", parked.tid);
+    Ok(Directories {
+        umask: parked.status.umask.unwrap_or(0o022),
+        cwd: directory(found, &task, "cwd", view, findings)?,
+        root: directory(found, &task, "root", view, findings)?,
+    })
+}
+
+/// Where `cwd` or `root` of a process leads, or of a thread of it, which `task` stands for.
+pub(crate) fn directory(
+    found: &ProcessLook,
+    task: &str,
+    name: &str,
+    view: &View,
+    findings: &mut Findings,
+) -> Result<String, ProcError> {
+    let path = view.inside(&proc::links::read(found.process.pid, &format!("{task}{name}"))?);
+    // A working directory of the whole process is made again.
+    let made_again = task.is_empty() && name == "cwd";
+    if path.ends_with(DELETED) && !made_again {
+        findings.process(
+            found.process.inner,
+            format!("its {name} directory was deleted"),
+            "have it change to another directory",
+        );
+    }
+    Ok(String::from_utf8(path).unwrap_or_else(|_| {
+        findings.process(
+            found.process.inner,
+            format!("the path of its {name} directory is not UTF-8"),
+            "rename the directory",
+        );
+        String::new()
+    }))
+}
+
+/// What the working directory is when it has no name any more. `shown`: what its link says.
+pub(crate) fn deleted(
+    found: &ProcessLook,
+    shown: &str,
+    view: &View,
+    registry: &mut Registry,
+) -> Result<Option<u32>, SourceError> {
+    if !shown.as_bytes().ends_with(DELETED) {
+        return Ok(None);
+    }
+    let pid = found.process.pid;
+    let file = view.file(pid, "cwd")?;
+    let path = String::from_utf8_lossy(&file.path);
+    let handle = Handle { pid, link: "cwd".to_owned() };
+    Ok(file.deleted.then(|| registry.ghost_directory(file.key(), &path, handle)))
+}
