@@ -57,13 +57,16 @@ impl SchedulerClock {
         self.asleep(pid, tid).unwrap_or_default()
     }
 
+    /// What the scheduler noted is read first: whoever sleeps after that has not been woken in between, when another
+    /// CPU's time may stand there, or none at all (`migrate_task_rq_fair` in the kernel's kernel/sched/fair.c). One that
+    /// has slept again since has switched once more, which [`Nap::unbroken`] sees.
     fn asleep(&self, pid: i32, tid: i32) -> Option<Nap> {
+        let sched = sched::read(pid, tid).ok()?;
         let stat = stat::read_thread(pid, tid).ok()?;
-        if stat.state == b'R' {
+        if matches!(stat.state, b'R' | b't') || sched.exec_start_ns == 0 {
             return None;
         }
         let offset = self.offsets.get(&stat.processor)?;
-        let sched = sched::read(pid, tid).ok()?;
         let began = u64::try_from(i128::from(sched.exec_start_ns) + offset).ok()?;
         let place = crate::proc::read(pid, &format!("task/{tid}/wchan")).unwrap_or_default();
         Some(Nap {
