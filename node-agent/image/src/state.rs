@@ -21,8 +21,21 @@ pub struct Image {
     pub files: Files,
     /// What the container's IPC namespace holds.
     pub ipc: Ipc,
+    /// The names of the container's UTS namespace; `None` when it lives in the host's.
+    pub names: Option<Names>,
     /// The namespaces that [`crate::shape::ProcessShape::namespaces`] names.
     pub namespaces: Vec<Namespace>,
+}
+
+/// See uname(2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    /// sethostname(2).
+    #[serde(with = "serde_bytes")]
+    pub host: Vec<u8>,
+    /// setdomainname(2).
+    #[serde(with = "serde_bytes")]
+    pub domain: Vec<u8>,
 }
 
 /// What a target must match (or be told) about the source's host.

@@ -221,9 +221,20 @@ impl Restorer<'_> {
         }
     }
 
+    /// The root, when it lives in a UTS namespace that is not the agent's: it sets the names.
+    fn names_its_own(&mut self) -> Result<Option<Pid>, TargetError> {
+        let Some(process) = live(self.image).next() else { return Ok(None) };
+        let namespace =
+            |path: String| std::fs::read_link(&path).map_err(TargetError::system(format!("look at {path}")));
+        let host = self.tree.get(process.pid)?.host;
+        let differs = namespace(format!("/proc/{host}/ns/uts"))? != namespace("/proc/self/ns/uts".into())?;
+        Ok(differs.then_some(process.pid))
+    }
+
     /// Everything that makes threads and processes what they were, credentials and filters last.
     pub(crate) fn attributes(&mut self) -> Result<(), TargetError> {
         let (image, capabilities) = (self.image, self.capabilities);
+        let root = self.names_its_own()?;
         for process in live(image) {
             raise_limits(self.tree.get(process.pid)?.host, process);
         }
@@ -231,6 +242,11 @@ impl Restorer<'_> {
             let pid = process.pid;
             let mm = memory_of(image, pid);
             let mut calls = attributes::process_before_credentials(process);
+            if Some(pid) == root
+                && let Some(names) = &image.names
+            {
+                calls.extend(attributes::names(names));
+            }
             calls.extend(process.policies.iter().map(policies::of_range));
             // Before the locks: the kernel makes none in locked memory.
             calls.extend(guards::make(&process.guards));

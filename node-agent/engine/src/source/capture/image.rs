@@ -7,6 +7,7 @@ use crate::account;
 use super::files::{self, Context};
 use super::unix::{Peers, Wanted};
 use super::{directories, ghosts, threads};
+use crate::proc::links;
 use crate::source::SourceError;
 use crate::source::failpoint;
 use crate::source::findings::Findings;
@@ -53,6 +54,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         processes: Vec::new(),
         files: captured.files,
         ipc: std::mem::take(&mut looker.sysv.ipc),
+        names: None,
         namespaces: std::mem::take(&mut looker.namespaces),
     };
     crate::source::memory::objects::seals(&looker.registry, &mut image.shape);
@@ -65,6 +67,9 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         let Some(leader) = parked.first() else {
             return Err(SourceError::ThreadGone { tid: found.process.pid });
         };
+        if image.processes.is_empty() && links::namespace(found.process.pid, "uts")? != own_uts()? {
+            image.names = leader.outcomes.first().map(|outcome| process_ask.names(outcome));
+        }
         let mut process = threads::process(found, leader, process_ask, &looker.view, &mut findings)?;
         for thread in parked {
             let mut known = threads::thread(found, thread, thread_ask, &looker.view.ids, &mut findings)?;
@@ -89,6 +94,12 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         image.host.xsave_size = u32::try_from(thread.xstate.len()).unwrap_or(0);
     }
     Ok(image)
+}
+
+/// The UTS namespace that the agent lives in.
+fn own_uts() -> Result<u64, SourceError> {
+    let own = i32::try_from(std::process::id()).map_err(|_| SourceError::ThreadGone { tid: 0 })?;
+    Ok(links::namespace(own, "uts")?)
 }
 
 fn host_facts(frozen: &Frozen) -> HostFacts {

@@ -2,8 +2,8 @@
 
 use image::Pid;
 use image::state::{
-    AltStack, Creds, ITimer, PosixTimer, ProcessState, RLimit, Regs, Report, Resume, RobustList, Rseq, Sched,
-    SeccompFilter, SigAction, SigInfo, Thread,
+    AltStack, Creds, ITimer, Names, PosixTimer, ProcessState, RLimit, Regs, Report, Resume, RobustList, Rseq,
+    Sched, SeccompFilter, SigAction, SigInfo, Thread,
 };
 use sys::ptrace::{PendingSignals, Stop};
 use sys::regs::UserRegs;
@@ -28,6 +28,9 @@ use crate::source::view::View;
 use crate::source::witness;
 
 const SIGNALS: i32 = 64;
+/// A field of `struct new_utsname`: of six, the names of the host and of its domain are the second and the last.
+const NAME: usize = 65;
+const UTSNAME: usize = 6 * NAME;
 const SIGSET_BYTES: u64 = 8;
 const PR_GET_MDWE: i32 = 66;
 const PR_GET_MEMORY_MERGE: i32 = 68;
@@ -95,6 +98,7 @@ pub(crate) struct ProcessAsk {
     brk: CallId,
     /// Of its address space.
     pub(crate) space: address_space::Ask,
+    names: Block,
     monotonic: Block,
     boottime: Block,
     timers: Vec<(timers::Timer, Block, CallId)>,
@@ -128,6 +132,8 @@ impl ProcessAsk {
         program.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
         let brk = program.call(libc::SYS_brk, &[0.into()]);
         let space = address_space::Ask::add(program);
+        let names = program.space(UTSNAME);
+        program.call(libc::SYS_uname, &[names.into()]);
         let mut clock = |id: i32| {
             let block = program.space(16);
             program.call(libc::SYS_clock_gettime, &[id.into(), block.into()]);
@@ -154,6 +160,7 @@ impl ProcessAsk {
             subreaper,
             brk,
             space,
+            names,
             monotonic,
             boottime,
             timers,
@@ -164,6 +171,15 @@ impl ProcessAsk {
     /// The end of the heap.
     pub(crate) fn brk(&self, outcome: &Outcome) -> u64 {
         outcome.result(self.brk).cast_unsigned()
+    }
+
+    /// The names of its UTS namespace.
+    pub(crate) fn names(&self, outcome: &Outcome) -> Names {
+        let field = |index: usize| {
+            let all = outcome.bytes(self.names).get(index * NAME..(index + 1) * NAME).unwrap_or_default();
+            all.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
+        };
+        Names { host: field(1), domain: field(5) }
     }
 
     /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process sees them, nanoseconds.
