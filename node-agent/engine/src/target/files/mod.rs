@@ -267,8 +267,11 @@ pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<File> {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::OpenOptionsExt;
     let access = flags & libc::O_ACCMODE;
-    let again =
-        libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT | libc::O_DIRECTORY | libc::O_SYNC | libc::O_DSYNC;
+    let mut again = libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC;
+    // O_TMPFILE, which the file keeps, has this bit in it.
+    if flags & libc::O_TMPFILE != libc::O_TMPFILE {
+        again |= libc::O_DIRECTORY;
+    }
     File::options()
         .read(access != libc::O_WRONLY)
         .write(access != libc::O_RDONLY)
