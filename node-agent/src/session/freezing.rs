@@ -82,7 +82,12 @@ impl Session {
                 break;
             }
             rest(SETTLE_STEP, &|| self.cancel.is_cancelled());
+            if self.cancel.is_cancelled() {
+                break;
+            }
         }
+        // Before anything is stopped.
+        self.check_cancel()?;
         if patience.began.elapsed() > SETTLE { self.catch_up() } else { Ok(()) }
     }
 

@@ -171,7 +171,7 @@ impl Session {
         self.check_cancel()
     }
 
-    fn check_cancel(&self) -> Result<(), Failure> {
+    pub(super) fn check_cancel(&self) -> Result<(), Failure> {
         if self.cancel.is_cancelled() { Err(Failure::Cancelled(self.cancel.reason())) } else { Ok(()) }
     }
 

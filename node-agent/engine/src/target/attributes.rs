@@ -2,14 +2,13 @@
 //!
 //! Pure: from an image to lists of calls. The order within each list matters and is explained there.
 
-use image::state::{Creds, Names, PosixTimer, ProcessState, SeccompFilter, Thread};
+use image::state::{Creds, PosixTimer, ProcessState, SeccompFilter, Thread};
 use image::{Pid, Refusal, Subject};
 use libc::{
     SYS_capset, SYS_chdir, SYS_chroot, SYS_personality, SYS_prctl, SYS_prlimit64, SYS_rseq, SYS_rt_sigaction,
     SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo, SYS_sched_setaffinity, SYS_seccomp, SYS_set_robust_list,
-    SYS_set_tid_address, SYS_setdomainname, SYS_setfsgid, SYS_setfsuid, SYS_setgroups, SYS_sethostname,
-    SYS_setitimer, SYS_setresgid, SYS_setresuid, SYS_sigaltstack, SYS_timer_create, SYS_timer_settime,
-    SYS_umask,
+    SYS_set_tid_address, SYS_setfsgid, SYS_setfsuid, SYS_setgroups, SYS_setitimer, SYS_setresgid,
+    SYS_setresuid, SYS_sigaltstack, SYS_timer_create, SYS_timer_settime, SYS_umask,
 };
 
 use super::policies;
@@ -65,12 +64,6 @@ pub(crate) fn process_before_credentials(process: &ProcessState) -> Vec<Call> {
     }
     calls.push(call!("PR_SET_THP_DISABLE", SYS_prctl, libc::PR_SET_THP_DISABLE, on, flags, 0, 0));
     calls
-}
-
-/// sethostname(2), setdomainname(2).
-pub(crate) fn names(names: &Names) -> [Call; 2] {
-    let set = |what, nr, name: &[u8]| call!(what, nr, Block::new(name.to_vec()), name.len());
-    [set("sethostname", SYS_sethostname, &names.host), set("setdomainname", SYS_setdomainname, &names.domain)]
 }
 
 /// umask(2) and directories, of a process or of a thread that has its own. Both are paths in the container's root.

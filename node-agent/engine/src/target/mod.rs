@@ -24,6 +24,7 @@ mod gone;
 mod guards;
 mod ipc;
 mod mapping;
+mod names;
 mod namespaces;
 mod numbers;
 mod objects;

@@ -1,7 +1,7 @@
-//! How a thread is scheduled, and its I/O: set by the agent, because what takes CAP_SYS_NICE is the host's to give.
-//! In a user namespace no skeleton has it, see sched(7) and ioprio_set(2).
+//! How a thread is scheduled, its I/O, and high limits: set by the agent, because what takes CAP_SYS_NICE or
+//! CAP_SYS_RESOURCE is the host's to give. In a user namespace no skeleton has it, see sched(7), ioprio_set(2), setrlimit(2).
 
-use image::state::Thread;
+use image::state::{ProcessState, Thread};
 use sys::prctl::{self, SchedAttr};
 
 use super::error::TargetError;
@@ -37,4 +37,15 @@ pub(crate) fn apply(host: i32, thread: &Thread) -> Result<(), TargetError> {
         prctl::set_ioprio(host, ioprio).map_err(failed(&format!("ioprio_set ({ioprio:#x})")))?;
     }
     Ok(())
+}
+
+/// Raises what only the agent may raise: in a user namespace no skeleton has CAP_SYS_RESOURCE of the host, which
+/// setrlimit(2) demands. Where it fails, the skeleton's own call fails as well, and says so.
+pub(crate) fn raise_limits(host: i32, process: &ProcessState) {
+    for (resource, limit) in (0..).zip(&process.rlimits) {
+        if sys::prctl::rlimit(0, resource).is_ok_and(|own| limit.hard > own.hard) {
+            let limit = sys::prctl::Rlimit { soft: limit.soft, hard: limit.hard };
+            let _ = sys::prctl::set_rlimit(host, resource, limit);
+        }
+    }
 }

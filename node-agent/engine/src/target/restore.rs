@@ -21,6 +21,7 @@ use super::error::TargetError;
 use super::files::Descriptions;
 use super::guards;
 use super::mapping;
+use super::names;
 use super::plan::fds;
 use super::plan::tree::Spaces;
 use super::plant::Channel;
@@ -49,7 +50,7 @@ pub(crate) struct Restorer<'a> {
 }
 
 /// The live processes of the image with their states.
-fn live(image: &Image) -> impl Iterator<Item = &ProcessState> {
+pub(super) fn live(image: &Image) -> impl Iterator<Item = &ProcessState> {
     image.processes.iter()
 }
 
@@ -221,22 +222,12 @@ impl Restorer<'_> {
         }
     }
 
-    /// The root, when it lives in a UTS namespace that is not the agent's: it sets the names.
-    fn names_its_own(&mut self) -> Result<Option<Pid>, TargetError> {
-        let Some(process) = live(self.image).next() else { return Ok(None) };
-        let namespace =
-            |path: String| std::fs::read_link(&path).map_err(TargetError::system(format!("look at {path}")));
-        let host = self.tree.get(process.pid)?.host;
-        let differs = namespace(format!("/proc/{host}/ns/uts"))? != namespace("/proc/self/ns/uts".into())?;
-        Ok(differs.then_some(process.pid))
-    }
-
     /// Everything that makes threads and processes what they were, credentials and filters last.
     pub(crate) fn attributes(&mut self) -> Result<(), TargetError> {
         let (image, capabilities) = (self.image, self.capabilities);
         let root = self.names_its_own()?;
         for process in live(image) {
-            raise_limits(self.tree.get(process.pid)?.host, process);
+            priority::raise_limits(self.tree.get(process.pid)?.host, process);
         }
         self.first_threads(|process| {
             let pid = process.pid;
@@ -245,7 +236,7 @@ impl Restorer<'_> {
             if Some(pid) == root
                 && let Some(names) = &image.names
             {
-                calls.extend(attributes::names(names));
+                calls.extend(names::set(names));
             }
             calls.extend(process.policies.iter().map(policies::of_range));
             // Before the locks: the kernel makes none in locked memory.
@@ -478,17 +469,6 @@ fn die(pid: Pid, mut stopped: Stopped, signal: i32, code: i32) -> Result<(), Tar
             Event::Exited(_, Exit::Code(c)) if signal == 0 && c == code => return Ok(()),
             Event::Exited(_, Exit::Signal(s)) if s == signal => return Ok(()),
             other => return Err(lost(pid, format!("it should have died: {other:?}"))),
-        }
-    }
-}
-
-/// Raises what only the agent may raise: in a user namespace no skeleton has CAP_SYS_RESOURCE of the host, which
-/// setrlimit(2) demands. Where it fails, the skeleton's own call fails as well, and says so.
-fn raise_limits(host: i32, process: &ProcessState) {
-    for (resource, limit) in (0..).zip(&process.rlimits) {
-        if sys::prctl::rlimit(0, resource).is_ok_and(|own| limit.hard > own.hard) {
-            let limit = sys::prctl::Rlimit { soft: limit.soft, hard: limit.hard };
-            let _ = sys::prctl::set_rlimit(host, resource, limit);
         }
     }
 }

@@ -15,7 +15,7 @@ use super::batch::{Batcher, Contents, Outcome};
 use super::digests::Digests;
 use super::guards::Guards;
 use super::hot::Hot;
-use super::sent::{PageSet, join, subtract};
+use super::sent::{PageSet, join, subtract, within};
 use super::template::Inherited;
 use super::tracker::Tracker;
 use crate::PageSink;
@@ -472,13 +472,6 @@ impl SentPages<'_> {
         let at = self.coarse.partition_point(|range| range.end <= page);
         self.coarse.get(at).is_some_and(|range| range.start <= page)
     }
-}
-
-/// The part of ascending, disjoint ranges that meets one range.
-fn within<'a>(ranges: &'a [Range<u64>], bounds: &Range<u64>) -> &'a [Range<u64>] {
-    let first = ranges.partition_point(|range| range.end <= bounds.start);
-    let last = ranges.partition_point(|range| range.start < bounds.end);
-    &ranges[first..last.max(first)]
 }
 
 impl Outcome for SentPages<'_> {

@@ -142,6 +142,13 @@ pub(crate) fn join(ranges: &mut Vec<Range<u64>>) {
     *ranges = joined;
 }
 
+/// The part of ascending, disjoint ranges that meets one range.
+pub(crate) fn within<'a>(ranges: &'a [Range<u64>], bounds: &Range<u64>) -> &'a [Range<u64>] {
+    let first = ranges.partition_point(|range| range.end <= bounds.start);
+    let last = ranges.partition_point(|range| range.start < bounds.end);
+    &ranges[first..last.max(first)]
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
