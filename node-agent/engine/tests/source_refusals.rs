@@ -180,9 +180,10 @@ fn what_lives_in_the_ipc_namespace() {
         q = libc.msgget(79, 0o1600); assert libc.msgsnd(q, struct.pack('q5s', 1, b'hello'), 5, 0) == 0\n\
         q = libc.semget(78, 3, 0o1600); assert libc.semop(q, struct.pack('Hhh', 0, 1, 0), 1) == 0\n";
     assert_eq!(container_reasons(made), Vec::<String>::new());
-    let made = "q = libc.syscall(240, b'forgotten', 0o102, 0o600, None); assert q >= 0; os.close(q)";
+    let made = "for name in b'empty', b'full': q = libc.syscall(240, name, 0o102, 0o600, None); assert q >= 0\n\
+        assert libc.syscall(242, q, b'x', 1, 0, None) == 0; os.closerange(q - 1, q + 1)";
     let reasons = container_reasons(made);
-    let all = ["POSIX message queue /forgotten"];
+    let all = ["POSIX message queue /full: 1 messages wait"];
     assert_eq!(reasons.len(), all.len(), "{reasons:#?}");
     for (reason, want) in reasons.iter().zip(all) {
         assert!(reason.starts_with(want), "{reason}");

@@ -137,6 +137,11 @@ pub enum FileKind {
         /// File position.
         pos: i64,
     },
+    /// A POSIX message queue (mq_open(3)).
+    PosixQueue {
+        /// Which [`crate::ipc::PosixQueue`].
+        queue: u64,
+    },
     /// pidfd_open(2).
     PidFd {
         /// The process, in the container's numbering.

@@ -1,16 +1,43 @@
-//! What lives in the container's IPC namespace and not in a process; see sysvipc(7).
+//! What lives in the container's IPC namespace and not in a process; see sysvipc(7), mq_overview(7).
 
 use serde::{Deserialize, Serialize};
 
 use crate::Pid;
 
-/// System V objects of the namespace. Segments of shared memory are memory objects of the shape.
+/// The namespace. Segments of shared memory are memory objects of the shape.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ipc {
     /// semget(2).
     pub semaphores: Vec<Semaphores>,
     /// msgget(2).
     pub queues: Vec<Queue>,
+    /// mq_open(3).
+    pub posix_queues: Vec<PosixQueue>,
+    /// Files below /proc/sys that belong to the namespace, and what they hold; none where the container has the
+    /// host's namespace.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A POSIX message queue without messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PosixQueue {
+    /// Unique in the image.
+    pub id: u64,
+    /// Its name, without the slash.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// mq_unlink(3) took the name away.
+    pub unlinked: bool,
+    /// Permissions.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Owner's group.
+    pub gid: u32,
+    /// How many messages it may hold (`mq_maxmsg`).
+    pub capacity: i64,
+    /// How many bytes one may have (`mq_msgsize`).
+    pub message_size: i64,
 }
 
 /// What every System V object has.

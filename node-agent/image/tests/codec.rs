@@ -105,6 +105,7 @@ fn the_generator_reaches_every_variant_of_an_image() {
         "FileKind::SignalFd",
         "FileKind::Epoll",
         "FileKind::Memfd",
+        "FileKind::PosixQueue",
         "FileKind::PidFd",
         "FileKind::Inotify",
         "FileKind::Unix",

@@ -103,6 +103,7 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::Regular { .. } => "file",
         FileKind::Device { .. } => "device",
         FileKind::Pseudo { .. } => "pseudo file",
+        FileKind::PosixQueue { .. } => "POSIX message queue",
         FileKind::External { .. } => "external",
         FileKind::Pipe { .. } => "pipe end",
         FileKind::Terminal { .. } | FileKind::HungUp { .. } => "terminal",

@@ -28,6 +28,7 @@ pub mod kcmp;
 pub mod keys;
 pub mod landlock;
 pub mod mount;
+pub mod mqueue;
 pub mod net;
 pub mod ns;
 pub mod pagemap;

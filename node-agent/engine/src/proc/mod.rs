@@ -5,6 +5,7 @@
 
 pub mod fdinfo;
 pub mod idmap;
+pub(crate) mod ipc;
 pub mod limits;
 pub mod links;
 pub mod maps;

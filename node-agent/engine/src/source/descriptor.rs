@@ -9,13 +9,14 @@ use super::error::InspectError;
 use super::facts::DescriptorFacts;
 use super::locks;
 use super::mm::{MmReader, makedev, object_kind};
+use super::mqueue::Seen;
 use super::registry::Handle;
 use super::spec::External;
 use super::terminals;
 use super::tree::Process;
 use super::view::FileView;
 use crate::proc::fdinfo::FdInfo;
-use crate::proc::links;
+use crate::proc::{ProcError, links};
 
 /// A descriptor as /proc shows it.
 #[derive(Clone, Debug)]
@@ -66,6 +67,8 @@ pub(crate) enum Class {
         object: u32,
     },
     Socket,
+    /// A POSIX message queue.
+    PosixQueue(Box<Seen>),
     /// It was refused.
     Refused,
 }
@@ -222,10 +225,10 @@ impl MmReader<'_> {
             }
             (0o010_000, Ok(path)) => Class::Pipe { fifo: Some(path) },
             (0o100_000 | 0o040_000, Ok(path)) => {
-                if let Some(class) = self.special_file(process, fd, path, info)? {
+                let directory = kind == 0o040_000;
+                if let Some(class) = self.special_file(process, fd, path, info, directory)? {
                     return Ok(class);
                 }
-                let directory = kind == 0o040_000;
                 let handle = Handle { pid: process.pid, link: format!("fd/{fd}") };
                 if directory && file.deleted {
                     let ghost = self.registry.ghost_directory(file.key(), &shown, handle);
@@ -255,6 +258,7 @@ impl MmReader<'_> {
         fd: i32,
         path: String,
         info: &FdInfo,
+        directory: bool,
     ) -> Result<Option<Class>, InspectError> {
         let mut fs_type = self.fs_type(process.pid, info.mount)?;
         // mq_open(3) needs no mount.
@@ -272,17 +276,26 @@ impl MmReader<'_> {
                 Some(self.refuse(process.inner, fd, format!("{path}: its process has ended"), CLOSE))
             }
             Some("proc" | "sysfs" | "cgroup" | "cgroup2") => Some(Class::Pseudo { path }),
-            Some("mqueue") => Some(self.refuse(
-                process.inner,
-                fd,
-                format!("{path}: POSIX message queues are not carried yet"),
-                CLOSE,
-            )),
+            // Its directory.
+            Some("mqueue") if directory => Some(Class::Pseudo { path }),
+            Some("mqueue") => Some(self.posix_queue(process, fd, &path)?),
             Some(kind @ ("hugetlbfs" | "debugfs" | "tracefs" | "bpf" | "securityfs" | "devpts" | "fuse")) => {
                 Some(self.refuse(process.inner, fd, format!("{path}: a file of {kind} cannot move"), CLOSE))
             }
             _ => None,
         })
+    }
+
+    fn posix_queue(&mut self, process: &Process, fd: i32, path: &str) -> Result<Class, InspectError> {
+        if !self.own_ipc {
+            let reason = format!("{path}: a POSIX message queue of the host's IPC namespace");
+            return Ok(self.refuse(process.inner, fd, reason, CLOSE));
+        }
+        let name = path.rsplit('/').next().unwrap_or_default();
+        match Seen::read(&format!("/proc/{}/fd/{fd}", process.pid), name.as_bytes()) {
+            Ok(seen) => Ok(Class::PosixQueue(Box::new(seen))),
+            Err(error) => Err(ProcError::Read { path: path.to_owned(), source: error }.into()),
+        }
     }
 
     fn fs_type(&mut self, pid: i32, mount: i32) -> Result<Option<String>, InspectError> {

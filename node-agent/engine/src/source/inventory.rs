@@ -153,6 +153,9 @@ fn describe(found: &ProcessLook, descriptor: &Descriptor) -> String {
         Class::PidFd => "pidfd".to_owned(),
         Class::Memfd { .. } => "memory file".to_owned(),
         Class::Socket => socket(found, descriptor.fd),
+        Class::PosixQueue(seen) => {
+            format!("POSIX message queue /{}", String::from_utf8_lossy(&seen.queue.name))
+        }
         Class::Refused => String::new(),
     }
 }

@@ -2,17 +2,29 @@
 //!
 //! See sysvipc(7), mq_overview(7), proc_sysvipc(5).
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
+use sys::Errno;
 use sys::ns::{self, Kind};
-use sys::{Errno, mount};
 
 use super::error::InspectError;
 use super::findings::Findings;
+use super::mqueue;
 use super::sysv::{Found, Tables, field};
+use crate::proc::ipc::settings;
 
 const REMOVE: &str = "remove it (ipcrm), or end the program that made it, before the move";
-const UNLINK: &str = "have the program unlink it (mq_unlink) before the move";
+
+/// What is in the container's own namespace.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    /// System V objects.
+    pub(crate) sysv: Found,
+    /// POSIX message queues; none at a look at segments alone.
+    pub(crate) queues: mqueue::Listed,
+    /// Settings; read when the tree stands still.
+    pub(crate) settings: Vec<(String, String)>,
+}
 
 /// What there is in the IPC namespace of `root`; `None` when the tree shares it with the host: then it is answerable
 /// only for what names one of its processes, and that is refused. `held`: segments of shared memory that are open already.
@@ -22,7 +34,7 @@ pub(crate) fn look(
     held: &[i32],
     how: How,
     findings: &mut Findings,
-) -> Result<Option<Found>, InspectError> {
+) -> Result<Option<Contents>, InspectError> {
     let kernel = |what: &'static str| move |errno| InspectError::kernel(what, root, errno);
     if !is_own(root)? {
         if how != How::Segments {
@@ -36,15 +48,14 @@ pub(crate) fn look(
         Err(Errno::ENOENT | Errno::ESRCH) => return Ok(None),
         Err(errno) => return Err(kernel("open the IPC namespace")(errno)),
     };
-    let (found, queues) = ns::within(namespace.as_fd(), Kind::Ipc, || {
-        let queues = if how == How::Segments { Ok(Vec::new()) } else { queues() };
-        (Found::look(held, how == How::Contents), queues)
-    })
-    .map_err(kernel("enter the IPC namespace"))?;
-    for name in queues.map_err(kernel("list POSIX message queues"))? {
-        findings.container(format!("POSIX message queue /{name}: queues are not carried yet"), UNLINK);
-    }
-    found.map(Some)
+    let look = || {
+        let sysv = Found::look(held, how == How::Contents)?;
+        let queues = if how == How::Segments { Ok(mqueue::Listed::default()) } else { mqueue::list() };
+        let queues = queues.map_err(kernel("list POSIX message queues"))?;
+        let settings = if how == How::Contents { settings()? } else { Vec::new() };
+        Ok(Some(Contents { sysv, queues, settings }))
+    };
+    ns::within(namespace.as_fd(), Kind::Ipc, look).map_err(kernel("enter the IPC namespace"))?
 }
 
 /// How much is looked at.
@@ -97,17 +108,4 @@ fn report(tables: &Tables, tree: &[i32], findings: &mut Findings) {
             );
         }
     }
-}
-
-/// The names in the message queue file system of this thread's namespace, which is mounted nowhere for it.
-pub(crate) fn queues() -> Result<Vec<String>, Errno> {
-    let fs = match mount::FsContext::open("mqueue").and_then(|context| context.mount(0)) {
-        Ok(fs) => fs,
-        // A kernel without them.
-        Err(Errno::ENODEV) => return Ok(Vec::new()),
-        Err(errno) => return Err(errno),
-    };
-    let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-    let entries = std::fs::read_dir(format!("/proc/thread-self/fd/{}", fs.as_raw_fd())).map_err(errno)?;
-    entries.map(|entry| Ok(entry.map_err(errno)?.file_name().to_string_lossy().into_owned())).collect()
 }

@@ -15,6 +15,7 @@ use super::facts::{self, Asked, Facts, SocketFacts};
 use super::findings::Findings;
 use super::ipc::{self, How};
 use super::mm::{self, Files, Mapping, MmReader};
+use super::mqueue;
 use super::namespaces;
 use super::registry::{Handle, Registry};
 use super::rules::{self, Rules, Settled};
@@ -216,7 +217,11 @@ impl Looker {
         account::lap("freeze.look-processes");
         if let Some(found) = objects.map(|objects| objects.end(findings)).transpose()?.flatten() {
             let Self { sysv, registry, view, stopped, .. } = self;
-            sysv.take(found, &look.processes, registry, &view.ids, stopped.is_some(), findings)?;
+            sysv.take(found.sysv, &look.processes, registry, &view.ids, stopped.is_some(), findings)?;
+            if depth == Depth::Everything {
+                sysv.ipc.posix_queues = mqueue::take(found.queues, &look.processes, &view.ids, findings);
+                sysv.ipc.settings = found.settings;
+            }
         }
         if let Some(closed) = closed {
             closed.end(findings)?;

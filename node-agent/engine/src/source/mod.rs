@@ -26,6 +26,7 @@ mod locks;
 mod look;
 mod memory;
 mod mm;
+mod mqueue;
 mod multicast;
 mod namespaces;
 mod numa;

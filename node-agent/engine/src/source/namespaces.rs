@@ -13,29 +13,11 @@ use sys::ns::{self, Kind};
 
 use super::error::InspectError;
 use super::findings::Findings;
-use super::ipc::queues;
+use super::mqueue;
 use super::rules::END;
 use super::sysv::Tables;
 use super::tree::Process;
-use crate::proc::{self, ProcError, links};
-
-/// What may be set of an IPC namespace, below /proc/sys. A kernel may lack some.
-const IPC_SETTINGS: [&str; 14] = [
-    "kernel/auto_msgmni",
-    "kernel/msgmax",
-    "kernel/msgmnb",
-    "kernel/msgmni",
-    "kernel/sem",
-    "kernel/shm_rmid_forced",
-    "kernel/shmall",
-    "kernel/shmmax",
-    "kernel/shmmni",
-    "fs/mqueue/msg_default",
-    "fs/mqueue/msg_max",
-    "fs/mqueue/msgsize_default",
-    "fs/mqueue/msgsize_max",
-    "fs/mqueue/queues_max",
-];
+use crate::proc::{ProcError, ipc, links};
 
 const REMOVE: &str = "remove it, or end the program, before the move";
 
@@ -85,7 +67,8 @@ fn contents(
         return Ok(Some(Contents::Uts { host: bytes(names.nodename()), domain: bytes(names.domainname()) }));
     }
     let (tables, queues, settings) =
-        ns::within(namespace.as_fd(), kind, || (Tables::read(), queues(), settings())).map_err(enter)?;
+        ns::within(namespace.as_fd(), kind, || (Tables::read(), mqueue::list(), ipc::settings()))
+            .map_err(enter)?;
     let tables = tables?;
     let kinds = [
         ("System V shared memory", &tables.segments),
@@ -93,8 +76,10 @@ fn contents(
         ("a System V message queue", &tables.queues),
     ];
     let found = kinds.into_iter().filter(|(_, rows)| !rows.is_empty()).map(|(what, _)| what.to_owned());
-    let names = queues.map_err(kernel("list POSIX message queues"))?;
-    for what in found.chain(names.into_iter().map(|name| format!("POSIX message queue /{name}"))) {
+    let queues = queues.map_err(kernel("list POSIX message queues"))?.queues;
+    let name =
+        |seen: mqueue::Seen| format!("POSIX message queue /{}", String::from_utf8_lossy(&seen.queue.name));
+    for what in found.chain(queues.into_iter().map(name)) {
         findings.process(
             process.inner,
             format!("it lives in another IPC namespace than the container's root with {what} in it, which is not carried yet"),
@@ -102,21 +87,6 @@ fn contents(
         );
     }
     Ok(Some(Contents::Ipc { settings: settings? }))
-}
-
-/// The settings of this thread's IPC namespace.
-fn settings() -> Result<Vec<(String, String)>, ProcError> {
-    let mut all = Vec::with_capacity(IPC_SETTINGS.len());
-    for name in IPC_SETTINGS {
-        match proc::read_path(&format!("/proc/sys/{name}")) {
-            Ok(text) => {
-                all.push((name.to_owned(), String::from_utf8_lossy(text.trim_ascii()).into_owned()));
-            }
-            Err(error) if error.is_gone() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(all)
 }
 
 /// Namespaces of the root, read when they are needed.

@@ -24,6 +24,7 @@ mod gone;
 mod guards;
 mod ipc;
 mod mapping;
+mod mqueue;
 mod names;
 mod namespaces;
 mod numbers;
@@ -38,6 +39,7 @@ mod restore;
 mod resume;
 mod rootfs;
 mod script;
+mod settings;
 mod skeleton;
 mod stops;
 mod switches;
@@ -65,11 +67,13 @@ use files::{Descriptions, Workshop};
 use ghosts::Ghosts;
 pub use gives::gives;
 use mapping::Surroundings;
+use mqueue::Queues;
 use objects::Objects;
 use plant::Channel;
 pub use ready::Ready;
 use restore::{Restorer, Stopwatch};
 use rootfs::RootFs;
+use settings::Settings;
 use skeleton::Skeleton;
 use sys::tape::target::TargetTape;
 use terminals::Terminals;
@@ -160,6 +164,7 @@ pub struct Target {
     netns: Option<OwnedFd>,
     cgroup: Option<PathBuf>,
     capabilities: Capabilities,
+    settings: Settings,
     files: Descriptions,
     not_send: PhantomData<*const ()>,
 }
@@ -187,6 +192,7 @@ impl Target {
             netns,
             cgroup,
             capabilities,
+            settings: Settings::of(root.pid)?,
             files: Descriptions::default(),
             not_send: PhantomData,
         };
@@ -312,6 +318,7 @@ impl Target {
             terminals,
             netns,
             capabilities,
+            settings,
             writer,
             ..
         } = self;
@@ -334,8 +341,11 @@ impl Target {
             mapping::set_deleted_program(tree.get(process.pid)?, &process.mm, &around)?;
         }
         // Pipes and sockets have owners, too.
+        settings.set(&image.ipc.settings, settings::QUEUES)?;
+        let queues = Queues::make(&image.ipc.posix_queues, tree.get(root)?, tape)?;
         let owner = root_fs.make_as_owner()?;
         let mut shop = Workshop {
+            queues: &queues,
             tree,
             tape,
             channel,
@@ -369,6 +379,8 @@ impl Target {
         restorer.processes()?;
         objects.finish(&image.shape.objects, restorer.tree.get(root)?, tape)?;
         ipc::restore(&image.ipc, restorer.tree, root, tape, objects.next_ids())?;
+        // Now that there is what they would not allow any more.
+        settings.set(&image.ipc.settings, settings::SYSTEM_V)?;
         restorer.tree.fill_namespaces(&image.namespaces)?;
         times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");

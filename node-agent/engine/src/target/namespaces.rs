@@ -19,6 +19,7 @@ use super::plan::fds;
 use super::plant::Channel;
 use super::restore::Restorer;
 use super::script::{Call, call};
+use super::settings;
 use super::skeleton::{Skeleton, lost};
 use super::tree::Tree;
 
@@ -174,14 +175,6 @@ fn fill(contents: &Contents) -> Result<(), TargetError> {
                 .and_then(|()| ns::set_domainname(OsStr::from_bytes(domain)));
             names.map_err(TargetError::errno("set the names of a nested UTS namespace"))
         }
-        Contents::Ipc { settings } => settings.iter().try_for_each(|(name, value)| {
-            let path = format!("/proc/sys/{name}");
-            let have = std::fs::read_to_string(&path);
-            if have.is_ok_and(|have| have.trim() == value) {
-                return Ok(());
-            }
-            std::fs::write(&path, value)
-                .map_err(TargetError::system(format!("set {name} of a nested IPC namespace to {value}")))
-        }),
+        Contents::Ipc { settings } => settings::write(settings),
     }
 }

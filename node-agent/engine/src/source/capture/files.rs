@@ -287,6 +287,7 @@ fn kind(
         Class::SignalFd => FileKind::SignalFd { mask: info.signalfd.unwrap_or_default() },
         Class::Epoll => FileKind::Epoll { targets: epoll_targets(open, table, context)? },
         Class::Memfd { object } => FileKind::Memfd { object: *object, pos: info.pos },
+        Class::PosixQueue(seen) => FileKind::PosixQueue { queue: seen.queue.id },
         Class::PidFd => match owners::inner_pid(info.pidfd.unwrap_or(-1), &context.look.processes) {
             Some(pid) => FileKind::PidFd { pid },
             None => refused(context.findings, open, "pidfd of a process that is not in the container"),

@@ -31,6 +31,7 @@ use sys::tape::target::TargetTape;
 use super::Externals;
 use super::error::TargetError;
 use super::ghosts::Ghosts;
+use super::mqueue::Queues;
 use super::objects::Objects;
 use super::plant::Channel;
 use super::rootfs::RootFs;
@@ -47,6 +48,7 @@ pub(crate) struct Workshop<'a> {
     pub(crate) channel: &'a Channel,
     pub(crate) root: &'a RootFs,
     pub(crate) objects: &'a Objects,
+    pub(crate) queues: &'a Queues,
     pub(crate) ghosts: &'a mut Ghosts,
     pub(crate) terminals: &'a mut Terminals,
     pub(crate) externals: &'a mut dyn Externals,
@@ -120,6 +122,7 @@ fn kind_name(kind: &FileKind) -> &'static str {
         FileKind::SignalFd { .. } => "signalfd",
         FileKind::Epoll { .. } => "epoll",
         FileKind::Memfd { .. } => "memory file",
+        FileKind::PosixQueue { .. } => "POSIX message queue",
         FileKind::PidFd { .. } => "pidfd",
         FileKind::Inotify { .. } => "inotify",
         FileKind::Unix(_) => "unix socket",

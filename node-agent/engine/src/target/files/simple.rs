@@ -86,6 +86,10 @@ pub(super) fn make(
             seek(file, &mut opened, *pos)?;
             opened.into()
         }
+        FileKind::PosixQueue { queue } => {
+            let queue = shop.queues.get(*queue)?;
+            reopen(queue, file.flags.cast_signed()).map_err(fail(file, "open again"))?.into()
+        }
         FileKind::PidFd { pid } => {
             let skeleton = shop.tree.get(*pid)?;
             sys::pidfd::open(skeleton.host).map_err(fail_errno(file, format!("pidfd_open of pid {pid}")))?
