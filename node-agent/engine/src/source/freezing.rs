@@ -268,6 +268,7 @@ impl Source {
         account::lap("freeze.look");
         // The target follows this shape before it takes the last pages.
         self.retrack_frozen(&look)?;
+        self.note_direct_readers(&look);
         self.tell(look);
         if let State::Frozen(frozen) = &mut self.state {
             frozen.look = self.told.take().unwrap_or_default();
@@ -309,6 +310,15 @@ impl Source {
 struct AllWritten;
 
 impl Tracker for AllWritten {
+    fn look_ahead(
+        &mut self,
+        _pagemap: &sys::pagemap::Pagemap,
+        _mappings: &[std::ops::Range<u64>],
+        _again: bool,
+    ) -> Result<(), sys::Errno> {
+        Ok(())
+    }
+
     fn dirty(
         &mut self,
         _pagemap: &sys::pagemap::Pagemap,

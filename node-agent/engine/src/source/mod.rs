@@ -12,6 +12,7 @@ pub(crate) mod clock;
 mod connections;
 mod cpu_clocks;
 mod descriptor;
+mod direct;
 mod error;
 mod facts;
 mod findings;

@@ -1,6 +1,6 @@
 //! The life of a source.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ use super::outside;
 use super::owners;
 use super::recover::clean;
 use super::spec::TreeSpec;
-use super::stopping::{Held, stop_tree};
+use super::stopping::Held;
 use super::told;
 use super::traced::{ParkedThread, Tapes};
 use super::tree::Process;
@@ -62,6 +62,8 @@ pub struct Source {
     pub(super) looked: Option<Instant>,
     /// A process that was tracked is gone: what it wrote last to shared memory nobody saw.
     pub(super) lost_writer: bool,
+    /// Processes that have read past the page cache.
+    pub(super) direct_readers: HashSet<(i32, u64)>,
     /// They end before the tree does.
     pub(super) witnesses: Witnesses,
     /// There were NUMA policies when it began.
@@ -146,6 +148,7 @@ impl Source {
             last_pid: None,
             looked: None,
             lost_writer: false,
+            direct_readers: HashSet::new(),
             witnesses,
             policies,
             state: State::Tracking,
@@ -366,42 +369,9 @@ impl Source {
     fn pages(&mut self, sink: &mut dyn PageSink, again: bool) -> Result<RoundStats, SourceError> {
         self.readers.begin(!again);
         let look = self.take_look();
-        let result = self.still(&look, again).and_then(|()| self.pages_of(&look, sink, again));
+        let result = self.look_ahead(&look, again).and_then(|()| self.pages_of(&look, sink, again));
         self.put_look(look);
         result.map(|()| self.readers.stats())
-    }
-
-    /// Lets the trackers look while nothing runs, where they need that.
-    fn still(&mut self, look: &Look, again: bool) -> Result<(), SourceError> {
-        if !self.soft_dirty {
-            return Ok(());
-        }
-        let mut held = Held::default();
-        if again {
-            self.time_sleepers(&mut held)?;
-        }
-        let start = Instant::now();
-        if again {
-            stop_tree(self.looker.spec.root, &mut held)?;
-        }
-        failpoint!("source-round-stopped");
-        let scan = Instant::now();
-        for found in &look.processes {
-            let Some(tracked) = self.tracked.get_mut(&found.process.pid) else {
-                continue;
-            };
-            match tracked.memory.still(&found.mappings, again) {
-                // It has ended, or runs another program: the next shape tells.
-                Err(_) if again && !tracked.memory.is_alive(0) => self.lost_writer = true,
-                other => other?,
-            }
-        }
-        self.readers.own().scanned(scan.elapsed());
-        drop(held);
-        if again {
-            self.readers.own().stats.stopped = start.elapsed();
-        }
-        Ok(())
     }
 
     fn pages_of(&mut self, look: &Look, sink: &mut dyn PageSink, again: bool) -> Result<(), SourceError> {

@@ -113,12 +113,12 @@ impl TrackedMemory {
         !matches!(self.mem.read(any_address, &mut byte), Err(error) if error.kind() == io::ErrorKind::UnexpectedEof)
     }
 
-    /// Lets the tracker look while nothing of the tree runs: see [`Tracker::still`].
-    pub(crate) fn still(&mut self, mappings: &[Mapping], again: bool) -> Result<(), SourceError> {
+    /// Lets the tracker look at everything before the round: see [`Tracker::look_ahead`].
+    pub(crate) fn look_ahead(&mut self, mappings: &[Mapping], again: bool) -> Result<(), SourceError> {
         let tracked = mappings.iter().filter(|mapping| self.is_tracked(mapping));
         let ranges: Ranges = tracked.map(|mapping| mapping.vma.start..mapping.vma.end).collect();
         self.tracker
-            .still(&self.pagemap, &ranges, again)
+            .look_ahead(&self.pagemap, &ranges, again)
             .map_err(|errno| SourceError::kernel("look for written pages", self.pid, errno))
     }
 

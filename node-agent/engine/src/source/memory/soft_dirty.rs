@@ -98,7 +98,7 @@ fn place(page: u64) -> usize {
 }
 
 impl Tracker for SoftDirty {
-    fn still(&mut self, pagemap: &Pagemap, mappings: &[Range<u64>], again: bool) -> Result<(), Errno> {
+    fn look_ahead(&mut self, pagemap: &Pagemap, mappings: &[Range<u64>], again: bool) -> Result<(), Errno> {
         self.found.clear();
         self.huge.clear();
         // What no mapping of this look covers is forgotten: its bits are cleared unseen.

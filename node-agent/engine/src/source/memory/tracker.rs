@@ -1,5 +1,6 @@
 //! Which pages of a process were written: one trait; [`super::soft_dirty`] is the other mechanism.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use sys::pagemap::{Categories, Entry, Pagemap, ScanError};
@@ -27,14 +28,13 @@ pub(crate) trait Tracker: std::fmt::Debug + Send {
     /// `ESRCH` the address space is gone (exec or exit); others as the kernel gave them.
     fn dirty(&mut self, pagemap: &Pagemap, mapping: &Range<u64>, again: bool) -> Result<Dirty, Errno>;
 
-    /// Called before a round while nothing of the tree runs, with the mappings that [`Tracker::dirty`] will be
-    /// asked for: a tracker that cannot look and watch again in one step does both here.
+    /// Called before a round, with the mappings that [`Tracker::dirty`] will be asked for, which answers from what is seen
+    /// here. A tracker that cannot look and watch again in one step does both here, and for it nothing of the tree runs.
+    /// The others are only called where a look must come before everything that is read.
     ///
     /// # Errors
     /// As [`Tracker::dirty`].
-    fn still(&mut self, _pagemap: &Pagemap, _mappings: &[Range<u64>], _again: bool) -> Result<(), Errno> {
-        Ok(())
-    }
+    fn look_ahead(&mut self, pagemap: &Pagemap, mappings: &[Range<u64>], again: bool) -> Result<(), Errno>;
 
     /// It knows page tables from looks alone: memory that processes share is compared as a whole then, and it is
     /// [told](Tracker::met) what pages were when they were read.
@@ -64,6 +64,8 @@ pub(crate) struct PagemapScan {
     uffd: Uffd,
     /// Extents (by their number) that are armed, as page sets of whole extents clipped to mappings.
     armed: PageSet,
+    /// What was seen before the round.
+    ahead: HashMap<Range<u64>, Dirty>,
 }
 
 impl PagemapScan {
@@ -73,7 +75,7 @@ impl PagemapScan {
     /// `EINVAL` the kernel lacks a feature.
     pub(crate) fn new(uffd: Uffd) -> Result<Self, Errno> {
         uffd.api(sys::uffd::TRACKING)?;
-        Ok(Self { uffd, armed: PageSet::default() })
+        Ok(Self { uffd, armed: PageSet::default(), ahead: HashMap::new() })
     }
 
     /// Protects again and reports what was written; registers the mapping if need be.
@@ -123,7 +125,20 @@ impl PagemapScan {
 }
 
 impl Tracker for PagemapScan {
+    fn look_ahead(&mut self, pagemap: &Pagemap, mappings: &[Range<u64>], again: bool) -> Result<(), Errno> {
+        // A round that did not ask for all of it failed, and the migration with it.
+        self.ahead.clear();
+        for mapping in mappings {
+            let dirty = self.dirty(pagemap, mapping, again)?;
+            self.ahead.insert(mapping.clone(), dirty);
+        }
+        Ok(())
+    }
+
     fn dirty(&mut self, pagemap: &Pagemap, mapping: &Range<u64>, again: bool) -> Result<Dirty, Errno> {
+        if let Some(seen) = self.ahead.remove(mapping) {
+            return Ok(seen);
+        }
         let mut dirty = Dirty::default();
         let armed = self.armed.runs(mapping);
         for part in &armed {
