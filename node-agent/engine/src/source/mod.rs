@@ -16,6 +16,7 @@ mod error;
 mod facts;
 mod findings;
 mod freezing;
+pub(crate) mod huge;
 mod inject;
 mod inspect;
 mod inventory;
