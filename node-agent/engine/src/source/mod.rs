@@ -111,7 +111,7 @@ pub struct RoundStats {
     pub bytes: u64,
     /// Bytes of pages that wait for the last round because every round finds them written.
     pub held_back: u64,
-    /// Time spent in finding pages, by all readers together.
+    /// Time spent in finding pages, and in reading those that turned out to be the same, by all readers together.
     pub scan: Duration,
     /// Time spent in reading pages and in the sink, by all readers together.
     pub copy: Duration,

@@ -17,6 +17,9 @@ use super::plan::memory::{MemoryStep, filling, is_filled};
 use super::script::{Call, call};
 use super::writer::{ZEROS, size};
 
+/// What an error is about: where memory is lacking, it is these pages.
+pub(super) const MAPPING: &str = "mmap of huge pages (/sys/kernel/mm/hugepages has those of this host)";
+const SEGMENT_MAKING: &str = "shmget of huge pages (/sys/kernel/mm/hugepages has those of this host)";
 /// MAP_HUGETLB of mmap(2).
 const MAP: i32 = libc::MAP_HUGETLB;
 /// SHM_HUGETLB of shmget(2).
@@ -63,6 +66,11 @@ pub(super) fn object_map_flags(object: &MemoryObject) -> i32 {
 /// Flags of memfd_create(2).
 pub(super) fn memfd_flags(object: &MemoryObject) -> u32 {
     if object.huge == 0 { 0 } else { MEMFD | size_flags(object.huge).cast_unsigned() }
+}
+
+/// What makes a segment.
+pub(super) fn making(object: &MemoryObject) -> &'static str {
+    if object.huge == 0 { "shmget" } else { SEGMENT_MAKING }
 }
 
 /// Flags of shmget(2).

@@ -110,7 +110,7 @@ impl NextIds {
     ) -> Result<File, TargetError> {
         let size = memory.size;
         let flags = CREATE.cast_unsigned() | object.mode & PERMISSIONS | huge::segment_flags(memory);
-        let get = call!("shmget", SYS_shmget, object.key, size, flags);
+        let get = call!(huge::making(memory), SYS_shmget, object.key, size, flags);
         self.make(skeleton, tape, SEGMENT_ID, object, get)?;
         let ran = skeleton.run(tape, &[call!("shmat", SYS_shmat, object.id, 0, 0)])?;
         let start = ran.answers.first().map_or(0, |answer| answer.value.cast_unsigned());

@@ -396,7 +396,8 @@ fn map(vma: &Vma, fd: i32) -> Call {
     if vma.flags.no_reserve {
         flags |= libc::MAP_NORESERVE;
     }
-    call!("mmap", SYS_mmap, vma.start, vma.len(), u64::from(memory::filling(vma)), flags, fd, offset)
+    let what = if vma.huge == 0 { "mmap" } else { huge::MAPPING };
+    call!(what, SYS_mmap, vma.start, vma.len(), u64::from(memory::filling(vma)), flags, fd, offset)
 }
 
 /// Registrations of membarrier(2). With one thread they cost nothing; with more the kernel waits until all processors
