@@ -4,11 +4,13 @@
 //! implemented: so such files are looked at and written through mappings of this process, by calls that answer an error
 //! where a program would be killed.
 
+use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 
 use crate::mem::{self, Run};
+use crate::pagemap::{Categories, Pagemap, Query, ScanError};
 use crate::uffd::{SIGBUS, UFFD_USER_MODE_ONLY, Uffd};
 use crate::{Errno, Result};
 
@@ -58,8 +60,10 @@ pub fn size_flags(size: u64) -> Option<i32> {
 }
 
 /// A part of a file in this process's memory.
+#[derive(Debug)]
 struct View {
-    start: NonNull<libc::c_void>,
+    /// Exposed: only the kernel goes there, by address.
+    address: u64,
     len: usize,
 }
 
@@ -74,61 +78,124 @@ impl View {
         if start == libc::MAP_FAILED {
             return Err(Errno::last());
         }
-        NonNull::new(start).map(|start| Self { start, len }).ok_or(Errno::ENOMEM)
-    }
-
-    fn address(&self) -> u64 {
-        self.start.as_ptr().expose_provenance() as u64
+        Ok(Self { address: start.expose_provenance() as u64, len })
     }
 }
 
 impl Drop for View {
     fn drop(&mut self) {
+        let start = usize::try_from(self.address).unwrap_or(0);
         // SAFETY: the mapping was made by `new` with this length, and nothing points into it.
-        unsafe { libc::munmap(self.start.as_ptr(), self.len) };
+        unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(start), self.len) };
     }
 }
 
-/// The parts of the first `len` bytes of a file of huge pages that are there, ascending. None is made by looking.
+/// Tells which parts of a file of huge pages are there. None is made by looking, and what was found is not looked for again.
+#[derive(Debug)]
+pub struct Presence {
+    view: View,
+    /// Whoever touches a page of the view that is not there gets an error as long as this is open.
+    _uffd: Uffd,
+    pagemap: Pagemap,
+    len: u64,
+    size: u64,
+}
+
+impl Presence {
+    /// Prepares to look at the first `len` bytes of a file with pages of `size`; `None` when that is not even one.
+    ///
+    /// # Errors
+    /// `EINVAL` there are no such pages; those of mmap(2) and userfaultfd(2).
+    pub fn new(file: BorrowedFd<'_>, len: u64, size: u64) -> Result<Option<Self>> {
+        size_flags(size).ok_or(Errno::EINVAL)?;
+        let len = len / size * size;
+        if len == 0 {
+            return Ok(None);
+        }
+        // Private, so that no seal stands against it, and it against no seal.
+        let view = View::new(file, &(0..len), libc::PROT_READ, libc::MAP_PRIVATE)?;
+        let uffd = Uffd::create(UFFD_USER_MODE_ONLY)?;
+        uffd.api(SIGBUS)?;
+        uffd.register_missing(&(view.address..view.address + len))?;
+        Ok(Some(Self { view, _uffd: uffd, pagemap: Pagemap::open(0)?, len, size }))
+    }
+
+    /// How many bytes are looked at.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether that is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What is there, ascending. `held`: the bytes that the file says it holds (`st_blocks`).
+    ///
+    /// # Errors
+    /// Those of process_vm_readv(2) and of pagemap.
+    pub fn look(&self, held: u64) -> Result<Vec<Range<u64>>> {
+        if held == 0 {
+            return Ok(Vec::new());
+        }
+        let found = self.mapped()?;
+        if found.iter().map(|part| part.end - part.start).sum::<u64>() == held {
+            return Ok(found);
+        }
+        let mut at = 0;
+        for part in found.into_iter().chain(std::iter::once(self.len..self.len)) {
+            self.touch(at..part.start)?;
+            at = part.end;
+        }
+        self.mapped()
+    }
+
+    /// What of it this process has in its page tables. A page that is taken out of the file goes from there, too.
+    fn mapped(&self) -> Result<Vec<Range<u64>>> {
+        let start = self.view.address;
+        let present = Categories::PRESENT;
+        let query = Query { all: present, report: present, ..Query::default() };
+        let mut regions = Vec::new();
+        match self.pagemap.query(start..start + self.len, &query, &mut regions) {
+            Ok(()) => {}
+            Err(ScanError::Kernel(errno)) => return Err(errno),
+            Err(ScanError::Unregistered { .. }) => return Err(Errno::EPERM),
+        }
+        Ok(regions.into_iter().map(|region| region.range.start - start..region.range.end - start).collect())
+    }
+
+    /// Has what is there of a range in this process's page tables.
+    fn touch(&self, range: Range<u64>) -> Result<()> {
+        let own = i32::try_from(std::process::id()).map_err(|_| Errno::EOVERFLOW)?;
+        let step = usize::try_from(self.size).map_err(|_| Errno::EINVAL)?;
+        let mut bytes = [0; MANY];
+        let mut at = range.start;
+        while at < range.end {
+            let offsets = (at..range.end).step_by(step).take(MANY);
+            let runs: Vec<Run> =
+                offsets.map(|offset| Run { address: self.view.address + offset, len: 1 }).collect();
+            let there = match mem::read_runs(own, &runs, &mut bytes) {
+                Ok(there) => there,
+                Err(error) if error.raw_os_error() == Some(Errno::EFAULT as i32) => 0,
+                Err(error) => return Err(crate::abi::io_errno(&error)),
+            };
+            // The one at which it ended is not there.
+            at += (there + usize::from(there < runs.len())) as u64 * self.size;
+        }
+        Ok(())
+    }
+}
+
+/// [`Presence::look`], once.
 ///
 /// # Errors
-/// Those of mmap(2) and userfaultfd(2).
-pub fn present(file: BorrowedFd<'_>, len: u64, size: u64) -> Result<Vec<Range<u64>>> {
-    size_flags(size).ok_or(Errno::EINVAL)?;
-    let len = len / size * size;
-    let mut found: Vec<Range<u64>> = Vec::new();
-    if len == 0 {
-        return Ok(found);
-    }
-    // Private, so that no seal stands against it, and it against no seal.
-    let view = View::new(file, &(0..len), libc::PROT_READ, libc::MAP_PRIVATE)?;
-    let uffd = Uffd::create(UFFD_USER_MODE_ONLY)?;
-    uffd.api(SIGBUS)?;
-    uffd.register_missing(&(view.address()..view.address() + len))?;
-    let own = i32::try_from(std::process::id()).map_err(|_| Errno::EOVERFLOW)?;
-    let mut byte = [0; MANY];
-    let mut at = 0;
-    while at < len {
-        let runs: Vec<Run> = (at..len)
-            .step_by(usize::try_from(size).map_err(|_| Errno::EINVAL)?)
-            .take(MANY)
-            .map(|offset| Run { address: view.address() + offset, len: 1 })
-            .collect();
-        let there = match mem::read_runs(own, &runs, &mut byte) {
-            Ok(there) => there as u64,
-            Err(error) if error.raw_os_error() == Some(Errno::EFAULT as i32) => 0,
-            Err(error) => return Err(crate::abi::io_errno(&error)),
-        };
-        let end = at + there * size;
-        match found.last_mut() {
-            _ if there == 0 => {}
-            Some(last) if last.end == at => last.end = end,
-            _ => found.push(at..end),
-        }
-        // The one at which it ended is not there.
-        at = if there < runs.len() as u64 { end + size } else { end };
-    }
-    Ok(found)
+/// As there.
+pub fn present(file: &File, size: u64) -> Result<Vec<Range<u64>>> {
+    let metadata = file.metadata().map_err(|error| crate::abi::io_errno(&error))?;
+    let presence = Presence::new(file.as_fd(), metadata.len(), size)?;
+    presence.map_or(Ok(Vec::new()), |presence| presence.look(metadata.blocks() * 512))
 }
 
 /// Writes `data` to a file of huge pages, to one run after the other, whose addresses are offsets in it. Pages that are not
@@ -147,7 +214,7 @@ pub fn write(file: BorrowedFd<'_>, size: u64, runs: &[Run], data: &[u8]) -> Resu
     let view = View::new(file, &hull, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)?;
     let own = i32::try_from(std::process::id()).map_err(|_| Errno::EOVERFLOW)?;
     let placed: Vec<Run> =
-        runs.iter().map(|run| Run { address: view.address() + (run.address - hull.start), ..*run }).collect();
+        runs.iter().map(|run| Run { address: view.address + (run.address - hull.start), ..*run }).collect();
     match mem::write_runs(own, &placed, data) {
         Ok(done) if done == data.len() => Ok(()),
         Ok(_) => Err(Errno::ENOMEM),
@@ -165,6 +232,39 @@ mod tests {
         assert_eq!(size_flags(2 << 20), Some(21 << 26));
         assert_eq!(size_flags(1 << 30), Some(30 << 26));
         assert_eq!([0, 4096, 3 << 20, 1 << 32].map(size_flags), [None, None, None, None]);
+    }
+
+    /// Files of huge pages can be made where there are none.
+    fn file(pages: u64) -> Option<File> {
+        let flags = libc::MFD_HUGETLB | libc::MFD_CLOEXEC;
+        // Only a kernel without hugetlbfs refuses it.
+        let file = File::from(crate::fds::memfd(b"huge", flags).ok()?);
+        file.set_len(pages * file.metadata().unwrap().blksize()).unwrap();
+        Some(file)
+    }
+
+    #[test]
+    fn looking_makes_no_page() {
+        let Some(file) = file(3) else { return };
+        let size = file.metadata().unwrap().blksize();
+        let presence = Presence::new(file.as_fd(), 3 * size, size).unwrap().unwrap();
+        assert_eq!(presence.look(0), Ok(vec![]));
+        // It says that there is one, so that each is touched.
+        assert_eq!(presence.look(size), Ok(vec![]));
+        assert_eq!(file.metadata().unwrap().blocks(), 0);
+        assert!(Presence::new(file.as_fd(), size - 1, size).unwrap().is_none());
+        assert!(Presence::new(file.as_fd(), size, 0).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_an_error() {
+        let Some(file) = file(2) else { return };
+        let size = file.metadata().unwrap().blksize();
+        // Behind its end there is no page, however many the host has.
+        let runs = [Run { address: 2 * size, len: 1 }];
+        assert_eq!(write(file.as_fd(), size, &runs, &[1]), Err(Errno::ENOMEM));
+        assert_eq!(write(file.as_fd(), size, &[], &[]), Ok(()));
+        assert_eq!(write(file.as_fd(), 3, &runs, &[1]), Err(Errno::EINVAL));
     }
 
     #[test]

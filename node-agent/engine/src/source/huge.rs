@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, Metadata};
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::os::linux::fs::MetadataExt;
 use std::sync::OnceLock;
 
@@ -66,7 +65,7 @@ pub(crate) fn needs(look: &Look, looker: &Looker) -> Result<Vec<HugePages>, Insp
         }
         // One that is gone meanwhile needs nothing.
         let file = File::open(object.handle.path()).ok();
-        let there = file.and_then(|file| sys::huge::present(file.as_fd(), end, size).ok());
+        let there = file.and_then(|file| sys::huge::present(&file, size).ok());
         let there = there.unwrap_or_default();
         let more = there.iter().flat_map(|part| subtract(part, &claimed));
         let bytes = |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
@@ -83,4 +82,25 @@ fn own(pid: i32, mapping: &Mapping) -> u64 {
     let looked = Pagemap::open(pid).is_ok_and(|map| map.classify(range, &mut regions).is_ok());
     let own = regions.iter().filter(|region| looked && region.categories.lacks(Categories::FILE));
     own.map(|region| region.range.end - region.range.start).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn the_size_of_pages_is_that_of_a_file_of_hugetlbfs() {
+        let flags = [libc::MFD_CLOEXEC, libc::MFD_CLOEXEC | libc::MFD_HUGETLB | libc::MFD_HUGE_2MB];
+        let sizes = flags.map(|flags| {
+            let file = File::from(sys::fds::memfd(b"pages", flags).ok()?);
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            Some(page_size(&file.metadata().unwrap(), &path))
+        });
+        // A kernel without hugetlbfs makes no such file.
+        assert!(matches!(sizes, [Some(0), Some(0x20_0000) | None]), "{sizes:?}");
+        let directory = std::fs::metadata("/proc").unwrap();
+        assert_eq!(page_size(&directory, "/proc"), 0);
+    }
 }

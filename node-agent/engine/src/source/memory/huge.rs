@@ -6,11 +6,15 @@
 //! (MADV_DONTNEED, MADV_REMOVE): one that was fetched again and not written shows as unchanged, and holds zeros. So of
 //! every page that shows so, a small one that was not zero is looked at.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use image::PAGE_SIZE;
 use image::shape::Backing;
+use sys::huge::Presence;
 
 use super::objects::Known;
 use super::process::TrackedMemory;
@@ -93,19 +97,28 @@ impl TrackedMemory {
 }
 
 impl Known {
+    /// What of the object is there.
+    fn present(&mut self, file: &File, size: u64) -> io::Result<Ranges> {
+        let metadata = file.metadata()?;
+        let len = metadata.len() / size * size;
+        if self.presence.as_ref().is_none_or(|presence| presence.len() != len) {
+            self.presence = Presence::new(file.as_fd(), len, size)?;
+        }
+        let held = metadata.blocks() * 512;
+        Ok(self.presence.as_ref().map_or(Ok(Vec::new()), |presence| presence.look(held))?)
+    }
+
     /// What of an object of huge pages is to be read: of `dirty` that which is there, with pages that are there and were never
     /// told of, and those that were given back and fetched again. Second, whole pages that the target holds and that are not
     /// there any more.
     pub(super) fn of_huge(
-        &self,
-        file: &std::fs::File,
+        &mut self,
+        file: &File,
         end: u64,
         size: u64,
         mut dirty: Ranges,
     ) -> io::Result<(Ranges, Ranges)> {
-        use std::os::fd::AsFd;
-        use std::os::unix::fs::FileExt;
-        let present = sys::huge::present(file.as_fd(), end, size)?;
+        let present = self.present(file, size)?;
         let mut gone: Ranges =
             self.sent.runs(&(0..end)).iter().flat_map(|run| subtract(run, &present)).collect();
         whole(&mut gone, size);

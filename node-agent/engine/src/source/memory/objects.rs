@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use image::PAGE_SIZE;
 use image::pages::Owner;
+use sys::huge::Presence;
 use twox_hash::XxHash3_64;
 
 use super::batch::{Batcher, Contents, Outcome};
@@ -56,6 +57,8 @@ type Times = (i64, i64, i64, i64);
 
 #[derive(Debug, Default)]
 pub(super) struct Known {
+    /// Which of its huge pages are there.
+    pub(super) presence: Option<Presence>,
     pub(super) sent: PageSet,
     hot: Hot,
     /// It was sent once.
@@ -93,6 +96,7 @@ impl ObjectMemory {
         for (owner, known) in &mut self.known {
             if !alive.contains(owner) {
                 known.file = None;
+                known.presence = None;
             }
         }
         for object in registry.alive() {
