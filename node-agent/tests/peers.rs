@@ -216,13 +216,14 @@ fn a_target_that_lacks_something_says_what() {
     let needs = Needs {
         posix_timers: true,
         guard_pages: true,
+        huge_pages: vec![image::state::HugePages { size: 2 << 20, count: 1 }],
         hard_limits: vec![1025; 1],
         oom_score_adj: -1,
         ..Needs::default()
     };
     link.send(&PeerMessage::Check { facts, needs, memory_bytes: u64::MAX, groups: Box::default() }).unwrap();
     match link.recv(SOON, &mut || false).unwrap() {
-        PeerMessage::Checked(lacks) => assert_eq!(lacks.len(), 6, "{lacks:?}"),
+        PeerMessage::Checked(lacks) => assert_eq!(lacks.len(), 7, "{lacks:?}"),
         other => panic!("{other:?}"),
     }
 }

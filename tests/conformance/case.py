@@ -11,6 +11,7 @@ of the form `# key: value` tell the suite more:
     # not: WAYS: REASON   cannot be tried in these ways
     # needs: PROGRAM ...  must be installed
     # with: CAPABILITY ...  its container gets these
+    # huge: NUMBER        so many huge pages of 2 MiB must be free for it and a copy of it; the suite sees to it
 
     case.py [--init] PROGRAM SCRATCH
 
@@ -208,6 +209,15 @@ def byte_at(address):
     finally:
         os.close(end)
         os.close(begin)
+
+
+HUGE = 2 << 20
+
+
+def huge_pages(name):
+    """A number of the host's pool of huge pages of 2 MiB: Free, Rsvd."""
+    rows = dict(line.split(":", 1) for line in read("/proc/meminfo").splitlines())
+    return int(rows[f"HugePages_{name}"])
 
 
 def say(text):

@@ -5,6 +5,7 @@
 //! restore on disk in the host's namespaces and in namespaces of its own, and by live moves to another node and back.
 
 mod moves;
+mod pool;
 mod program;
 mod report;
 mod tree;
@@ -17,6 +18,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 pub use moves::Moves;
+pub use pool::Pool;
 pub use program::{Program, all};
 pub use report::{Results, table};
 
@@ -85,6 +87,10 @@ pub fn attempt(program: &Program, way: Way) -> Result<Outcome> {
     if let Some(reason) = program.not(way) {
         return Ok(Outcome::Not(reason.to_owned()));
     }
+    let _pool = match Pool::of(program) {
+        Ok(pool) => pool,
+        Err(reason) => return Ok(Outcome::Not(reason)),
+    };
     match way {
         Way::Null => tree::null(program),
         Way::Host => tree::on_disk(program, false),

@@ -146,6 +146,7 @@ fn pages_given_back_are_zero_again_and_changed_mappings_keep_the_rest() {
         backing: image::shape::Backing::Anonymous,
         flags: image::shape::VmaFlags::default(),
         anon_name: None,
+        huge: 0,
     };
     mm.vmas.insert(0, anonymous(at, 8, 3));
     target.reconcile(&shape).unwrap();

@@ -169,7 +169,7 @@ mod tests {
     use crate::shape::MemoryObject;
 
     fn shape(size: u64) -> Shape {
-        let object = MemoryObject { id: 1, size, kind: crate::shape::ObjectKind::SharedAnonymous };
+        let object = MemoryObject { id: 1, size, huge: 0, kind: crate::shape::ObjectKind::SharedAnonymous };
         Shape { objects: vec![object], ..Shape::default() }
     }
 

@@ -110,6 +110,8 @@ pub struct Vma {
     pub flags: VmaFlags,
     /// The name given by prctl(2) PR_SET_VMA_ANON_NAME, if any.
     pub anon_name: Option<String>,
+    /// Bytes of each of its pages, where they are huge ones of hugetlbfs; 0 = ordinary memory.
+    pub huge: u64,
 }
 
 impl Vma {
@@ -222,6 +224,8 @@ pub struct MemoryObject {
     pub id: u32,
     /// Size in bytes, page-aligned for shared anonymous memory.
     pub size: u64,
+    /// As in [`Vma::huge`].
+    pub huge: u64,
     /// What made it.
     pub kind: ObjectKind,
 }

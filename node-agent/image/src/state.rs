@@ -72,6 +72,17 @@ pub struct Needs {
     pub hard_limits: Vec<u64>,
     /// The lowest oom_score_adj of its processes.
     pub oom_score_adj: i32,
+    /// Huge pages of hugetlbfs that it holds or has reserved, by size.
+    pub huge_pages: Vec<HugePages>,
+}
+
+/// Huge pages of one size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HugePages {
+    /// Bytes of each.
+    pub size: u64,
+    /// How many.
+    pub count: u64,
 }
 
 /// What a target can give to a container; see [`Needs`].
@@ -89,6 +100,8 @@ pub struct Gives {
     pub hard_limits: Option<Vec<u64>>,
     /// The lowest oom_score_adj it may set; `None` = any.
     pub oom_score_adj: Option<i32>,
+    /// Huge pages that are free and not reserved, and those that the kernel may make beyond its pool; by size.
+    pub huge_pages: Vec<HugePages>,
 }
 
 /// A process beyond its address space.

@@ -1,5 +1,6 @@
 //! Whether a target can take a container: pure.
 
+use image::groups::Groups;
 use image::state::{Gives, HostFacts, Needs};
 use image::{Refusal, Subject};
 
@@ -38,6 +39,25 @@ pub(super) fn compare(source: &HostFacts, target: &HostFacts, memory: u64, memor
     lacks
 }
 
+/// Limits that would not hold: what the agent fills counts for the agent's group, and the kernel moves no such charge.
+#[must_use]
+pub(crate) fn limited(needs: &Needs, groups: &Groups) -> Option<Refusal> {
+    if needs.huge_pages.is_empty() {
+        return None;
+    }
+    let mut values = groups.trees.iter().flat_map(|tree| &tree.groups).flat_map(|group| &group.values);
+    let limit = values.find(|value| value.file.starts_with("hugetlb."))?;
+    Some(Refusal {
+        pid: 0,
+        subject: Subject::Container,
+        reason: format!(
+            "it has huge pages and a limit of them ({}), for which those that it has would not count at the target",
+            limit.file
+        ),
+        way_out: "remove the limit".to_owned(),
+    })
+}
+
 /// What a container needs and the target cannot give: what would fail only at the switchover.
 #[must_use]
 pub(crate) fn give(needs: &Needs, gives: &Gives) -> Vec<Refusal> {
@@ -65,6 +85,18 @@ pub(crate) fn give(needs: &Needs, gives: &Gives) -> Vec<Refusal> {
             "it has guard pages (MADV_GUARD_INSTALL), and the target's kernel cannot make them".to_owned(),
             "choose a target with Linux 6.13 or newer, or a C library that does not use them",
         );
+    }
+    for need in &needs.huge_pages {
+        let free = gives.huge_pages.iter().find(|free| free.size == need.size).map_or(0, |free| free.count);
+        if need.count > free {
+            let kib = need.size >> 10;
+            lack(
+                format!("it needs {} huge pages of {kib} KiB, and the target has {free} free", need.count),
+                &format!(
+                    "have more of them there (/sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages), or choose another target"
+                ),
+            );
+        }
     }
     let missing: Vec<String> =
         needs.nodes.iter().filter(|node| !gives.nodes.contains(node)).map(u32::to_string).collect();
@@ -132,7 +164,14 @@ fn number(limit: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use image::groups::{Group, Tree, Value};
+    use image::state::HugePages;
+
     use super::*;
+
+    fn huge(count: u64) -> HugePages {
+        HugePages { size: 2 << 20, count }
+    }
 
     fn facts() -> HostFacts {
         HostFacts { vdso_hash: 7, xsave_size: 2696, xcr0: 0x2e7, ..HostFacts::default() }
@@ -153,6 +192,21 @@ mod tests {
         assert_eq!(compare(&facts(), &all, 2, 1).len(), 3);
     }
     #[test]
+    fn a_limit_of_huge_pages_is_refused_where_there_are_any() {
+        let value = |file: &str| Value { file: file.to_owned(), lines: vec!["0".to_owned()] };
+        let group = |file| Group { values: vec![value("pids.max"), value(file)], ..Group::default() };
+        let groups = |file| Groups {
+            trees: vec![Tree { groups: vec![Group::default(), group(file)], ..Tree::default() }],
+            ..Groups::default()
+        };
+        let some = Needs { huge_pages: vec![huge(1)], ..Needs::default() };
+        let refused = limited(&some, &groups("hugetlb.2MB.max")).unwrap();
+        assert!(refused.reason.contains("(hugetlb.2MB.max)"));
+        assert_eq!(limited(&some, &groups("memory.max")), None);
+        assert_eq!(limited(&Needs::default(), &groups("hugetlb.2MB.max")), None);
+    }
+
+    #[test]
     fn what_an_agent_without_privilege_cannot_give() {
         let mut hard_limits = vec![0; 16];
         hard_limits[7] = 4096;
@@ -163,6 +217,7 @@ mod tests {
             nodes: vec![0, 2],
             hard_limits: hard_limits.clone(),
             oom_score_adj: -5,
+            huge_pages: vec![huge(3)],
         };
         let any = Gives {
             timer_ids: true,
@@ -171,6 +226,7 @@ mod tests {
             nodes: vec![0, 1, 2],
             hard_limits: None,
             oom_score_adj: None,
+            huge_pages: vec![HugePages { size: 1 << 30, count: 0 }, huge(3)],
         };
         assert_eq!(give(&needs, &any), vec![]);
         let same = Gives { hard_limits: Some(hard_limits.clone()), oom_score_adj: Some(-5), ..any.clone() };
@@ -183,15 +239,17 @@ mod tests {
             nodes: vec![0],
             hard_limits: Some(hard_limits),
             oom_score_adj: Some(0),
+            huge_pages: vec![huge(2)],
         };
         let lacks = give(&needs, &little);
-        assert_eq!(lacks.len(), 6, "{lacks:#?}");
+        assert_eq!(lacks.len(), 7, "{lacks:#?}");
         assert!(lacks[0].reason.contains("POSIX timers"));
         assert!(lacks[1].reason.contains("System V"));
         assert!(lacks[2].reason.contains("guard pages"));
-        assert!(lacks[3].reason.contains("name the nodes 2,"));
-        assert!(lacks[4].reason.contains("RLIMIT_NOFILE of 4096"));
-        assert!(lacks[5].reason.contains("oom_score_adj of -5"));
+        assert!(lacks[3].reason.contains("3 huge pages of 2048 KiB, and the target has 2 free"));
+        assert!(lacks[4].reason.contains("name the nodes 2,"));
+        assert!(lacks[5].reason.contains("RLIMIT_NOFILE of 4096"));
+        assert!(lacks[6].reason.contains("oom_score_adj of -5"));
         let none = Needs { hard_limits: vec![1024; 16], ..Needs::default() };
         let equal = Gives {
             timer_ids: false,
@@ -200,6 +258,7 @@ mod tests {
             nodes: Vec::new(),
             hard_limits: Some(vec![1024; 16]),
             oom_score_adj: Some(0),
+            huge_pages: Vec::new(),
         };
         assert_eq!(give(&none, &equal), vec![]);
     }

@@ -188,6 +188,7 @@ impl Session {
                     let node = &self.agent.node;
                     let mut lacks = compat::compare(&facts, &node.facts(), memory_bytes, node.memory_free());
                     lacks.extend(compat::give(&needs, &node.gives()));
+                    lacks.extend(compat::limited(&needs, &groups));
                     lacks.extend(node.lacks(&self.begin.container, &groups));
                     let refused = !lacks.is_empty();
                     link.send(&PeerMessage::Checked(lacks.clone()))?;

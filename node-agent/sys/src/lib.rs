@@ -24,6 +24,7 @@ pub mod cpu;
 pub mod diag;
 pub mod fanotify;
 pub mod fds;
+pub mod huge;
 pub mod kcmp;
 pub mod keys;
 pub mod landlock;

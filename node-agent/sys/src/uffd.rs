@@ -21,6 +21,8 @@ impl Features {
     }
 }
 
+/// `UFFD_FEATURE_SIGBUS`: a page that is missing is an error to whoever touches it, and nobody waits.
+pub const SIGBUS: Features = Features(1 << 7);
 /// `UFFD_FEATURE_WP_HUGETLBFS_SHMEM`.
 pub const WP_HUGETLBFS_SHMEM: Features = Features(1 << 12);
 /// `UFFD_FEATURE_WP_UNPOPULATED`.
@@ -34,6 +36,7 @@ pub const TRACKING: Features = Features(WP_HUGETLBFS_SHMEM.0 | WP_UNPOPULATED.0 
 pub const UFFD_USER_MODE_ONLY: i32 = 1;
 
 const UFFD_API: u64 = 0xaa;
+const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
 const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1;
 
@@ -134,9 +137,21 @@ impl Uffd {
     /// `EINVAL` nothing mapped there, or unaligned, `EBUSY` another userfaultfd has it, `EPERM` such memory
     /// cannot be watched, `ESRCH` the address space is gone.
     pub fn register_wp(&self, range: &Range<u64>) -> Result<()> {
-        let mut arg = RegisterArg { range: range_arg(range)?, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
-        // SAFETY: `arg` is the structure this request reads and writes. With WP_ASYNC the kernel resolves every
-        // fault itself, so the memory's owner cannot be made to wait.
+        // With WP_ASYNC the kernel resolves every fault itself, so the memory's owner cannot be made to wait.
+        self.register(range, UFFDIO_REGISTER_MODE_WP)
+    }
+
+    /// Registers `range` so that pages which are not there are not made. With [`SIGBUS`], nobody is made to wait.
+    ///
+    /// # Errors
+    /// As [`Uffd::register_wp`].
+    pub fn register_missing(&self, range: &Range<u64>) -> Result<()> {
+        self.register(range, UFFDIO_REGISTER_MODE_MISSING)
+    }
+
+    fn register(&self, range: &Range<u64>, mode: u64) -> Result<()> {
+        let mut arg = RegisterArg { range: range_arg(range)?, mode, ioctls: 0 };
+        // SAFETY: `arg` is the structure this request reads and writes.
         let ret = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER, std::ptr::from_mut(&mut arg)) };
         Errno::result(ret).map(drop)
     }

@@ -117,6 +117,7 @@ impl Node for FakeNode {
             nodes: Vec::new(),
             hard_limits: Some(vec![1024; 16]),
             oom_score_adj: Some(0),
+            huge_pages: Vec::new(),
         }
     }
 

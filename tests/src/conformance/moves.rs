@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Outcome, Program, programs, ready, refused, verdict};
+use super::{Outcome, Pool, Program, programs, ready, refused, verdict};
 use crate::cluster::Cluster;
 
 /// The exit code of a move that was refused.
@@ -42,6 +42,10 @@ impl Moves {
         if let Some(reason) = program.not(super::Way::Move) {
             return Ok(Outcome::Not(reason.to_owned()));
         }
+        let _pool = match Pool::of(program) {
+            Ok(pool) => pool,
+            Err(reason) => return Ok(Outcome::Not(reason)),
+        };
         let name = program.path().replace(['/', '_'], "-");
         let started = self.start(program, &name).and_then(|()| self.there_and_back(&name));
         let deleted = self.cluster.migrate(["delete", "container", &name, "--force"])?;

@@ -19,6 +19,8 @@ pub struct Program {
     pub needs: Vec<String>,
     /// Capabilities that its container gets.
     pub with: Vec<String>,
+    /// Huge pages of 2 MiB that must be free for it, and for a copy of it.
+    pub huge: u64,
     /// What the refusal must say, and in which ways it is expected.
     refused: Vec<(Vec<Way>, String)>,
     /// What is lost, and in which ways that is known.
@@ -36,6 +38,7 @@ impl Program {
             title: title.context("the first line is not a docstring")?.to_owned(),
             needs: Vec::new(),
             with: Vec::new(),
+            huge: 0,
             refused: Vec::new(),
             lost: Vec::new(),
             not: Vec::new(),
@@ -45,6 +48,7 @@ impl Program {
             match key {
                 "needs" => program.needs.extend(value.split_whitespace().map(str::to_owned)),
                 "with" => program.with.extend(value.split_whitespace().map(str::to_owned)),
+                "huge" => program.huge = value.parse().context("a number of huge pages")?,
                 "refused" => program.refused.push((Way::ALL.to_vec(), value.to_owned())),
                 "refused-here" => program.refused.push(ways(value)?),
                 "lost" => program.lost.push((Way::ALL.to_vec(), value.to_owned())),
@@ -138,10 +142,10 @@ mod tests {
 
     #[test]
     fn a_description_says_what_is_expected() {
-        let text = "\"\"\"A lease\"\"\"\n# refused: lease\n# not: host: no reason\n# needs: nft ip\n# with: CAP_X\nimport os\n";
+        let text = "\"\"\"A lease\"\"\"\n# refused: lease\n# not: host: no reason\n# needs: nft ip\n# with: CAP_X\n# huge: 8\nimport os\n";
         let program = Program::parse("files", "lease", text).unwrap();
         assert_eq!((program.title.as_str(), program.needs.len()), ("A lease", 2));
-        assert_eq!(program.with, ["CAP_X"]);
+        assert_eq!((program.with.as_slice(), program.huge), (&["CAP_X".to_owned()][..], 8));
         assert_eq!((program.not(Way::Host), program.not(Way::Move)), (Some("no reason"), None));
         let refused = |text: &str| Outcome::Refused(text.to_owned());
         assert_eq!(program.wrong(Way::Move, &refused("fd 3: a lease")), None);

@@ -29,8 +29,6 @@ pub struct Status {
     pub ns_pgid: Vec<i32>,
     /// Session in each pid namespace; 0 where it is outside.
     pub ns_sid: Vec<i32>,
-    /// Resident memory in hugetlb pages, kB.
-    pub hugetlb_kb: u64,
     /// Memory locked by mlock(2), kB.
     pub locked_kb: u64,
     /// PR_GET_THP_DISABLE is off.
@@ -93,7 +91,6 @@ fn field(status: &mut Status, line: &[u8]) -> Option<()> {
         b"NSpgid" => status.ns_pgid = list(rest)?,
         b"NSsid" => status.ns_sid = list(rest)?,
         b"VmLck" => status.locked_kb = number(words(rest).next()?)?,
-        b"HugetlbPages" => status.hugetlb_kb = number(words(rest).next()?)?,
         b"THP_enabled" => status.thp_enabled = Some(rest == b"1"),
         b"Threads" => status.threads = number(rest)?,
         b"SigBlk" => status.sig_blocked = hex(rest)?,

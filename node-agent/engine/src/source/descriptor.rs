@@ -7,6 +7,7 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, statfs};
 
 use super::error::InspectError;
 use super::facts::DescriptorFacts;
+use super::huge;
 use super::locks;
 use super::mm::{MmReader, makedev, object_kind};
 use super::mqueue::Seen;
@@ -145,8 +146,10 @@ impl MmReader<'_> {
         if info.flags & O_PATH != 0 {
             return Ok(self.path_only(pid, fd, &self.view.file_of(target, metadata.clone())));
         }
-        if metadata.st_dev() == self.view.shmem_dev {
-            return Ok(self.memory_object(process, fd, target, metadata));
+        let huge = huge::page_size(metadata, &format!("/proc/{}/fd/{fd}", process.pid));
+        let own = huge != 0 && object_kind(target).is_some();
+        if own || metadata.st_dev() == self.view.shmem_dev {
+            return Ok(self.memory_object(process, fd, target, metadata, huge));
         }
         let file = self.view.file_of(target, metadata.clone());
         let file = self.settled(process, fd, file)?;
@@ -313,6 +316,7 @@ impl MmReader<'_> {
         fd: i32,
         target: &[u8],
         metadata: &std::fs::Metadata,
+        huge: u64,
     ) -> Class {
         let pid = process.inner;
         let Some(kind) = object_kind(target) else {
@@ -320,7 +324,8 @@ impl MmReader<'_> {
             return self.refuse(pid, fd, format!("{shown}: memory of a kind that is not known"), CLOSE);
         };
         let handle = Handle { pid: process.pid, link: format!("fd/{fd}") };
-        let object = self.registry.object(links::identity(metadata), metadata.st_size(), kind, handle);
+        let object =
+            self.registry.object(links::identity(metadata), (metadata.st_size(), huge), kind, handle);
         self.registry.object_has_fd(object);
         Class::Memfd { object }
     }

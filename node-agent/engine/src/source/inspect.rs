@@ -5,6 +5,7 @@ use image::state::Needs;
 use super::capture::files;
 use super::cpu_clocks;
 use super::findings::Findings;
+use super::huge;
 use super::inventory;
 use super::look::{Depth, Flags, Look, Looker};
 use super::memory::guards;
@@ -39,6 +40,7 @@ pub(crate) fn inspect(spec: &TreeSpec, items: bool) -> Result<Inventory, Inspect
         needs: Needs {
             ipc_ids: looker.sysv.any,
             nodes: policies.nodes.into_iter().collect(),
+            huge_pages: huge::needs(&look, &looker)?,
             ..needs(&look)?
         },
         items: if items { inventory::list(&look, &findings.list) } else { Vec::new() },

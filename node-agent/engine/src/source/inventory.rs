@@ -110,6 +110,7 @@ fn memory(found: &ProcessLook, shape: &Shape) -> Vec<(String, u64)> {
 
 fn behind(vma: &Vma, shape: &Shape) -> String {
     match &vma.backing {
+        Backing::Anonymous if vma.huge != 0 => format!("private huge pages of {} KiB", vma.huge >> 10),
         Backing::Anonymous => "private memory".to_owned(),
         Backing::File { file, shared, .. } => {
             let shared = if *shared { ", shared" } else { "" };

@@ -11,6 +11,7 @@ use nix::sys::statfs::{FsType, statfs};
 
 use super::error::InspectError;
 use super::findings::Findings;
+use super::huge;
 use super::registry::{Handle, Registry};
 use super::tree::Process;
 use super::view::{FileView, View};
@@ -104,6 +105,7 @@ pub(crate) struct MmReader<'a> {
 }
 
 const RESTART: &str = "end the program, or have it give this memory back, before the move";
+const HUGE_FILE: &str = "use memfd_create (MFD_HUGETLB) or mmap (MAP_HUGETLB) instead";
 
 impl MmReader<'_> {
     /// The mappings of a process. `entries` should carry flags (smaps); those of this engine's own tape
@@ -128,12 +130,16 @@ impl MmReader<'_> {
 
     fn mapping(&mut self, process: &Process, entry: &Entry) -> Result<Option<Mapping>, InspectError> {
         let pid = process.inner;
-        let backing =
-            if entry.is_file() { self.file_backing(process, entry)? } else { self.kernel_name(pid, entry) };
-        let Some(backing) = backing else {
+        let backing = if entry.is_file() {
+            self.file_backing(process, entry)?
+        } else {
+            self.kernel_name(pid, entry).map(|backing| (backing, 0))
+        };
+        let Some((backing, huge)) = backing else {
             return Ok(None);
         };
         self.refuse_flags(pid, entry);
+        self.refuse_huge(pid, entry, huge);
         Ok(Some(Mapping {
             vma: Vma {
                 start: entry.start,
@@ -142,6 +148,7 @@ impl MmReader<'_> {
                 anon_name: anon_name(&entry.name),
                 backing,
                 flags: entry.flags.to_image(),
+                huge,
             },
             droppable: entry.flags.has("dp"),
         }))
@@ -170,7 +177,12 @@ impl MmReader<'_> {
         }
     }
 
-    fn file_backing(&mut self, process: &Process, entry: &Entry) -> Result<Option<Backing>, InspectError> {
+    /// What is behind it, with the size of its pages where they are huge ones.
+    fn file_backing(
+        &mut self,
+        process: &Process,
+        entry: &Entry,
+    ) -> Result<Option<(Backing, u64)>, InspectError> {
         let pid = process.inner;
         let link = format!("map_files/{}", entry.link_name());
         if let Some(reason) = unmovable_name(&entry.name) {
@@ -189,11 +201,16 @@ impl MmReader<'_> {
         };
         let mode = file.metadata.st_mode() & S_IFMT;
         if mode == S_IFCHR {
-            return Ok(self.device(pid, entry, &file));
+            return Ok(self.device(pid, entry, &file).map(|backing| (backing, 0)));
         }
         let handle = Handle { pid: process.pid, link };
+        let huge = huge::page_size(&file.metadata, &handle.path());
         let may_write = entry.shared && (entry.flags.has("mw") || entry.prot & 2 != 0);
-        if file.metadata.st_dev() == self.view.shmem_dev {
+        // What is written to a private mapping never goes into the file that the kernel made for it.
+        if huge != 0 && !entry.shared && entry.name == huge::ANONYMOUS && file.metadata.st_blocks() == 0 {
+            return Ok(Some((Backing::Anonymous, huge)));
+        }
+        if file.metadata.st_dev() == self.view.shmem_dev || huge != 0 {
             let kind = match object_kind(&entry.name) {
                 None if entry.name.starts_with(b"/SYSV") && self.own_ipc && !self.left_ipc => {
                     // Its inode's number is the segment's; the rest is in the namespace's table.
@@ -214,14 +231,17 @@ impl MmReader<'_> {
                         "System V shared memory of the host's IPC namespace".to_owned(),
                         "give the container an IPC namespace, or use POSIX shared memory (shm_open, memfd_create)",
                     )
+                } else if huge != 0 {
+                    (format!("{name}: huge pages of a file of hugetlbfs are not carried yet"), HUGE_FILE)
                 } else {
                     (format!("{name}: shared memory of a kind that is not known"), RESTART)
                 };
                 self.findings.address(pid, entry.start, reason, way_out);
                 return Ok(None);
             };
-            let id = self.registry.object(file.key(), file.metadata.st_size(), kind, handle);
-            return Ok(Some(Backing::Object { id, offset: entry.offset, shared: entry.shared, may_write }));
+            let id = self.registry.object(file.key(), (file.metadata.st_size(), huge), kind, handle);
+            let object = Backing::Object { id, offset: entry.offset, shared: entry.shared, may_write };
+            return Ok(Some((object, huge)));
         }
         if mode != S_IFREG {
             self.findings.address(
@@ -238,7 +258,7 @@ impl MmReader<'_> {
         if let Some(ghost) = file.ghost.filter(|_| may_write) {
             self.registry.ghost_untold(ghost);
         }
-        Ok(Some(Backing::File { file, offset: entry.offset, shared: entry.shared, may_write }))
+        Ok(Some((Backing::File { file, offset: entry.offset, shared: entry.shared, may_write }, 0)))
     }
 
     /// The identity of a file; files without a name become ghosts. `None` after a refusal.
@@ -306,9 +326,19 @@ impl MmReader<'_> {
         None
     }
 
+    fn refuse_huge(&mut self, pid: Pid, entry: &Entry, huge: u64) {
+        if huge == 0 && entry.flags.has("ht") {
+            self.findings.address(pid, entry.start, "huge pages of a kind that is not known", HUGE_FILE);
+        }
+        if huge != 0 && !huge::are_tracked() {
+            let reason =
+                "huge pages of hugetlbfs: this kernel does not tell which were written (Linux before 6.7)";
+            self.findings.address(pid, entry.start, reason, "use transparent huge pages instead");
+        }
+    }
+
     fn refuse_flags(&mut self, pid: Pid, entry: &Entry) {
         let rules = [
-            ("ht", "huge pages from hugetlbfs are not carried yet", "use transparent huge pages instead"),
             ("um", "the program itself watches it with userfaultfd", RESTART),
             ("uw", "the program itself watches it with userfaultfd", RESTART),
             ("ui", "the program itself watches it with userfaultfd", RESTART),
@@ -385,7 +415,7 @@ fn unmovable_name(name: &[u8]) -> Option<&'static str> {
 
 /// What made an object of the kernel's own tmpfs, by the name in its maps line or link.
 pub(crate) fn object_kind(name: &[u8]) -> Option<ObjectKind> {
-    if name == b"/dev/zero (deleted)" || name.starts_with(b"[anon_shmem:") {
+    if matches!(name, b"/dev/zero (deleted)" | huge::ANONYMOUS) || name.starts_with(b"[anon_shmem:") {
         return Some(ObjectKind::SharedAnonymous);
     }
     let name = name.strip_prefix(b"/memfd:")?;

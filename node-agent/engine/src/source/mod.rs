@@ -17,6 +17,7 @@ mod error;
 mod facts;
 mod findings;
 mod freezing;
+pub(crate) mod huge;
 mod inject;
 mod inspect;
 mod inventory;
@@ -112,7 +113,7 @@ pub struct RoundStats {
     pub bytes: u64,
     /// Bytes of pages that wait for the last round because every round finds them written.
     pub held_back: u64,
-    /// Time spent in finding pages, by all readers together.
+    /// Time spent in finding pages, and in reading those that turned out to be the same, by all readers together.
     pub scan: Duration,
     /// Time spent in reading pages and in the sink, by all readers together.
     pub copy: Duration,

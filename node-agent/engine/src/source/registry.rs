@@ -98,8 +98,14 @@ impl Registry {
         self.looked = Some(SystemTime::now());
     }
 
-    /// The id of a memory object.
-    pub(crate) fn object(&mut self, key: Key, size: u64, kind: ObjectKind, handle: Handle) -> u32 {
+    /// The id of a memory object. Its size goes with that of its pages, where they are huge ones.
+    pub(crate) fn object(
+        &mut self,
+        key: Key,
+        (size, huge): (u64, u64),
+        kind: ObjectKind,
+        handle: Handle,
+    ) -> u32 {
         if let Some(&id) = self.objects.get(&key)
             && let Some(object) = self.get_mut(id)
         {
@@ -112,7 +118,7 @@ impl Registry {
         let id = u32::try_from(self.by_id.len()).unwrap_or(u32::MAX);
         self.objects.insert(key, id);
         self.by_id.push(Object {
-            object: MemoryObject { id, size, kind },
+            object: MemoryObject { id, size, huge, kind },
             key,
             handle,
             alive: true,
@@ -132,10 +138,11 @@ impl Registry {
         if let ObjectKind::Segment(segment) = &object.object.kind { Some(segment.id) } else { None }
     }
 
-    /// Notes what is known of a segment.
-    pub(crate) fn segment_is(&mut self, id: u32, segment: IpcObject) {
+    /// Notes what is known of a segment. `size`: what its maker asked for; a file of huge pages has more.
+    pub(crate) fn segment_is(&mut self, id: u32, segment: IpcObject, size: u64) {
         if let Some(object) = self.get_mut(id) {
             object.object.kind = ObjectKind::Segment(segment);
+            object.object.size = size;
         }
     }
 

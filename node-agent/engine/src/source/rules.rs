@@ -120,13 +120,6 @@ fn check_process(
             "start it without a terminal (setsid, no -t)",
         );
     }
-    if process.status.hugetlb_kb > 0 {
-        findings.process(
-            pid,
-            "it uses huge pages from hugetlbfs, which are not carried yet",
-            "use transparent huge pages instead",
-        );
-    }
     if is_32_bit(process.pid)? {
         findings.process(pid, "it is a 32-bit program", "use its 64-bit build");
     }

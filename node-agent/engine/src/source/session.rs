@@ -416,7 +416,7 @@ pub(super) fn still_there(pid: i32, tracked: &Tracked, look: &Look) -> bool {
     files::live(look)
         .find(|found| found.process.pid == pid && found.process.key() == tracked.key)
         .and_then(|found| found.mappings.first())
-        .is_some_and(|mapping| tracked.memory.is_alive(mapping.vma.start))
+        .is_some_and(|_| tracked.memory.is_alive(0))
 }
 
 pub(super) fn refuse(findings: Findings) -> Result<(), SourceError> {

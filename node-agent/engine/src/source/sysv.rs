@@ -18,6 +18,7 @@ use sys::{Errno, kcmp, sysv};
 
 use super::error::InspectError;
 use super::findings::Findings;
+use super::huge;
 use super::look::ProcessLook;
 use super::registry::{Handle, Registry};
 use crate::proc::idmap::IdMaps;
@@ -292,7 +293,9 @@ impl Sysv {
                             let own = i32::try_from(std::process::id()).unwrap_or(0);
                             let handle = Handle { pid: own, link: format!("fd/{}", file.as_raw_fd()) };
                             let kind = ObjectKind::Segment(IpcObject { id, ..IpcObject::default() });
-                            registry.object(links::identity(&metadata), metadata.st_size(), kind, handle)
+                            let huge = huge::page_size(&metadata, &handle.path());
+                            let size = (metadata.st_size(), huge);
+                            registry.object(links::identity(&metadata), size, kind, handle)
                         }
                         None if removes && field(row, 6) == 0 => {
                             findings.container(
@@ -306,7 +309,7 @@ impl Sysv {
                     }
                 }
             };
-            registry.segment_is(registered, object);
+            registry.segment_is(registered, object, u64::try_from(field(row, 3)).unwrap_or(0));
             let settled = |(known, at): &(Row, u64)| {
                 let last = field(row, 11).max(field(row, 12));
                 *known == counted(row) && u64::try_from(last).is_ok_and(|last| last + SETTLED <= *at)

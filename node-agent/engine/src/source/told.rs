@@ -66,6 +66,9 @@ fn same_contents(was: &Vma, is: &Vma) -> bool {
     // Where the start of the address space would lie in the file: equal for parts of one mapping.
     let origin = |vma: &Vma, offset: u64| offset.wrapping_sub(vma.start);
     kept_flags(was) == kept_flags(is)
+        && was.huge == is.huge
+        // Those of huge pages are made anew as a whole.
+        && (is.huge == 0 || (was.start <= is.start && is.end <= was.end))
         && match (&was.backing, &is.backing) {
             (Backing::Anonymous, Backing::Anonymous) => true,
             (
@@ -87,7 +90,7 @@ mod tests {
     use super::*;
 
     fn vma(start: u64, end: u64, backing: Backing) -> Vma {
-        Vma { start, end, prot: 3, backing, flags: VmaFlags::default(), anon_name: None }
+        Vma { start, end, prot: 3, backing, flags: VmaFlags::default(), anon_name: None, huge: 0 }
     }
 
     fn file(offset: u64) -> Backing {

@@ -42,7 +42,7 @@ impl Ghosts {
         for ghost in wanted.iter().filter(|ghost| !self.held.contains_key(&ghost.id)).collect::<Vec<_>>() {
             self.get(ghost.id, &ghost.path, 0, root)?;
             if let Some(file) = self.held.get(&ghost.id) {
-                writer.set_file(Owner::Ghost(ghost.id), Arc::clone(file));
+                writer.set_file(Owner::Ghost(ghost.id), Arc::clone(file), 0);
             }
         }
         Ok(())

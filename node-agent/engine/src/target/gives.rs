@@ -1,6 +1,6 @@
 //! What this host and this agent can give to a container: asked before anything is sent.
 
-use image::state::Gives;
+use image::state::{Gives, HugePages};
 use sys::prctl;
 
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
@@ -21,6 +21,10 @@ pub fn gives() -> Gives {
         guard_pages: sys::mem::has_guard_pages(),
         nodes: std::fs::read("/sys/devices/system/node/has_memory")
             .map_or_else(|_| Vec::new(), |text| crate::proc::list(&text)),
+        huge_pages: sys::huge::pools()
+            .into_iter()
+            .map(|pool| HugePages { size: pool.size, count: pool.available })
+            .collect(),
         // It may go down to its lowest value ever, which is not told.
         oom_score_adj: (!privileged).then(|| own.unwrap_or(0)),
     }

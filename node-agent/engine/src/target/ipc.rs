@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use image::ipc::{Ipc, IpcObject, Queue, Semaphores};
-use image::shape::{Backing, Vma};
+use image::shape::{Backing, MemoryObject, Vma};
 use image::{Addr, PAGE_SIZE, Pid, Refusal, Subject};
 use libc::{
     SYS_mprotect, SYS_mremap, SYS_msgctl, SYS_msgget, SYS_msgsnd, SYS_munmap, SYS_semctl, SYS_semget,
@@ -20,6 +20,7 @@ use sys::sysv;
 use sys::tape::target::TargetTape;
 
 use super::error::TargetError;
+use super::huge;
 use super::script::{Block, Call, call};
 use super::skeleton::Skeleton;
 use super::tree::Tree;
@@ -105,14 +106,15 @@ impl NextIds {
         skeleton: &mut Skeleton,
         tape: &TargetTape,
         object: &IpcObject,
-        size: u64,
+        memory: &MemoryObject,
     ) -> Result<File, TargetError> {
-        let flags = CREATE.cast_unsigned() | object.mode & PERMISSIONS;
-        let get = call!("shmget", SYS_shmget, object.key, size, flags);
+        let size = memory.size;
+        let flags = CREATE.cast_unsigned() | object.mode & PERMISSIONS | huge::segment_flags(memory);
+        let get = call!(huge::making(memory), SYS_shmget, object.key, size, flags);
         self.make(skeleton, tape, SEGMENT_ID, object, get)?;
         let ran = skeleton.run(tape, &[call!("shmat", SYS_shmat, object.id, 0, 0)])?;
         let start = ran.answers.first().map_or(0, |answer| answer.value.cast_unsigned());
-        let file = skeleton.open_mapping(start, size)?;
+        let file = skeleton.open_mapping(start, huge::addresses(memory))?;
         skeleton.run(tape, &[call!("shmdt", SYS_shmdt, start)])?;
         Ok(file)
     }

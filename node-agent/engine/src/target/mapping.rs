@@ -16,6 +16,7 @@ use nix::fcntl::OFlag;
 use super::error::TargetError;
 use super::files::reopen;
 use super::ghosts::Ghosts;
+use super::huge;
 use super::ipc;
 use super::objects::Objects;
 use super::plan::memory::{self, MemoryStep};
@@ -85,6 +86,7 @@ pub(crate) fn reconcile(
     if *wanted == Mm::default() {
         return empty(skeleton, around);
     }
+    huge::check(wanted)?;
     let steps = memory::plan(&skeleton.mm.vmas, &wanted.vmas);
     let unmapped: Vec<Span> = steps
         .iter()
@@ -92,6 +94,7 @@ pub(crate) fn reconcile(
         .collect();
     let unmap = unmapped.iter().map(|(start, end)| call!("munmap", SYS_munmap, *start, end - start));
     skeleton.run(around.tape, &unmap.collect::<Vec<_>>())?;
+    huge::refuse_poor(&steps, skeleton.node.pid)?;
     move_special(skeleton, wanted, around.tape)?;
 
     let pid = skeleton.node.pid;
@@ -334,7 +337,9 @@ fn attach_segments(
     let Some(largest) = attached.values().map(|(size, _)| *size).max() else { return Ok(Vec::new()) };
     let held: Vec<Span> = skeleton.read_maps()?.iter().map(|m| (m.start, m.end)).collect();
     let needed: Vec<Span> = wanted.vmas.iter().map(|v| (v.start, v.end)).collect();
-    let spare = free_span(largest.next_multiple_of(image::PAGE_SIZE), &[&held, &needed]);
+    let page = attached.values().flat_map(|(_, parts)| parts).map(|vma| vma.huge).max().unwrap_or(0);
+    let page = page.max(image::PAGE_SIZE);
+    let spare = free_span(largest.saturating_add(page), &[&held, &needed]).next_multiple_of(page);
     let calls = attached
         .into_iter()
         .flat_map(|((_, id, may_write), (size, parts))| ipc::attach(&parts, id, size, may_write, spare));
@@ -384,14 +389,15 @@ fn map(vma: &Vma, fd: i32) -> Call {
         }
         Backing::Anonymous | Backing::Vdso | Backing::Vvar(_) => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, 0),
     };
-    let mut flags = kind | libc::MAP_FIXED_NOREPLACE;
+    let mut flags = kind | libc::MAP_FIXED_NOREPLACE | huge::map_flags(vma);
     if vma.flags.grows_down {
         flags |= libc::MAP_GROWSDOWN;
     }
     if vma.flags.no_reserve {
         flags |= libc::MAP_NORESERVE;
     }
-    call!("mmap", SYS_mmap, vma.start, vma.len(), u64::from(vma.prot), flags, fd, offset)
+    let what = if vma.huge == 0 { "mmap" } else { huge::MAPPING };
+    call!(what, SYS_mmap, vma.start, vma.len(), u64::from(memory::filling(vma)), flags, fd, offset)
 }
 
 /// Registrations of membarrier(2). With one thread they cost nothing; with more the kernel waits until all processors

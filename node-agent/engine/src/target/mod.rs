@@ -22,6 +22,7 @@ mod ghosts;
 mod gives;
 mod gone;
 mod guards;
+mod huge;
 mod ipc;
 mod mapping;
 mod mqueue;

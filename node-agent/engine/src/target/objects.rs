@@ -12,6 +12,7 @@ use libc::{SYS_mmap, SYS_munmap};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::TargetError;
+use super::huge;
 use super::ipc::{self, NextIds};
 use super::script::call;
 use super::skeleton::Skeleton;
@@ -34,10 +35,11 @@ impl Objects {
             .ok_or_else(|| TargetError::Image(format!("memory object {id} is mapped and not in the shape")))
     }
 
-    /// The number and size of an object that is a segment of System V shared memory.
+    /// The number of an object that is a segment of System V shared memory, and how many addresses it takes.
     pub(crate) fn segment(&self, id: u32) -> Option<(i32, u64)> {
         let (object, _) = self.held.get(&id)?;
-        if let ObjectKind::Segment(segment) = &object.kind { Some((segment.id, object.size)) } else { None }
+        let ObjectKind::Segment(segment) = &object.kind else { return None };
+        Some((segment.id, huge::addresses(object)))
     }
 
     /// By which System V objects get their numbers.
@@ -63,16 +65,17 @@ impl Objects {
             writer.remove_file(Owner::Object(id));
         }
         for object in wanted {
+            huge::check_object(object)?;
             match self.held.get_mut(&object.id) {
                 Some((held, file)) => {
-                    if held.size != object.size {
+                    if held.size != object.size && !huge::ends_within_page(object) {
                         file.set_len(object.size).map_err(TargetError::system("resize shared memory"))?;
                     }
                     *held = object.clone();
                 }
                 None => {
                     let file = Arc::new(make(object, root, tape, &mut self.next)?);
-                    writer.set_file(Owner::Object(object.id), file.clone());
+                    writer.set_file(Owner::Object(object.id), file.clone(), object.huge);
                     self.held.insert(object.id, (object.clone(), file));
                 }
             }
@@ -94,7 +97,7 @@ impl Objects {
                 continue;
             }
             let metadata = file.metadata().map_err(TargetError::system("look at a memory file"))?;
-            if metadata.len() != object.size {
+            if metadata.len() != object.size && !huge::ends_within_page(object) {
                 file.set_len(object.size).map_err(TargetError::system("resize a memory file"))?;
             }
             if let ObjectKind::Segment(segment) = &object.kind {
@@ -123,7 +126,8 @@ fn make(
 ) -> Result<File, TargetError> {
     match &object.kind {
         ObjectKind::Memfd { name, .. } => {
-            let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+            let huge = MFdFlags::from_bits_retain(huge::memfd_flags(object));
+            let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | huge;
             let fd: OwnedFd =
                 memfd_create(name.as_str(), flags).map_err(TargetError::errno("memfd_create"))?;
             let file = File::from(fd);
@@ -133,6 +137,7 @@ fn make(
         // The kernel's own file behind such a mapping, so that maps(5) shows it as at the source.
         ObjectKind::SharedAnonymous => {
             let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let flags = flags | huge::object_map_flags(object);
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let map = call!("mmap shared memory", SYS_mmap, 0, object.size, prot, flags, -1, 0);
             let ran = root.run(tape, &[map])?;
@@ -141,6 +146,6 @@ fn make(
             root.run(tape, &[call!("munmap", SYS_munmap, start, object.size)])?;
             Ok(file)
         }
-        ObjectKind::Segment(segment) => next.segment(root, tape, segment, object.size),
+        ObjectKind::Segment(segment) => next.segment(root, tape, segment, object),
     }
 }

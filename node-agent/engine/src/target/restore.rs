@@ -20,6 +20,7 @@ use super::attributes::{self, Capabilities, Filters};
 use super::error::TargetError;
 use super::files::Descriptions;
 use super::guards;
+use super::huge;
 use super::mapping;
 use super::names;
 use super::plan::fds;
@@ -239,6 +240,7 @@ impl Restorer<'_> {
                 calls.extend(names::set(names));
             }
             calls.extend(process.policies.iter().map(policies::of_range));
+            calls.extend(mm.map(huge::protect).unwrap_or_default());
             // Before the locks: the kernel makes none in locked memory.
             calls.extend(guards::make(&process.guards));
             calls.extend(mm.map(|mm| guards::lock(mm, &process.guards)).unwrap_or_default());

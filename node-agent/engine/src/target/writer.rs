@@ -12,10 +12,12 @@ use image::{PAGE_SIZE, Pid};
 use nix::fcntl::{FallocateFlags, fallocate};
 use sys::mem;
 
+use super::huge;
+use super::plan::memory::filling;
 use super::ranges::Ranges;
 
 /// One piece of zeros.
-static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+pub(super) static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Fills the memory of skeletons; cheap to clone, usable from any thread.
 #[derive(Clone, Debug, Default)]
@@ -29,8 +31,8 @@ struct Spaces {
     processes: HashMap<Pid, Arc<Space>>,
     /// What processes begin with, while none is made.
     template: Option<Arc<Space>>,
-    /// Memory objects and files without a name.
-    files: HashMap<Owner, Arc<File>>,
+    /// Memory objects and files without a name, with the size of their pages where they are huge ones.
+    files: HashMap<Owner, (Arc<File>, u64)>,
 }
 
 /// One skeleton's memory.
@@ -49,6 +51,8 @@ struct Area {
     end: u64,
     way: Way,
     zero_by_drop: bool,
+    /// As in [`Vma::huge`].
+    huge: u64,
 }
 
 /// How a range is written.
@@ -98,9 +102,9 @@ impl PageWriter {
             Owner::Object(id) | Owner::Ghost(id) => {
                 let file = spaces.files.get(&batch.owner).cloned();
                 drop(spaces);
-                let file =
+                let (file, huge) =
                     file.ok_or_else(|| unknown(format!("no object or deleted file {id} in the shape")))?;
-                apply_to_file(&file, batch)
+                if huge == 0 { apply_to_file(&file, batch) } else { huge::apply(&file, huge, batch) }
             }
         }
     }
@@ -147,8 +151,8 @@ impl PageWriter {
     }
 
     /// Tells where the bytes of an object or a deleted file are.
-    pub(crate) fn set_file(&self, owner: Owner, file: Arc<File>) {
-        self.spaces.write().unwrap_or_else(PoisonError::into_inner).files.insert(owner, file);
+    pub(crate) fn set_file(&self, owner: Owner, file: Arc<File>, huge: u64) {
+        self.spaces.write().unwrap_or_else(PoisonError::into_inner).files.insert(owner, (file, huge));
     }
 
     /// Forgets an object or a deleted file.
@@ -190,9 +194,10 @@ impl Area {
             Backing::File { shared, .. } | Backing::Object { shared, .. } => (*shared, false),
             Backing::Vdso | Backing::Vvar(_) => return None,
         };
-        let writable = i32::from(vma.prot) & libc::PROT_WRITE != 0;
+        let writable = i32::from(filling(vma)) & libc::PROT_WRITE != 0;
         let way = if writable { Way::Direct } else { Way::Forced };
-        Some(Self { start: vma.start, end: vma.end, way, zero_by_drop: anonymous && !shared })
+        let (start, end, huge) = (vma.start, vma.end, vma.huge);
+        Some(Self { start, end, way, zero_by_drop: anonymous && !shared && huge == 0, huge })
     }
 }
 
@@ -202,6 +207,8 @@ struct Gather {
     remote: Vec<mem::Run>,
     from: usize,
     len: usize,
+    /// As in [`Vma::huge`], of the last one that was not 0.
+    huge: u64,
 }
 
 impl Space {
@@ -225,13 +232,19 @@ impl Space {
                         let size = size(to - from)?;
                         self.data(&area, from, batch.data, at, size, &mut gather)?;
                         at += size;
-                        self.mark_written(from, to);
+                        self.mark_written(&area, from, to);
                     }
                     RunKind::Zero if !area.zero_by_drop => {
-                        self.write_zeros(from, to)?;
-                        self.mark_written(from, to);
+                        self.write_zeros(&area, from, to)?;
+                        self.mark_written(&area, from, to);
                     }
-                    RunKind::Zero | RunKind::Drop => self.mark_dropped(from, to),
+                    // A part of it may be written again before it can be given back.
+                    RunKind::Drop if area.huge != 0 => {
+                        let written = lock(&self.marks).written.within(from, to);
+                        written.iter().try_for_each(|(start, end)| self.write_zeros(&area, *start, *end))?;
+                        self.mark_dropped(&area, from, to);
+                    }
+                    RunKind::Zero | RunKind::Drop => self.mark_dropped(&area, from, to),
                 }
                 from = to;
             }
@@ -265,6 +278,7 @@ impl Space {
         }
         gather.remote.push(mem::Run { address: addr, len });
         gather.len += len;
+        gather.huge = gather.huge.max(area.huge);
         Ok(())
     }
 
@@ -274,8 +288,12 @@ impl Space {
         if remote.is_empty() {
             return Ok(());
         }
-        let done = mem::write_runs(self.host_pid, &remote, &data[gather.from..gather.from + len])?;
-        if done != len {
+        let done = mem::write_runs(self.host_pid, &remote, &data[gather.from..gather.from + len]);
+        let unwritten = done.as_ref().map_or(true, |done| *done != len);
+        if gather.huge != 0 && unwritten {
+            return Err(io::Error::other(huge::exhausted(gather.huge)));
+        }
+        if done? != len {
             return Err(io::Error::new(
                 io::ErrorKind::WriteZero,
                 "memory of a skeleton is not where it should be",
@@ -284,19 +302,27 @@ impl Space {
         Ok(())
     }
 
-    fn write_zeros(&self, start: u64, end: u64) -> io::Result<()> {
-        write_zeros_to(&self.memory, start, end - start)
+    fn write_zeros(&self, area: &Area, start: u64, end: u64) -> io::Result<()> {
+        let written = write_zeros_to(&self.memory, start, end - start);
+        if area.huge == 0 {
+            written
+        } else {
+            written.map_err(|_| io::Error::other(huge::exhausted(area.huge)))
+        }
     }
 
-    fn mark_written(&self, start: u64, end: u64) {
+    fn mark_written(&self, area: &Area, start: u64, end: u64) {
         let mut marks = lock(&self.marks);
         marks.written.insert(start, end);
-        marks.dropped.remove(start, end);
+        // A huge page is given back as a whole.
+        let (first, last) = huge::around(area.huge, start, end);
+        marks.dropped.remove(first, last);
     }
 
-    fn mark_dropped(&self, start: u64, end: u64) {
+    fn mark_dropped(&self, area: &Area, start: u64, end: u64) {
         let mut marks = lock(&self.marks);
         for (s, e) in marks.written.within(start, end) {
+            let (s, e) = huge::around(area.huge, s, e);
             marks.dropped.insert(s, e);
         }
     }
@@ -313,7 +339,7 @@ fn write_zeros_to(file: &File, start: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn size(n: u64) -> io::Result<usize> {
+pub(super) fn size(n: u64) -> io::Result<usize> {
     usize::try_from(n).map_err(io::Error::other)
 }
 

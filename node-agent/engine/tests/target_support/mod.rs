@@ -155,6 +155,7 @@ fn vma(m: &maps::Entry) -> Option<Vma> {
         backing,
         flags: m.flags.to_image(),
         anon_name: None,
+        huge: 0,
     })
 }
 

@@ -50,6 +50,7 @@ impl MovingNode {
         })?;
         let Outline { blueprint, groups, needs } = outline;
         let mut lacks = compat::give(&needs, &engine::target::gives());
+        lacks.extend(compat::limited(&needs, &groups));
         lacks.extend(groups::lacks(&self.runtime.cgroup_of(&blueprint.name), &groups));
         lacks.extend(self::lacks(&self.runtime, &blueprint));
         Ok(lacks)

@@ -44,6 +44,9 @@ pub(crate) struct Batcher {
     pending_bytes: usize,
     buffer: Vec<u8>,
     runs: Vec<Run>,
+    /// Pages that were read since the last flush, and those of them that the target had.
+    read: u32,
+    same: u32,
     /// Nothing runs any more: a page that cannot be read is an error, not a page that was given back.
     pub(crate) strict: bool,
     /// What was sent in this round.
@@ -58,6 +61,8 @@ impl Batcher {
             pending_bytes: 0,
             buffer: vec![0; MAX_BYTES],
             runs: Vec::with_capacity(MAX_RUNS),
+            read: 0,
+            same: 0,
             strict: false,
             stats: RoundStats::default(),
         }
@@ -96,6 +101,7 @@ impl Batcher {
     ) -> Result<(), SourceError> {
         let start = Instant::now();
         let mut tries = 0;
+        (self.read, self.same) = (0, 0);
         while !self.pending.is_empty() {
             let got = contents
                 .read(&self.pending, &mut self.buffer[..self.pending_bytes])
@@ -128,7 +134,11 @@ impl Batcher {
                 }
             }
         }
-        self.stats.copy += start.elapsed();
+        // What was read and not sent was looked for, and will be in every round.
+        let elapsed = start.elapsed();
+        let looked = elapsed.checked_div(self.read).unwrap_or_default() * self.same;
+        self.stats.scan += looked;
+        self.stats.copy += elapsed.saturating_sub(looked);
         Ok(())
     }
 
@@ -169,8 +179,10 @@ impl Batcher {
         for range in &self.pending {
             for page in (range.start..range.end).step_by(PAGE) {
                 let contents = &self.buffer[from..from + PAGE];
+                self.read += 1;
                 if outcome.same(page, contents) {
                     // Nothing is to be told.
+                    self.same += 1;
                 } else if is_zero(contents) {
                     if outcome.must_tell_zero(page) {
                         outcome.sent(page, contents);

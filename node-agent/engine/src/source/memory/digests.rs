@@ -41,6 +41,16 @@ impl Digests {
         self.extents.get(&extent).is_some_and(|known| known[at] != 0 && known[at] == self.digest(contents))
     }
 
+    /// A page of a range that was sent with other contents than zeros.
+    pub(crate) fn witness(&self, range: &Range<u64>) -> Option<u64> {
+        let zero = self.digest(&[0; 4096]);
+        let known = |page: &u64| {
+            let (extent, at) = place(*page);
+            self.extents.get(&extent).is_some_and(|known| known[at] != 0 && known[at] != zero)
+        };
+        (range.start..range.end).step_by(4096).find(known)
+    }
+
     /// The page is sent with these contents.
     pub(crate) fn set(&mut self, page: u64, contents: &[u8]) {
         let (extent, at) = place(page);
@@ -94,5 +104,15 @@ mod tests {
         assert!(digests.same(page, b"one") && !digests.same(other, b"one"));
         digests.forget_all(&[7 * EXTENT..8 * EXTENT, 8 * EXTENT..9 * EXTENT]);
         assert!(!digests.same(page, b"one"));
+    }
+
+    #[test]
+    fn a_witness_is_not_zero() {
+        let mut digests = Digests::default();
+        let range = 5 * EXTENT..6 * EXTENT;
+        digests.set(range.start, &[0; 4096]);
+        assert_eq!(digests.witness(&range), None);
+        digests.set(range.start + 9 * PAGE_SIZE, &[1; 4096]);
+        assert_eq!(digests.witness(&range), Some(range.start + 9 * PAGE_SIZE));
     }
 }

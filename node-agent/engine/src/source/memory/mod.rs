@@ -1,9 +1,11 @@
 //! Finding and sending written memory.
 
 pub(crate) mod batch;
+pub(crate) mod contents;
 pub(crate) mod digests;
 pub(crate) mod guards;
 pub(crate) mod hot;
+pub(crate) mod huge;
 pub(crate) mod objects;
 pub(crate) mod process;
 pub(crate) mod readers;

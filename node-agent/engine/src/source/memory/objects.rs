@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use image::PAGE_SIZE;
 use image::pages::Owner;
+use sys::huge::Presence;
 use twox_hash::XxHash3_64;
 
 use super::batch::{Batcher, Contents, Outcome};
@@ -43,6 +44,8 @@ struct Subject<'a> {
     owner: Owner,
     key: Key,
     handle: &'a Handle,
+    /// As in [`image::shape::Vma::huge`].
+    huge: u64,
     /// It may have been written without any sign of it.
     suspect: bool,
     /// When it was looked for.
@@ -53,12 +56,16 @@ struct Subject<'a> {
 type Times = (i64, i64, i64, i64);
 
 #[derive(Debug, Default)]
-struct Known {
-    sent: PageSet,
+pub(super) struct Known {
+    /// Which of its huge pages are there.
+    pub(super) presence: Option<Presence>,
+    pub(super) sent: PageSet,
     hot: Hot,
     /// It was sent once.
     begun: bool,
     hashes: BTreeMap<u64, u64>,
+    /// As in [`image::shape::Vma::huge`].
+    huge: u64,
     /// An object is held open as long as it is there.
     file: Option<File>,
     /// Times at the last look; `None` when something may have changed within their resolution.
@@ -89,18 +96,21 @@ impl ObjectMemory {
         for (owner, known) in &mut self.known {
             if !alive.contains(owner) {
                 known.file = None;
+                known.presence = None;
             }
         }
         for object in registry.alive() {
             let ranges = dirty.remove(&object.object.id).unwrap_or_default();
             let suspect = hidden_writers || object.has_fd;
             let Object { key, handle, .. } = object;
-            let subject = Subject { owner: owner(object), key: *key, handle, suspect, looked };
+            let huge = object.object.huge;
+            let subject = Subject { owner: owner(object), key: *key, handle, huge, suspect, looked };
             self.one(&subject, ranges, batcher, sink)?;
         }
         for ghost in registry.ghost_files() {
             let GhostFile { id, key, handle, untold, .. } = ghost;
-            let subject = Subject { owner: Owner::Ghost(*id), key: *key, handle, suspect: *untold, looked };
+            let subject =
+                Subject { owner: Owner::Ghost(*id), key: *key, handle, huge: 0, suspect: *untold, looked };
             self.one(&subject, Vec::new(), batcher, sink)?;
         }
         self.begun = true;
@@ -132,6 +142,7 @@ impl ObjectMemory {
         let what = if is_object { "read a memory object" } else { "read a deleted file" };
         let fail = |error| SourceError::kernel(what, subject.handle.pid, error);
         let known = self.known.entry(owner).or_default();
+        known.huge = subject.huge;
         // Kept open from the first time on: the way to it may lead to another file by now.
         let file = match known.file.take().map_or_else(|| open(subject), |file| Ok(Some(file))) {
             Ok(Some(file)) => file,
@@ -156,12 +167,17 @@ impl ObjectMemory {
             dirty.extend(changed.iter().flat_map(|range| subtract(range, &held)));
         }
         clip(&mut dirty, end);
-        let mut all = dirty.clone();
-        all.extend(known.hot.held(&(0..end)));
-        join(&mut all);
-        if !batcher.strict {
-            all = known.hot.sift(all, &dirty);
-        }
+        let all = if subject.huge != 0 {
+            let (all, gone) = known.of_huge(&file, end, subject.huge, dirty).map_err(fail)?;
+            gone.iter().for_each(|range| known.forget(range));
+            batcher.drop_pages(owner, &gone, sink)?;
+            all
+        } else {
+            let mut all = dirty.clone();
+            all.extend(known.hot.held(&(0..end)));
+            join(&mut all);
+            if batcher.strict { all } else { known.hot.sift(all, &dirty) }
+        };
         let held = known.hot.end_round(!known.begun);
         known.begun = true;
         batcher.held_back(held);
@@ -236,6 +252,21 @@ fn clip(ranges: &mut Vec<Range<u64>>, end: u64) {
 }
 
 impl Known {
+    /// A page of a range that was sent with other contents than zeros.
+    pub(super) fn witness(&self, range: &Range<u64>) -> Option<u64> {
+        let zero = XxHash3_64::oneshot(&[0; 4096]);
+        self.hashes.range(range.clone()).find(|(_, hash)| **hash != zero).map(|(page, _)| *page)
+    }
+
+    /// The target drops what it holds of a range.
+    fn forget(&mut self, range: &Range<u64>) {
+        self.sent.set(range, false);
+        let known: Vec<u64> = self.hashes.range(range.clone()).map(|(page, _)| *page).collect();
+        for page in known {
+            self.hashes.remove(&page);
+        }
+    }
+
     /// The pages before `end` whose contents are not those that were sent. A large file is read by threads of its own: they
     /// may wait for a disk.
     fn changed(&self, file: &File, end: u64, chunk: &mut [u8]) -> io::Result<Vec<Range<u64>>> {
@@ -302,7 +333,13 @@ impl Outcome for Known {
     }
 
     fn must_tell_zero(&self, page: u64) -> bool {
-        self.sent.has(page)
+        // A huge page of zeros is one of the pool all the same.
+        self.sent.has(page) || (self.huge != 0 && page.is_multiple_of(self.huge))
+    }
+
+    fn same(&self, page: u64, contents: &[u8]) -> bool {
+        // A huge page shows as written as a whole.
+        self.huge != 0 && self.hashes.get(&page).is_some_and(|hash| *hash == XxHash3_64::oneshot(contents))
     }
 }
 

@@ -8,16 +8,18 @@ use std::time::Instant;
 use image::pages::Owner;
 use image::{PAGE_SIZE, Pid};
 use sys::Errno;
-use sys::mem::{ProcessMemory, Run};
-use sys::pagemap::{Categories, Entry, Pagemap, Region, ScanError};
+use sys::mem::ProcessMemory;
+use sys::pagemap::{Categories, Pagemap, Region, ScanError};
 
-use super::batch::{Batcher, Contents, Outcome};
+use super::batch::{Batcher, Outcome};
+use super::contents::PrivatePages;
 use super::digests::Digests;
 use super::guards::Guards;
 use super::hot::Hot;
+use super::huge;
 use super::sent::{PageSet, join, subtract, within};
 use super::template::Inherited;
-use super::tracker::Tracker;
+use super::tracker::{Dirty, Tracker};
 use crate::PageSink;
 use crate::source::SourceError;
 use crate::source::mm::Mapping;
@@ -39,7 +41,7 @@ pub(crate) struct TrackedMemory {
     /// What the target holds for this process since it made it.
     pub(super) inherited: Option<Inherited>,
     /// What they are, where the tracker is coarse.
-    digests: Digests,
+    pub(super) digests: Digests,
     /// Pages that wait for the last round.
     hot: Hot,
     /// Ranges whose contents the target may have lost: they count as written in the next round.
@@ -58,6 +60,7 @@ type Ranges = Vec<Range<u64>>;
 struct How {
     readable: bool,
     over_file: bool,
+    huge: u64,
 }
 
 /// Written ranges of shared objects, by object: found through one process's mappings.
@@ -140,7 +143,9 @@ impl TrackedMemory {
     ) -> Result<(), SourceError> {
         let owner = Owner::Process(self.inner);
         let mut found: BTreeMap<How, Ranges> = BTreeMap::new();
-        let coarse = self.tracker.coarse().to_vec();
+        let mut coarse: Ranges =
+            self.tracker.coarse().iter().cloned().chain(huge::coarse(mappings)).collect();
+        join(&mut coarse);
         for mapping in mappings {
             let range = mapping.vma.start..mapping.vma.end;
             let object = mapping.shared_object();
@@ -152,13 +157,11 @@ impl TrackedMemory {
                 }
                 continue;
             }
-            let mut dirty = self
-                .tracker
-                .dirty(&self.pagemap, &range, again)
-                .map_err(|errno| SourceError::kernel("look for written pages", self.pid, errno))?;
+            let mut dirty = self.dirty(mapping, again)?;
             if self.first {
                 dirty.ranges = vec![range.clone()];
             } else {
+                self.emptied(mapping, &mut dirty.ranges)?;
                 for lost in &self.refresh {
                     let start = lost.start.max(range.start);
                     dirty.ranges.push(start..lost.end.min(range.end).max(start));
@@ -195,7 +198,9 @@ impl TrackedMemory {
                 self.sent.set(range, false);
             }
             batcher.drop_pages(owner, &drops, sink)?;
-            let how = How { readable: mapping.vma.prot & 1 != 0, over_file: mapping.is_over_file() };
+            let (readable, over_file, huge) =
+                (mapping.vma.prot & 1 != 0, mapping.is_over_file(), mapping.vma.huge);
+            let how = How { readable, over_file, huge };
             found.entry(how).or_default().append(&mut data);
         }
         // Many mappings together: a process may have thousands with a page in each.
@@ -220,10 +225,7 @@ impl TrackedMemory {
         let mut bytes = 0;
         for mapping in mappings.iter().filter(|mapping| self.is_tracked(mapping)).collect::<Vec<_>>() {
             let range = mapping.vma.start..mapping.vma.end;
-            let dirty = self
-                .tracker
-                .dirty(&self.pagemap, &range, true)
-                .map_err(|errno| SourceError::kernel("look for written pages", self.pid, errno))?;
+            let dirty = self.dirty(mapping, true)?;
             for part in &dirty.ranges {
                 match mapping.shared_object() {
                     Some((id, offset)) => {
@@ -251,10 +253,21 @@ impl TrackedMemory {
         &self.pagemap
     }
 
-    /// The contents of its own pages, in mappings that may be read or not.
-    pub(super) fn contents(&mut self, readable: bool) -> PrivatePages<'_> {
+    /// The contents of its own pages, in mappings that may be read or not, and have huge pages or not.
+    pub(super) fn contents(&mut self, readable: bool, huge: bool) -> PrivatePages<'_> {
         let Self { pid, mem, pagemap, tracker, .. } = self;
-        PrivatePages { pid: *pid, mem, pagemap, tracker: &mut **tracker, readable }
+        PrivatePages { pid: *pid, mem, pagemap, tracker: &mut **tracker, readable, huge }
+    }
+
+    /// What of a mapping was written since the last call.
+    fn dirty(&mut self, mapping: &Mapping, again: bool) -> Result<Dirty, SourceError> {
+        if let Some(all) = huge::unprotected(mapping) {
+            return Ok(all);
+        }
+        let range = mapping.vma.start..mapping.vma.end;
+        self.tracker
+            .dirty(&self.pagemap, &range, again)
+            .map_err(|errno| SourceError::kernel("look for written pages", self.pid, errno))
     }
 
     fn send(
@@ -267,10 +280,11 @@ impl TrackedMemory {
         sink: &mut dyn PageSink,
     ) -> Result<(), SourceError> {
         let Self { pid, mem, pagemap, tracker, sent, inherited, digests, .. } = self;
+        let readable = how.readable;
         let mut contents =
-            PrivatePages { pid: *pid, mem, pagemap, tracker: &mut **tracker, readable: how.readable };
+            PrivatePages { pid: *pid, mem, pagemap, tracker: &mut **tracker, readable, huge: how.huge != 0 };
         let inherited = inherited.as_ref();
-        let mut outcome = SentPages { sent, inherited, digests, coarse, over_file: how.over_file };
+        let mut outcome = SentPages { sent, inherited, digests, coarse, how };
         for range in data {
             batcher.push(owner, range, &mut contents, &mut outcome, sink)?;
         }
@@ -297,15 +311,20 @@ impl TrackedMemory {
             }
             data.extend(held);
         }
-        // A page of a private file mapping that was given back keeps its write protection and so does not
+        // A page of a private file mapping, or a huge one, that was given back keeps its write protection and so does not
         // count as written: what the target holds is compared with what is there.
-        if mapping.is_over_file() {
+        let size = mapping.vma.huge;
+        if mapping.is_over_file() || size != 0 {
             for range in self.sent.runs(&bounds) {
                 let gone = subtract(&range, &self.own_pages(&range)?);
                 gone.iter().for_each(|gone| self.tracker.missed(gone));
                 drops.extend(gone);
             }
             join(&mut drops);
+            if size != 0 {
+                huge::whole(&mut drops, size);
+                drops.iter().for_each(|gone| self.digests.forget_all(std::slice::from_ref(gone)));
+            }
             // What was given back between the two looks: a page is told of once in a round, see `PageSink`.
             data = data.iter().flat_map(|part| subtract(part, within(&drops, part))).collect();
         }
@@ -352,119 +371,12 @@ impl TrackedMemory {
     }
 }
 
-pub(super) struct PrivatePages<'a> {
-    pid: i32,
-    mem: &'a ProcessMemory,
-    pagemap: &'a Pagemap,
-    tracker: &'a mut dyn Tracker,
-    readable: bool,
-}
-
-impl PrivatePages<'_> {
-    /// Whether another process may hold one of these pages as copy-on-write. process_vm_readv(2) pins what it reads,
-    /// and the kernel gives a pinned page to one process alone: it would make the copy that nobody has written yet, out
-    /// of the container's memory.
-    fn shared(&self, ranges: &[Range<u64>]) -> io::Result<bool> {
-        let mut entries = Vec::new();
-        for range in ranges {
-            self.pagemap.entries(range.clone(), &mut entries).map_err(io::Error::from)?;
-        }
-        let held = |entry: &Entry| entry.present() || entry.swapped();
-        Ok(entries.iter().any(|entry| held(entry) && !entry.file() && !entry.exclusive()))
-    }
-}
-
-impl Contents for PrivatePages<'_> {
-    fn read(&mut self, ranges: &[Range<u64>], buffer: &mut [u8]) -> io::Result<usize> {
-        self.tell_tracker(ranges)?;
-        let got = self.copy(ranges, buffer)?;
-        self.tell_tracker(ranges)?;
-        if let Some(page) = page_at(ranges, got) {
-            self.tracker.missed(&(page..page + PAGE_SIZE));
-        }
-        Ok(got)
-    }
-}
-
-/// The page at which reading these ranges ended; none when they were read whole.
-fn page_at(ranges: &[Range<u64>], got: usize) -> Option<u64> {
-    let mut left = got as u64;
-    for range in ranges {
-        if left < range.end - range.start {
-            return Some((range.start + left) / PAGE_SIZE * PAGE_SIZE);
-        }
-        left -= range.end - range.start;
-    }
-    None
-}
-
-impl PrivatePages<'_> {
-    /// Shows a tracker that only looks what the pages are now, on both sides of reading them.
-    fn tell_tracker(&mut self, ranges: &[Range<u64>]) -> io::Result<()> {
-        if !self.tracker.only_looks() {
-            return Ok(());
-        }
-        let mut entries = Vec::new();
-        for range in ranges {
-            entries.clear();
-            self.pagemap.entries(range.clone(), &mut entries).map_err(io::Error::from)?;
-            self.tracker.met(range.start, &entries);
-        }
-        Ok(())
-    }
-
-    fn copy(&self, ranges: &[Range<u64>], buffer: &mut [u8]) -> io::Result<usize> {
-        if self.readable && !self.shared(ranges)? {
-            let runs: Vec<Run> = ranges
-                .iter()
-                .map(|range| Run {
-                    address: range.start,
-                    len: usize::try_from(range.end - range.start).unwrap_or(0),
-                })
-                .collect();
-            match sys::mem::read_runs(self.pid, &runs, buffer) {
-                Ok(got) if got > 0 => return Ok(got),
-                // Its protection may have changed meanwhile; below, protections do not count.
-                Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(Errno::EFAULT as i32) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let mut done = 0;
-        for range in ranges {
-            let len = usize::try_from(range.end - range.start).unwrap_or(0);
-            match self.mem.read(range.start, &mut buffer[done..done + len]) {
-                Ok(()) => {
-                    done += len;
-                    continue;
-                }
-                Err(error) if is_unmapped(&error) => {}
-                Err(error) => return Err(error),
-            }
-            // Page by page: it ends exactly at the first that is not there.
-            for page in (range.start..range.end).step_by(4096) {
-                match self.mem.read(page, &mut buffer[done..done + 4096]) {
-                    Ok(()) => done += 4096,
-                    Err(error) if is_unmapped(&error) => return Ok(done),
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(done)
-    }
-}
-
-fn is_unmapped(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::UnexpectedEof
-        || [Errno::EIO, Errno::EFAULT].iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
-}
-
 struct SentPages<'a> {
     sent: &'a mut PageSet,
     inherited: Option<&'a Inherited>,
     digests: &'a mut Digests,
     coarse: &'a [Range<u64>],
-    over_file: bool,
+    how: How,
 }
 
 impl SentPages<'_> {
@@ -490,6 +402,8 @@ impl Outcome for SentPages<'_> {
     }
 
     fn must_tell_zero(&self, page: u64) -> bool {
-        self.over_file || self.sent.has(page)
+        // A huge page of zeros is one of the pool all the same.
+        let huge = self.how.huge;
+        self.how.over_file || self.sent.has(page) || (huge != 0 && page.is_multiple_of(huge))
     }
 }

@@ -126,7 +126,7 @@ impl TrackedMemory {
             let first = pages.partition_point(|range| range.end <= vma.start);
             let over = pages[first..].iter().take_while(|range| range.start < vma.end);
             written.over_file = mapping.is_over_file();
-            let mut contents = self.contents(vma.prot & 1 != 0);
+            let mut contents = self.contents(vma.prot & 1 != 0, false);
             for range in over {
                 let part = range.start.max(vma.start)..range.end.min(vma.end);
                 batcher.push(Owner::Template, &part, &mut contents, written, sink)?;
@@ -206,7 +206,8 @@ pub(crate) fn find(members: &mut [Member<'_>]) -> Result<Option<Template>, Sourc
 /// Memory that a template can hold. Memory objects come later than it does.
 fn fits(mapping: &Mapping) -> bool {
     match &mapping.vma.backing {
-        Backing::Anonymous => !mapping.droppable,
+        // Huge pages of hugetlbfs belong to their maker's reservation, which fork(2) does not give on.
+        Backing::Anonymous => !mapping.droppable && mapping.vma.huge == 0,
         Backing::File { file: FileIdentity { ghost: None, .. }, shared: false, .. } => true,
         _ => false,
     }
@@ -328,7 +329,7 @@ mod tests {
     use super::*;
 
     fn vma(start: u64, end: u64, flags: VmaFlags) -> Vma {
-        Vma { start, end, prot: 3, backing: Backing::Anonymous, flags, anon_name: None }
+        Vma { start, end, prot: 3, backing: Backing::Anonymous, flags, anon_name: None, huge: 0 }
     }
 
     proptest! {

@@ -67,6 +67,17 @@ pub fn is_special(vma: &Vma) -> bool {
     matches!(vma.backing, Backing::Vdso | Backing::Vvar(_))
 }
 
+/// Whether it is filled through the mapping with huge pages, into which the kernel forces nothing that it does not let write.
+pub(crate) fn is_filled(vma: &Vma) -> bool {
+    vma.huge != 0 && !matches!(vma.backing, Backing::Object { shared: true, .. })
+}
+
+/// The protection that a mapping has while it is filled.
+pub(crate) fn filling(vma: &Vma) -> u8 {
+    const READ_WRITE: u8 = 3;
+    if is_filled(vma) { vma.prot | READ_WRITE } else { vma.prot }
+}
+
 /// The madvise(2) calls that turn one set of flags into another. Locks are not among them: memory is
 /// locked when it is complete.
 #[must_use]
@@ -157,6 +168,11 @@ fn keeps_contents(have: &Vma, want: &Vma, at: Addr) -> bool {
     if unchangeable(have) != unchangeable(want) || (huge(have) && !huge(want)) {
         return false;
     }
+    // The kernel never joins mappings of huge pages: what is one there is made as one.
+    let as_one = have.start <= want.start && want.end <= have.end;
+    if have.huge != want.huge || (want.huge != 0 && !as_one) {
+        return false;
+    }
     match (&part(have, at, have.end).backing, &part(want, at, want.end).backing) {
         (Backing::Anonymous, Backing::Anonymous) => true,
         // Size and time of a file that the container itself writes may differ from round to round.
@@ -191,8 +207,8 @@ fn extend_map(steps: &mut Vec<MemoryStep>, want: &Vma, start: Addr, end: Addr) {
 }
 
 fn adapt(steps: &mut Vec<MemoryStep>, have: &Vma, want: &Vma, start: Addr, end: Addr) {
-    if have.prot != want.prot {
-        steps.push(MemoryStep::Protect { start, end, prot: want.prot });
+    if filling(have) != filling(want) {
+        steps.push(MemoryStep::Protect { start, end, prot: filling(want) });
     }
     for advice in advice_between(&have.flags, &want.flags) {
         steps.push(MemoryStep::Advise { start, end, advice });

@@ -156,14 +156,15 @@ pub(super) fn default(file: &str) -> Option<&'static str> {
 pub(super) fn is_default(file: &str, lines: &[String]) -> Option<bool> {
     let default = default(file)?;
     Some(match lines {
-        [line] if file.ends_with("limit_in_bytes") => unlimited(line),
+        // Newer kernels write a v2 limit of huge pages as a number, too.
+        [line] if file.ends_with("limit_in_bytes") || file.starts_with("hugetlb.") => unlimited(line),
         [] => default.is_empty(),
         [line] => line == default,
         _ => false,
     })
 }
 
-/// A v1 limit of a page counter that limits nothing.
+/// A limit of a page counter that limits nothing.
 pub(super) fn unlimited(text: &str) -> bool {
     text == "-1" || text == "max" || text.parse::<u64>().is_ok_and(|bytes| bytes >= UNLIMITED)
 }
@@ -187,6 +188,8 @@ mod tests {
         for (file, text) in [
             ("memory.limit_in_bytes", "9223372036854771712\n"),
             ("hugetlb.2MB.limit_in_bytes", "9223372036852678656\n"),
+            ("hugetlb.1GB.rsvd.max", "max\n"),
+            ("hugetlb.2MB.max", "9223372036854771712\n"),
             ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
             ("io.weight", "default 100\n"),
             ("misc.max", "sev max\nsev_es max\n"),
@@ -199,6 +202,7 @@ mod tests {
         for (file, text) in [
             ("memory.oom_control", "oom_kill_disable 1\nunder_oom 0\n"),
             ("memory.limit_in_bytes", "4096\n"),
+            ("hugetlb.2MB.max", "2097152\n"),
             ("io.weight", "default 100\n8:0 300\n"),
             ("cpu.max", "50000 100000\n"),
         ] {
