@@ -215,11 +215,13 @@ fn act(tree: &mut Tree, next: &mut u32, what: u32) {
                     source: b"none".to_vec(),
                     options: vec![],
                     read_only: false,
+                    pid_space: 0,
                 });
             }
             *next += 1;
             let path: &[u8] = if what & 0x40 == 0 { b"" } else { b"sub" };
             tree.nodes.push(Node {
+                space: 0,
                 id: *next,
                 parent: Some(parent),
                 place,
@@ -277,6 +279,7 @@ fn act(tree: &mut Tree, next: &mut u32, what: u32) {
 
 fn configured() -> Tree {
     let nodes = (0..).zip(base()).map(|(id, entry)| Node {
+        space: 0,
         id,
         parent: entry
             .parent
@@ -368,6 +371,7 @@ fn hostile_trees_are_refused() {
         source: b"/dev/vda".to_vec(),
         options: vec![],
         read_only: false,
+        pid_space: 0,
     });
     assert!(bytes(&bad).is_err());
     let mut bad = good;
