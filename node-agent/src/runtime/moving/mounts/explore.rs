@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use engine::proc::links::parse_bracketed;
 use engine::proc::mountinfo::{self, Mount};
 use image::{Pid, Refusal};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat, openat2, readlinkat, statx};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, fstat, openat, openat2, readlinkat, statx,
+};
 use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
 use sys::mount::{OPEN_TREE_CLONE, detach_in, open_tree, set_attributes};
@@ -23,8 +25,8 @@ use sys::ns::{self, Kind, NetnsThread};
 
 use super::describe::{self, Described, Door, Space, place};
 use super::nested::Nested;
-use super::options;
-use super::tree::{MemoryArea, Node, Origin, Shows, Tree, refusal};
+use super::tree::{MemoryArea, Origin, Shows, Tree, refusal};
+use super::whose;
 
 /// What a look found.
 #[derive(Debug)]
@@ -110,10 +112,10 @@ fn read(proc: &OwnedFd, whose: &str) -> io::Result<Vec<Mount>> {
 }
 
 /// A thread in a namespace, with its mounts.
-struct Insider {
+pub(super) struct Insider {
     thread: NetnsThread,
     proc: OwnedFd,
-    space: Space,
+    pub(super) space: Space,
 }
 
 impl Insider {
@@ -136,6 +138,18 @@ impl Insider {
             read(&from, "thread-self")
         })??;
         Ok(Self { thread, proc, space: Space { number, member: inner, mounts } })
+    }
+
+    /// What paths lead to there, by device and inode. Before it looks at anything that is covered.
+    pub(super) fn lead_to(&self, paths: Vec<String>) -> io::Result<Vec<Option<(u64, u64)>>> {
+        self.thread.run(move || {
+            let root = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let identity = |path: &String| {
+                let found = fstat(&open_path(&root, path.as_bytes()).ok()?).ok()?;
+                Some((found.st_dev, found.st_ino))
+            };
+            Ok(paths.iter().map(identity).collect())
+        })?
     }
 
     /// [`look`] at those of `asked` that are here.
@@ -168,7 +182,7 @@ fn once(
     }
     let Described { mut tree, mut refusals, doors } = describe::describe(base, &spaces, host, &dead);
     let now = || spaces.iter().flat_map(|space| &space.mounts);
-    if let Some(reason) = unreported(&tree, &rustix::system::uname().release().to_string_lossy()) {
+    if let Some(reason) = whose::unreported(&tree, &rustix::system::uname().release().to_string_lossy()) {
         refusals.push(reason);
     }
     let wanted: Vec<Door> = doors
@@ -184,6 +198,9 @@ fn once(
         .collect();
     let opened: BTreeSet<i32> = wanted.iter().filter_map(|door| door.mounts.first().copied()).collect();
     asked.extend(&opened);
+    let member = |number: u64| spaces.iter().find(|space| space.number == number).map_or(0, |s| s.member);
+    whose::layers(&tree, &mut refusals, &insiders, &member)?;
+    whose::queues(&tree, &mut refusals, pid, &member)?;
     let mut found = BTreeMap::new();
     for insider in &insiders {
         match insider.look(&asked, &opened) {
@@ -199,7 +216,6 @@ fn once(
             Err(error) => return Err(error),
         }
     }
-    let member = |number: u64| spaces.iter().find(|space| space.number == number).map_or(0, |s| s.member);
     for node in &mut tree.nodes {
         if let Some(seen) = i32::try_from(node.id).ok().and_then(|id| found.get(&id)) {
             node.directory = seen.directory;
@@ -210,7 +226,7 @@ fn once(
             }
         }
     }
-    whose_processes(&mut tree, &mut refusals, &found, ns::id(pid, Kind::Pid)?.ino, member);
+    whose::processes(&mut tree, &mut refusals, &found, ns::id(pid, Kind::Pid)?.ino, &member);
     let mut areas = Vec::new();
     for door in doors {
         if !wanted.contains(&door) {
@@ -232,51 +248,12 @@ fn once(
     Ok(Explored { tree, refusals, areas, dead, nested })
 }
 
-/// Notes of every proc whose processes it shows: `own` is the pid namespace of the container.
-fn whose_processes(
-    tree: &mut Tree,
-    refusals: &mut Vec<Refusal>,
-    found: &BTreeMap<i32, Seen>,
-    own: u64,
-    member: impl Fn(u64) -> Pid,
-) {
-    for fs in tree.made.iter_mut().filter(|fs| fs.fs_type == "proc") {
-        let shows =
-            |node: &&Node| matches!(&node.shows, Shows::Part { of: Origin::Made(id), .. } if *id == fs.id);
-        let seen = |node: &Node| found.get(&i32::try_from(node.id).ok()?)?.processes;
-        let mut nodes = tree.nodes.iter().filter(shows).peekable();
-        let Some(first) = nodes.peek().copied() else { continue };
-        match nodes.find_map(seen) {
-            Some(whose) => fs.pid_space = if whose == own { 0 } else { whose },
-            None if found.is_empty() => {}
-            None => {
-                let reason = "the pid namespace whose processes it shows has ended";
-                let refusal = refusal(&first.point, reason, "unmount it before the move");
-                refusals.push(Refusal { pid: member(first.space), ..refusal });
-            }
-        }
-    }
-}
-
-/// A writable overlay on a kernel that does not report what is written through it to files of its upper layer.
-fn unreported(tree: &Tree, release: &str) -> Option<Refusal> {
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    let version = (numbers.next()?, numbers.next()?);
-    let fs = tree.made.iter().find(|fs| {
-        fs.fs_type == "overlay" && fs.options.iter().any(|option| options::name(option) == "upperdir")
-    })?;
-    let shows = |shows: &Shows| matches!(shows, Shows::Part { of: Origin::Made(id), .. } if *id == fs.id);
-    let node = tree.nodes.iter().find(|node| version < (6, 5) && shows(&node.shows))?;
-    let reason = "a writable overlay: this kernel does not report what is written through it";
-    Some(refusal(&node.point, reason, "unmount it before the move, or run Linux 6.5 or later"))
-}
-
 /// The root of a mount.
 #[derive(Debug)]
-struct Seen {
+pub(super) struct Seen {
     directory: bool,
     /// Of a proc: the pid namespace of its first process, which is the one that it shows.
-    processes: Option<u64>,
+    pub(super) processes: Option<u64>,
     /// Opened, if it was to be.
     dir: Option<OwnedFd>,
 }
@@ -433,42 +410,4 @@ fn uncover(root: &OwnedFd, mounts: &[Mount], pending: &BTreeMap<i32, i32>) -> io
         }
     }
     Err(io::Error::other("a mount lies below others and cannot be reached"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::moving::mounts::tree::FileSystem;
-
-    #[test]
-    fn writable_overlays_need_a_kernel_that_reports() {
-        let mut tree = Tree::default();
-        let options = vec!["lowerdir=/l".to_owned(), "upperdir=/u".to_owned()];
-        tree.made.push(FileSystem {
-            id: 1,
-            fs_type: "overlay".into(),
-            source: vec![],
-            options,
-            read_only: false,
-            pid_space: 0,
-        });
-        tree.nodes.push(Node {
-            space: 0,
-            id: 1,
-            parent: None,
-            place: vec![],
-            point: b"/o".to_vec(),
-            shows: Shows::Part { of: Origin::Made(1), path: vec![], deleted: false },
-            depth: 1,
-            directory: true,
-            attributes: None,
-            shared: None,
-            master: None,
-            unbindable: false,
-        });
-        assert!(unreported(&tree, "6.1.0-38-amd64").unwrap().to_string().starts_with("mount /o: "));
-        assert!(unreported(&tree, "6.5.0").is_none() && unreported(&tree, "6.18.44-x").is_none());
-        tree.made[0].options.pop();
-        assert!(unreported(&tree, "6.1.0").is_none(), "it is not writable");
-    }
 }

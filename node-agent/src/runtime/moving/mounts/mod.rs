@@ -19,6 +19,7 @@ mod plan;
 mod rooms;
 mod spots;
 mod tree;
+mod whose;
 
 pub(super) use explore::{Explored, explore};
 pub(super) use make::{MakeError, Maker};

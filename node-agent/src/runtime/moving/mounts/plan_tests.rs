@@ -68,9 +68,11 @@ impl Kernel {
                 }
                 Step::Mount { id, of, path, spot, attributes, .. } => {
                     assert!(self.provided.contains(of), "{of:?} was not provided");
-                    let on = spot.on.clone().expect("only the root is on nothing");
-                    self.get(&on);
-                    assert!(self.live.iter().all(|live| live.spot != *spot), "{spot:?} is taken");
+                    // On nothing is only the root directory of another namespace.
+                    if let Some(on) = &spot.on {
+                        self.get(on);
+                        assert!(self.live.iter().all(|live| live.spot != *spot), "{spot:?} is taken");
+                    }
                     let configured = match of {
                         Origin::Configured(key) => {
                             base.iter().find(|base| base.key == *key).map_or(0, |b| b.attributes)
@@ -220,11 +222,13 @@ fn act(tree: &mut Tree, next: &mut u32, what: u32) {
             }
             *next += 1;
             let path: &[u8] = if what & 0x40 == 0 { b"" } else { b"sub" };
+            let begins = what & 0xc000_0000 == 0;
+            let within = tree.node(parent).map_or(0, |node| node.space);
             tree.nodes.push(Node {
-                space: 0,
+                space: if begins { u64::from(*next) } else { within },
                 id: *next,
-                parent: Some(parent),
-                place,
+                parent: (!begins).then_some(parent),
+                place: if begins { Vec::new() } else { place },
                 point: b"/somewhere".to_vec(),
                 shows: Shows::Part { of, path: path.to_vec(), deleted: false },
                 depth: if path.is_empty() { 1 } else { 4 },
@@ -237,7 +241,7 @@ fn act(tree: &mut Tree, next: &mut u32, what: u32) {
         }
         3 | 4 => {
             let node = tree.nodes[at].clone();
-            if node.parent.is_some() && is_leaf(tree, node.id) {
+            if (node.parent.is_some() || node.space != 0) && is_leaf(tree, node.id) {
                 tree.nodes.retain(|other| other.id != node.id);
                 if let Shows::Configured(key) = node.shows {
                     tree.gone.push(key);
