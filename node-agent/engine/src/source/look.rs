@@ -181,6 +181,8 @@ impl Looker {
             self.namespaces = namespaces::look(&tree, &self.nested, findings)?;
             self.groups = multicast::read(self.spec.root)?;
             self.joined.clear();
+        } else if self.spec.mounts.any() || self.nested.values().any(|nested| nested.mnt != 0) {
+            namespaces::follow_mounts(&tree, &self.spec.mounts, &mut self.nested)?;
         }
         self.view.spaces = Arc::new(Spaces::open(&tree, &self.nested)?);
         account::lap("freeze.look-rules");

@@ -151,9 +151,13 @@ fn check_process(
                 ("ipc", Some(theirs)) => nested.ipc = theirs,
                 ("mnt", Some(theirs)) if rules.spec.mounts.has(theirs).is_some() => {
                     nested.mnt = theirs;
-                    if rules.spec.mounts.has(theirs) == Some(false) {
-                        let reason = "it has just made a mount namespace, or entered another one";
-                        findings.process(pid, reason, TRY_AGAIN);
+                    match (rules.spec.mounts.has(theirs), rules.stopped) {
+                        (Some(false), None) => rules.spec.mounts.add(theirs),
+                        (Some(false), Some(_)) => {
+                            let reason = "it has just made a mount namespace, or entered another one";
+                            findings.process(pid, reason, TRY_AGAIN);
+                        }
+                        _ => {}
                     }
                 }
                 _ => findings.process(

@@ -38,6 +38,16 @@ impl MountNamespaces {
         self.lock().as_ref().map(|numbers| numbers.contains(&number))
     }
 
+    /// One more, until they are set the next time: who describes them will find it.
+    pub(super) fn add(&self, number: u64) {
+        self.lock().get_or_insert_default().insert(number);
+    }
+
+    /// There is one.
+    pub(super) fn any(&self) -> bool {
+        self.lock().as_ref().is_some_and(|numbers| !numbers.is_empty())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<BTreeSet<u64>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -20,7 +20,7 @@ use super::describe::{keys, place};
 use super::explore::reach;
 use super::options;
 use super::origins::set;
-use super::plan::{Base, Done, Mounted, Spot, Step, file_system, plan};
+use super::plan::{Base, Done, Mounted, Spot, Step, file_system, lasts, plan};
 use super::rooms::Rooms;
 use super::spots::{self, Doomed, Placeholder};
 use super::tree::{MemoryArea, Origin, Shows, Tree, refusal};
@@ -242,7 +242,7 @@ impl Inner {
         self.homes = tree.nodes.iter().map(|node| (node.id, node.space)).collect();
         let planned = plan(&self.base, &self.done, tree, stale).map_err(MakeError::Lacks)?;
         self.provided.retain(|origin, _| match origin {
-            Origin::Made(id) => file_system(tree, *id).is_some(),
+            Origin::Made(id) => lasts(&self.done.tree, tree, *id),
             Origin::Configured(_) => true,
         });
         // Read-only comes last: mount points may have to be made.

@@ -382,3 +382,37 @@ fn hostile_trees_are_refused() {
     bad.nodes[1].shows = Shows::Part { of: Origin::Made(5), path: vec![], deleted: false };
     assert!(bytes(&bad).is_err());
 }
+
+#[test]
+fn a_namespace_is_not_taken_for_another_one_with_the_same_root() {
+    let root = |space| Node {
+        space,
+        id: 50,
+        parent: None,
+        place: Vec::new(),
+        point: b"/".to_vec(),
+        shows: Shows::Part { of: Origin::Configured(key("/")), path: Vec::new(), deleted: false },
+        depth: 1,
+        directory: true,
+        attributes: Some(0),
+        shared: None,
+        master: None,
+        unbindable: false,
+    };
+    let (base, mut tree) = (base(), configured());
+    tree.nodes.push(root(7));
+    let first = plan(&base, &Done::built(&base), &tree, &BTreeSet::new()).unwrap();
+    assert!(plan(&base, &first.done, &tree, &BTreeSet::new()).unwrap().steps.is_empty());
+    *tree.nodes.last_mut().unwrap() = root(8);
+    tree.check().unwrap();
+    let second = plan(&base, &first.done, &tree, &BTreeSet::new()).unwrap();
+    let is = |wanted: fn(&Step) -> bool| second.steps.iter().filter(|step| wanted(step)).count();
+    assert_eq!(is(|step| matches!(step, Step::Unmount { .. })), 1);
+    assert_eq!(is(|step| matches!(step, Step::Mount { spot: Spot { on: None, .. }, .. })), 1);
+    let mut bad = tree.clone();
+    bad.nodes.last_mut().unwrap().parent = Some(0);
+    assert!(bad.check().is_err(), "it is mounted in another namespace");
+    bad = tree;
+    bad.nodes.push(Node { id: 51, ..root(8) });
+    assert!(bad.check().is_err(), "two root directories");
+}
