@@ -109,7 +109,9 @@ impl Move {
     fn finish(&mut self) {
         self.mounts().unwrap_or_else(|error| panic!("{}", told(&error)));
         self.from.last(&mut Apply(self.to.as_mut())).unwrap_or_else(|error| panic!("{}", chain(&error)));
-        self.copy.settle_mounts().unwrap_or_else(|error| panic!("{}", told(&error)));
+        self.copy
+            .settle_mounts(std::collections::BTreeMap::new())
+            .unwrap_or_else(|error| panic!("{}", told(&error)));
     }
 
     /// The copy becomes the container, as far as this runtime is concerned.
@@ -429,7 +431,10 @@ fn a_hundred_mounts_cost_little_in_the_pause() {
     moving.from.last(&mut Apply(moving.to.as_mut())).unwrap();
     let last = last.elapsed();
     let settle = Instant::now();
-    moving.copy.settle_mounts().unwrap_or_else(|error| panic!("{}", told(&error)));
+    moving
+        .copy
+        .settle_mounts(std::collections::BTreeMap::new())
+        .unwrap_or_else(|error| panic!("{}", told(&error)));
     let settle = settle.elapsed();
     assert_same(root, moving.pid);
     println!(

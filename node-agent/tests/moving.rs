@@ -52,7 +52,7 @@ fn a_copy_gets_the_same_sandbox_and_files() {
     fs::write(source.runtime.record(&name).unwrap().rootfs.join("data/file"), "two\n").unwrap();
     assert!(leaving.mounts().unwrap().is_none(), "nothing was mounted since");
     from.last(&mut Apply(to.as_mut())).unwrap();
-    copy.settle_mounts().unwrap_or_else(|e| panic!("{}", chain(&e)));
+    copy.settle_mounts(std::collections::BTreeMap::new()).unwrap_or_else(|e| panic!("{}", chain(&e)));
 
     // Its first process waits as pid 1 of namespaces of its own, in the copy's groups, with the socket open.
     let options = copy.options().unwrap();

@@ -48,6 +48,7 @@ fn agent() {
         externals: source_support::standard_streams(pid.parse().unwrap()),
         terminals: Vec::new(),
         namespaces: Namespaces::Host,
+        mounts: engine::source::MountNamespaces::default(),
     };
     loop {
         let mut source = Source::attach(&spec).unwrap();

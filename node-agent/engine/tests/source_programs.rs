@@ -47,6 +47,7 @@ fn spec(pid: u32, cgroup: &Cgroup, namespaces: Namespaces) -> TreeSpec {
         externals: Vec::<External>::new(),
         terminals: Vec::new(),
         namespaces,
+        mounts: engine::source::MountNamespaces::default(),
     }
 }
 

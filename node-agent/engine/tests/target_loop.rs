@@ -65,6 +65,7 @@ fn a_container_of_its_own_namespace_is_held_by_its_cgroup_alone() {
         externals: Vec::new(),
         terminals: Vec::new(),
         namespaces: Namespaces::Own,
+        mounts: engine::source::MountNamespaces::default(),
     };
     let old = privileges(init);
     let (carrier, image, times) = migrate_as(&spec, Some(&here.0));
@@ -140,12 +141,18 @@ fn a_discarded_copy_with_threads_is_gone_soon() {
         externals: Vec::new(),
         terminals: Vec::new(),
         namespaces: Namespaces::Own,
+        mounts: engine::source::MountNamespaces::default(),
     };
     let mut source = Source::attach(&spec).unwrap();
     let (carrier, root) = Carrier::spawn();
     sys::cgroup::add_process(&here.0, carrier.pid).unwrap();
-    let mut target =
-        Target::build(TargetOptions { root, netns: None, cgroup: Some(here.0.clone()) }).unwrap();
+    let mut target = Target::build(TargetOptions {
+        root,
+        netns: None,
+        cgroup: Some(here.0.clone()),
+        nested: engine::target::NestedMounts::default(),
+    })
+    .unwrap();
     target.reconcile(&source.shape().unwrap()).unwrap();
     target.prepare(&source.ahead().unwrap()).unwrap();
     assert_eq!(threads(carrier.pid), THREADS + 1);
@@ -282,7 +289,13 @@ fn a_checkpoint_on_disk_is_restored_after_the_original_has_ended() {
     let before = log.lines();
 
     let (carrier, root) = Carrier::spawn();
-    let mut target = Target::build(TargetOptions { root, netns: None, cgroup: None }).unwrap();
+    let mut target = Target::build(TargetOptions {
+        root,
+        netns: None,
+        cgroup: None,
+        nested: engine::target::NestedMounts::default(),
+    })
+    .unwrap();
     let from = io::BufReader::new(fs::File::open(&file.0).unwrap());
     engine::checkpoint::load(&mut target, &mut NoExternals, from).unwrap();
     target.ready().unwrap().resume().unwrap();

@@ -15,7 +15,13 @@ use target_support::*;
 
 fn build() -> (Carrier, Target) {
     let (carrier, root) = Carrier::spawn();
-    let target = Target::build(TargetOptions { root, netns: None, cgroup: None }).unwrap();
+    let target = Target::build(TargetOptions {
+        root,
+        netns: None,
+        cgroup: None,
+        nested: engine::target::NestedMounts::default(),
+    })
+    .unwrap();
     (carrier, target)
 }
 

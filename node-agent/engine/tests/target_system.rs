@@ -118,6 +118,7 @@ fn spec(place: &Place, init: i32) -> TreeSpec {
         externals: Vec::new(),
         terminals: Vec::new(),
         namespaces: Namespaces::Own,
+        mounts: engine::source::MountNamespaces::default(),
     }
 }
 
@@ -126,7 +127,12 @@ fn migrate(place: &Place, victim: Victim, init: i32, prepare: &str) -> (Carrier,
     let mut source = Source::attach(&spec(place, init)).unwrap();
     let (carrier, root) = Carrier::spawn_with(prepare);
     sys::cgroup::add_process(&place.groups[1], carrier.pid).unwrap();
-    let options = TargetOptions { root, netns: None, cgroup: Some(place.groups[1].clone()) };
+    let options = TargetOptions {
+        root,
+        netns: None,
+        cgroup: Some(place.groups[1].clone()),
+        nested: engine::target::NestedMounts::default(),
+    };
     let mut target = Target::build(options).unwrap();
     let mut sink = Local(target.writer());
     for turn in 0..2 {

@@ -12,6 +12,8 @@ pub struct Nested {
     pub uts: u64,
     /// System V IPC and POSIX message queues, see ipc_namespaces(7).
     pub ipc: u64,
+    /// Mounts, see mount_namespaces(7). They travel with those of the container.
+    pub mnt: u64,
     /// The pid namespace of its future children, see pid_namespaces(7); 0 when it is its own.
     pub pid_for_children: u64,
 }
@@ -63,4 +65,40 @@ pub enum Contents {
         /// Its files below /proc/sys, each with its text.
         settings: Vec<(String, String)>,
     },
+}
+
+/// The path of a file on a mount of a mount namespace below the container's: `mnt:[NUMBER]/path`, with its number in
+/// [`Nested`]. Paths of the container's own namespace are written as they are; they begin with a slash.
+#[must_use]
+pub fn path_in(mnt: u64, path: &[u8]) -> Vec<u8> {
+    if mnt == 0 { path.to_vec() } else { [format!("mnt:[{mnt}]").as_bytes(), path].concat() }
+}
+
+/// The namespace and the path there of what [`path_in`] wrote.
+#[must_use]
+pub fn split_path(path: &[u8]) -> (u64, &[u8]) {
+    let split = || {
+        let rest = path.strip_prefix(b"mnt:[")?;
+        let end = rest.iter().position(|byte| *byte == b']')?;
+        let number = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
+        Some((number, &rest[end + 1..]))
+    };
+    split().unwrap_or((0, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_say_where_they_are() {
+        assert_eq!(path_in(0, b"/a"), b"/a");
+        let nested = path_in(4_026_532_001, b"/a/b");
+        assert_eq!(nested, b"mnt:[4026532001]/a/b");
+        assert_eq!(split_path(&nested), (4_026_532_001, &b"/a/b"[..]));
+        assert_eq!(split_path(b"mnt:[7]"), (7, &b""[..]));
+        for plain in [&b"/mnt:[7]/a"[..], b"mnt:[x]/a", b"mnt:[7", b"", b"a"] {
+            assert_eq!(split_path(plain), (0, plain));
+        }
+    }
 }

@@ -32,7 +32,7 @@ pub enum Subject {
     Fd(i32),
     /// A mapping that starts at this address.
     Address(Addr),
-    /// A mount point in the container.
+    /// A mount point in the container, or in the mount namespace of the process.
     Mount(String),
     /// The container's network, cgroup or another part that belongs to no process.
     Container,
@@ -42,7 +42,8 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.subject, self.pid) {
             (Subject::Container, _) => write!(f, "container")?,
-            (Subject::Mount(path), _) => write!(f, "mount {path}")?,
+            (Subject::Mount(path), 0) => write!(f, "mount {path}")?,
+            (Subject::Mount(path), pid) => write!(f, "pid {pid} mount {path}")?,
             (Subject::Process, pid) => write!(f, "pid {pid}")?,
             (Subject::Thread(tid), pid) => write!(f, "pid {pid} thread {tid}")?,
             (Subject::Fd(fd), pid) => write!(f, "pid {pid} fd {fd}")?,

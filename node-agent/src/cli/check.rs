@@ -103,7 +103,14 @@ fn tree(pid: i32, format: Format) -> ExitCode {
         (Ok(ours), Ok(theirs)) if ours != theirs => Namespaces::Own,
         _ => Namespaces::Host,
     };
-    let spec = TreeSpec { root: pid, cgroup: None, externals: Vec::new(), terminals: Vec::new(), namespaces };
+    let spec = TreeSpec {
+        root: pid,
+        cgroup: None,
+        externals: Vec::new(),
+        terminals: Vec::new(),
+        namespaces,
+        mounts: engine::source::MountNamespaces::default(),
+    };
     match inspect_items(&spec) {
         Ok(inventory) => {
             show(pid, &inventory, format);

@@ -76,6 +76,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         externals: stdio(args.pid, own("mount"))?,
         terminals: Vec::new(),
         namespaces: if own("pid") { Namespaces::Own } else { Namespaces::Host },
+        mounts: engine::source::MountNamespaces::default(),
     };
     let mut source = Source::attach(&spec).context("cannot attach to the tree")?;
     match write(&mut source, args, &mut description) {

@@ -103,8 +103,13 @@ fn host(args: &Args, archive: Archive) -> anyhow::Result<i32> {
 }
 
 fn fill(args: &Args, file: File, root: SkeletonRoot) -> anyhow::Result<()> {
-    let mut target = Target::build(TargetOptions { root, netns: None, cgroup: None })
-        .context("cannot take over the first process")?;
+    let mut target = Target::build(TargetOptions {
+        root,
+        netns: None,
+        cgroup: None,
+        nested: engine::target::NestedMounts::default(),
+    })
+    .context("cannot take over the first process")?;
     if let Err(error) = load(&mut target, &mut Stdio, BufReader::with_capacity(1 << 20, file)) {
         target.discard();
         return Err(error).context("cannot rebuild the tree");

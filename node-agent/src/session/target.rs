@@ -370,7 +370,8 @@ impl Session {
         // Sockets rely on addresses, and packets on rules.
         container.final_state(host)?;
         account::lap("restore.network");
-        container.settle_mounts()?;
+        let engine = self.engine.as_ref().ok_or_else(nothing_built)?;
+        container.settle_mounts(engine.pid_namespaces()?)?;
         account::lap("restore.mounts");
         let mut engine = self.engine.take().ok_or_else(nothing_built)?;
         let times = match engine.restore(image, container.externals()) {

@@ -290,6 +290,19 @@ pub fn pivot_root(new_root: &Path, put_old: &Path) -> Result<()> {
 /// As [`pivot_root`].
 pub fn switch_root(new_root: &Path) -> Result<()> {
     nix::unistd::chdir(new_root)?;
+    switch_here()
+}
+
+/// The same, of a mount whose root directory is `new_root`. The calling thread must have a working directory of its own.
+///
+/// # Errors
+/// As [`pivot_root`].
+pub fn switch_root_fd(new_root: BorrowedFd<'_>) -> Result<()> {
+    nix::unistd::fchdir(new_root)?;
+    switch_here()
+}
+
+fn switch_here() -> Result<()> {
     pivot_root(Path::new("."), Path::new("."))?;
     // The old root now lies on top of the new one.
     detach(Path::new("."))?;

@@ -247,6 +247,16 @@ pub fn peer_name(fd: BorrowedFd<'_>) -> Result<Address> {
     Ok(Address::from_storage(&storage, len))
 }
 
+/// The file that a unix socket is bound to, opened as a path, on the mount on which it was bound.
+///
+/// # Errors
+/// `ENOENT` it has none, `EPERM` without `CAP_NET_ADMIN` over its network.
+pub fn unix_file(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    const SIOCUNIXFILE: libc::Ioctl = 0x89e0;
+    // SAFETY: the request takes no argument.
+    new_fd(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE, 0) })
+}
+
 /// bind(2).
 ///
 /// # Errors

@@ -149,6 +149,7 @@ impl ContainerSource for FakeContainer {
             externals: Vec::new(),
             terminals: Vec::new(),
             namespaces: Namespaces::Host,
+            mounts: engine::source::MountNamespaces::default(),
         }
     }
 
@@ -313,7 +314,7 @@ impl ContainerTarget for FakeIncoming {
         self.log.add("options");
         let (ours, _) = std::os::unix::net::UnixStream::pair().unwrap();
         let root = engine::target::SkeletonRoot { pid: 1, channel: ours.into(), channel_fd: 3 };
-        Ok(TargetOptions { root, netns: None, cgroup: None })
+        Ok(TargetOptions { root, netns: None, cgroup: None, nested: engine::target::NestedMounts::default() })
     }
 
     fn cgroup(&self) -> PathBuf {
@@ -340,7 +341,7 @@ impl ContainerTarget for FakeIncoming {
         Ok(())
     }
 
-    fn settle_mounts(&mut self) -> Result<(), PortError> {
+    fn settle_mounts(&mut self, _pids: BTreeMap<u64, OwnedFd>) -> Result<(), PortError> {
         self.log.add("settle mounts");
         Ok(())
     }

@@ -144,14 +144,18 @@ impl MmReader<'_> {
             return Ok(self.refuse(pid, fd, format!("{shown}: a kind of file that cannot move"), CLOSE));
         }
         if info.flags & O_PATH != 0 {
-            return Ok(self.path_only(pid, fd, &self.view.file_of(target, metadata.clone())));
+            return Ok(self.path_only(
+                pid,
+                fd,
+                &self.view.file_of(target, metadata.clone(), Some(info.mount)),
+            ));
         }
         let huge = huge::page_size(metadata, &format!("/proc/{}/fd/{fd}", process.pid));
         let own = huge != 0 && object_kind(target).is_some();
         if own || metadata.st_dev() == self.view.shmem_dev {
             return Ok(self.memory_object(process, fd, target, metadata, huge));
         }
-        let file = self.view.file_of(target, metadata.clone());
+        let file = self.view.file_of(target, metadata.clone(), Some(info.mount));
         let file = self.settled(process, fd, file)?;
         self.named(process, fd, &file, info)
     }
@@ -275,7 +279,7 @@ impl MmReader<'_> {
             Some("proc") if path.contains("/task/") => {
                 Some(self.refuse(process.inner, fd, format!("{path}: belongs to a thread"), CLOSE))
             }
-            Some("proc") if !there(process.pid, &path) => {
+            Some("proc") if self.view.symlink_metadata(path.as_bytes()).is_none() => {
                 Some(self.refuse(process.inner, fd, format!("{path}: its process has ended"), CLOSE))
             }
             Some("proc" | "sysfs" | "cgroup" | "cgroup2") => Some(Class::Pseudo { path }),
@@ -302,6 +306,11 @@ impl MmReader<'_> {
     }
 
     fn fs_type(&mut self, pid: i32, mount: i32) -> Result<Option<String>, InspectError> {
+        if let Some(fs_type) = self.view.spaces.fs_type(mount) {
+            return Ok(Some(fs_type.to_owned()));
+        }
+        // What it has open may be from before it left the container's namespace.
+        let pid = if self.view.spaces.of_process(pid) == 0 { pid } else { self.view.root };
         // A process that lives in a chroot sees a part of the mounts.
         if !self.mounts.contains_key(&mount) {
             let all = crate::proc::mountinfo::read(pid)?;
@@ -357,11 +366,6 @@ fn tells_of_writes(pid: i32, fd: i32) -> bool {
     const XFS: FsType = FsType(0x5846_5342);
     let told = [EXT4_SUPER_MAGIC, BTRFS_SUPER_MAGIC, XFS];
     statfs(format!("/proc/{pid}/fd/{fd}").as_str()).is_ok_and(|found| told.contains(&found.filesystem_type()))
-}
-
-/// Whether a path leads anywhere, as that process sees it.
-fn there(pid: i32, path: &str) -> bool {
-    std::fs::symlink_metadata(format!("/proc/{pid}/root{path}")).is_ok()
 }
 
 /// Why a file of the kernel's own cannot move, and what to do.

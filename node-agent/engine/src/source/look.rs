@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::linux::fs::MetadataExt;
+use std::sync::Arc;
 
 use image::namespaces::{Namespace, Nested};
 use image::shape::{FileIdentity, GhostFile, ProcessShape, Shape, Zombie};
@@ -15,6 +16,7 @@ use super::facts::{self, Asked, Facts, SocketFacts};
 use super::findings::Findings;
 use super::ipc::{self, How};
 use super::mm::{self, Files, Mapping, MmReader};
+use super::mounts::Spaces;
 use super::mqueue;
 use super::namespaces;
 use super::registry::{Handle, Registry};
@@ -180,7 +182,10 @@ impl Looker {
             self.namespaces = namespaces::look(&tree, &self.nested, findings)?;
             self.groups = multicast::read(self.spec.root)?;
             self.joined.clear();
+        } else if self.spec.mounts.any() || self.nested.values().any(|nested| nested.mnt != 0) {
+            namespaces::follow_mounts(&tree, &self.spec.mounts, &mut self.nested)?;
         }
+        self.view.spaces = Arc::new(Spaces::open(&tree, &self.nested)?);
         account::lap("freeze.look-rules");
         // Beside all the rest: it takes a thread in the container's IPC namespace anyway.
         let how = match depth {
@@ -199,7 +204,7 @@ impl Looker {
             .then(|| Beside::begin("closed", move |findings| connections::check_closed(root, findings)));
         // Containers mount and unmount, and numbers are used again.
         self.mounts.clear();
-        self.files = Files::default();
+        self.files.begin();
         self.registry.begin();
         let asked = Asked { flags, depth, now: self.stopped.is_some(), groups: &self.groups };
         let known = |process: &Process| self.flags.get(&process.key()).map(Vec::as_slice);
@@ -235,6 +240,9 @@ impl Looker {
             let now = self.stopped.is_some();
             terminals::check(&look.processes, &self.spec, &self.view, now, findings)?;
             watches::check(&look.processes, &self.view, now, findings)?;
+        }
+        if self.stopped.is_none() {
+            self.view.spaces = Arc::default();
         }
         self.flags.retain(|key, _| look.processes.iter().any(|found| found.process.key() == *key));
         look.shape = self.shape(&look.processes)?;

@@ -56,8 +56,11 @@ impl Mapping {
     }
 }
 
-/// What a line of maps says of a file: device, inode, name.
-type Named = ((u32, u32), u64, Vec<u8>);
+/// What a line of maps says of a file: device, inode, name; with its mount, where there are several namespaces.
+type Named = ((u32, u32), u64, Vec<u8>, Option<i32>);
+
+/// Names a mapping of a file: its process by pid and start time, its addresses, the file's inode.
+type Mapped = ((i32, u64), (u64, u64), u64);
 
 /// What was asked of files in one look.
 #[derive(Debug, Default)]
@@ -66,9 +69,37 @@ pub(crate) struct Files {
     mapped: HashMap<Named, FileView>,
     /// Paths of the container that lead to a file, by its device and inode.
     leads: HashMap<(u64, u64), HashSet<Vec<u8>>>,
+    /// The mounts of mappings, and what the look before this one found: asking takes long.
+    mounts: HashMap<Mapped, i32>,
+    before: HashMap<Mapped, i32>,
 }
 
 impl Files {
+    /// Begins a look.
+    pub(crate) fn begin(&mut self) {
+        *self = Self { before: std::mem::take(&mut self.mounts), ..Self::default() };
+    }
+
+    /// The mount of a mapping, where there are several namespaces.
+    fn mount(
+        &mut self,
+        view: &View,
+        process: &Process,
+        entry: &Entry,
+        link: &str,
+    ) -> Result<Option<i32>, InspectError> {
+        if view.spaces.is_empty() {
+            return Ok(None);
+        }
+        let key = (process.key(), (entry.start, entry.end), entry.inode);
+        let mount = match self.before.get(&key) {
+            Some(mount) => *mount,
+            None => super::mounts::mount_of(process.pid, link)?,
+        };
+        self.mounts.insert(key, mount);
+        Ok(Some(mount))
+    }
+
     /// [`View::leads_to`], asked until it does.
     pub(crate) fn leads_to(&mut self, view: &View, file: &FileView) -> bool {
         let paths = self.leads.entry(links::identity(&file.metadata)).or_default();
@@ -190,11 +221,12 @@ impl MmReader<'_> {
             return Ok(None);
         }
         // A library has several mappings.
-        let key = (entry.device, entry.inode, entry.name.clone());
+        let mount = self.files.mount(self.view, process, entry, &link)?;
+        let key = (entry.device, entry.inode, entry.name.clone(), mount);
         let file = match self.files.mapped.get(&key) {
             Some(known) => known.clone(),
             None => {
-                let file = self.view.file(process.pid, &link)?;
+                let file = self.view.file_on(process.pid, &link, mount)?;
                 self.files.mapped.insert(key, file.clone());
                 file
             }

@@ -28,6 +28,7 @@ mod locks;
 mod look;
 mod memory;
 mod mm;
+mod mounts;
 mod mqueue;
 mod multicast;
 mod namespaces;
@@ -73,7 +74,7 @@ use image::shape::Shape;
 pub use inventory::Item;
 pub use recover::recover;
 pub use session::Source;
-pub use spec::{External, GivenTerminal, Namespaces, TreeSpec};
+pub use spec::{External, GivenTerminal, MountNamespaces, Namespaces, TreeSpec};
 pub(crate) use terminals::number as terminal_number;
 pub use written::Written;
 

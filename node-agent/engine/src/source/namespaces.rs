@@ -15,6 +15,7 @@ use super::error::InspectError;
 use super::findings::Findings;
 use super::mqueue;
 use super::rules::END;
+use super::spec::MountNamespaces;
 use super::sysv::Tables;
 use super::tree::Process;
 use crate::proc::{ProcError, ipc, links};
@@ -45,6 +46,28 @@ pub(crate) fn look(
         }
     }
     Ok(all)
+}
+
+/// Which mount namespaces processes are in by now, of those that are described: many are made while the tree runs.
+pub(crate) fn follow_mounts(
+    tree: &[Process],
+    described: &MountNamespaces,
+    nested: &mut HashMap<(i32, u64), Nested>,
+) -> Result<(), InspectError> {
+    for process in tree.iter().filter(|process| !process.is_zombie()) {
+        let number = match namespace(process.pid, "mnt") {
+            Ok(number) => number.filter(|number| described.has(*number) == Some(true)).unwrap_or(0),
+            Err(InspectError::Proc(error)) if error.is_gone() => continue,
+            Err(error) => return Err(error),
+        };
+        if number != 0 {
+            nested.entry(process.key()).or_default().mnt = number;
+        } else if let Some(known) = nested.get_mut(&process.key()) {
+            known.mnt = 0;
+        }
+    }
+    nested.retain(|_, known| !known.is_none());
+    Ok(())
 }
 
 /// What is in one; `None`: the process has ended meanwhile.

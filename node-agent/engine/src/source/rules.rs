@@ -8,7 +8,7 @@ use std::path::Path;
 use image::namespaces::Nested;
 use sys::{Errno, kcmp};
 
-use super::error::InspectError;
+use super::error::{InspectError, TRY_AGAIN};
 use super::findings::Findings;
 use super::look::Standstill;
 use super::namespaces::{Own, Spaces, namespace};
@@ -142,6 +142,17 @@ fn check_process(
                 }
                 ("uts", Some(theirs)) => nested.uts = theirs,
                 ("ipc", Some(theirs)) => nested.ipc = theirs,
+                ("mnt", Some(theirs)) if rules.spec.mounts.has(theirs).is_some() => {
+                    nested.mnt = theirs;
+                    match (rules.spec.mounts.has(theirs), rules.stopped) {
+                        (Some(false), None) => rules.spec.mounts.add(theirs),
+                        (Some(false), Some(_)) => {
+                            let reason = "it has just made a mount namespace, or entered another one";
+                            findings.process(pid, reason, TRY_AGAIN);
+                        }
+                        _ => {}
+                    }
+                }
                 _ => findings.process(
                     pid,
                     format!("it lives in another {name} namespace than the container's root: nested namespaces of this kind are not carried yet"),

@@ -1,6 +1,8 @@
 //! Which tree of processes an operation is about.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A tree of processes: a root and all its descendants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +18,49 @@ pub struct TreeSpec {
     pub terminals: Vec<GivenTerminal>,
     /// Whose namespaces the tree lives in.
     pub namespaces: Namespaces,
+    /// Mount namespaces below the container's that are made at the target.
+    pub mounts: MountNamespaces,
 }
+
+/// Numbers of mount namespaces, shared with who describes their mounts and changes them during a move. A process in any
+/// other one beside the container's own is refused.
+#[derive(Clone, Debug, Default)]
+pub struct MountNamespaces(Arc<Mutex<Option<BTreeSet<u64>>>>);
+
+impl MountNamespaces {
+    /// Exactly these from now on.
+    pub fn set(&self, numbers: BTreeSet<u64>) {
+        *self.lock() = Some(numbers);
+    }
+
+    /// Whether this one is among them; `None`: nobody describes any.
+    pub(super) fn has(&self, number: u64) -> Option<bool> {
+        self.lock().as_ref().map(|numbers| numbers.contains(&number))
+    }
+
+    /// One more, until they are set the next time: who describes them will find it.
+    pub(super) fn add(&self, number: u64) {
+        self.lock().get_or_insert_default().insert(number);
+    }
+
+    /// There is one.
+    pub(super) fn any(&self) -> bool {
+        self.lock().as_ref().is_some_and(|numbers| !numbers.is_empty())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<BTreeSet<u64>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialEq for MountNamespaces {
+    fn eq(&self, other: &Self) -> bool {
+        let own = self.lock().clone();
+        own == *other.lock()
+    }
+}
+
+impl Eq for MountNamespaces {}
 
 /// A terminal whose master is outside of the container, with the runtime. Nothing is ever typed on it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::SourceError;
@@ -140,6 +141,8 @@ impl Source {
     fn release(&mut self, frozen: Frozen) -> Result<BTreeMap<i32, Vec<ParkedThread>>, SourceError> {
         let root = self.looker.spec.root;
         let Frozen { held, parked, freezer, cgroup_frozen, mut in_repair, look, complete, .. } = frozen;
+        // No mount is busy because of us.
+        self.looker.view.spaces = Arc::default();
         // The order matters: a program that runs with a socket in repair mode gets corrupted data.
         // Better frozen than corrupted: the threads' detaching meets the frozen cgroup. recover() tries again.
         leave_repair(&mut in_repair, root)?;

@@ -7,11 +7,15 @@ use std::os::linux::fs::MetadataExt;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirEntryExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use image::namespaces::{path_in, split_path};
 use image::shape::FileIdentity;
 use nix::fcntl::OFlag;
 
 use super::error::InspectError;
+use super::mounts::{self, Spaces};
+use crate::proc::ProcError;
 use crate::proc::idmap::IdMaps;
 use crate::proc::links;
 
@@ -19,19 +23,21 @@ use crate::proc::links;
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     /// Pid of the tree's root.
-    root: i32,
+    pub(crate) root: i32,
     /// The tree's root directory as this process sees it; empty for `/`.
     prefix: Vec<u8>,
     /// Device of the kernel's own tmpfs, in which memory objects live.
     pub(crate) shmem_dev: u64,
     /// Users and groups of the tree's user namespace.
     pub(crate) ids: IdMaps,
+    /// Mount namespaces that processes have beside the container's. Held while somebody looks: a mount is busy then.
+    pub(crate) spaces: Arc<Spaces>,
 }
 
 /// A file behind a descriptor or a mapping.
 #[derive(Clone, Debug)]
 pub(crate) struct FileView {
-    /// Path in the container, without ` (deleted)`.
+    /// Path in the container, without ` (deleted)`; as [`path_in`] writes it.
     pub(crate) path: Vec<u8>,
     /// What stat(2) says about it.
     pub(crate) metadata: Metadata,
@@ -48,7 +54,8 @@ impl View {
         if prefix == b"/" {
             prefix.clear();
         }
-        Ok(Self { root, prefix, shmem_dev: shmem_device(root)?, ids: IdMaps::read(root)? })
+        let (shmem_dev, ids) = (shmem_device(root)?, IdMaps::read(root)?);
+        Ok(Self { root, prefix, shmem_dev, ids, spaces: Arc::default() })
     }
 
     /// A path that the kernel gave, as the container sees it.
@@ -60,15 +67,34 @@ impl View {
         }
     }
 
-    /// What a link of /proc/PID (`fd/3`, `exe`, `map_files/...`) leads to.
-    pub(crate) fn file(&self, pid: i32, link: &str) -> Result<FileView, InspectError> {
-        let target = links::read(pid, link)?;
-        Ok(self.file_of(&target, links::metadata(pid, link)?))
+    /// The same, of something on this mount, with its namespace as [`path_in`] writes it. `None`: nobody has asked, because
+    /// there is one namespace only.
+    pub(crate) fn placed(&self, path: &[u8], mount: Option<i32>) -> Vec<u8> {
+        match mount.map_or(0, |mount| self.spaces.of_mount(mount)) {
+            0 => self.inside(path),
+            space => path_in(space, path),
+        }
     }
 
-    /// The same, when both are known.
-    pub(crate) fn file_of(&self, target: &[u8], metadata: Metadata) -> FileView {
-        let mut path = self.inside(target);
+    /// The mount that a link of /proc/PID leads to, when there are several namespaces.
+    pub(crate) fn mount_of(&self, pid: i32, link: &str) -> Result<Option<i32>, ProcError> {
+        if self.spaces.is_empty() { Ok(None) } else { mounts::mount_of(pid, link).map(Some) }
+    }
+
+    /// What a link of /proc/PID (`fd/3`, `exe`, `map_files/...`) leads to.
+    pub(crate) fn file(&self, pid: i32, link: &str) -> Result<FileView, InspectError> {
+        self.file_on(pid, link, self.mount_of(pid, link)?)
+    }
+
+    /// The same, when its mount is known.
+    pub(crate) fn file_on(&self, pid: i32, link: &str, mount: Option<i32>) -> Result<FileView, InspectError> {
+        let target = links::read(pid, link)?;
+        Ok(self.file_of(&target, links::metadata(pid, link)?, mount))
+    }
+
+    /// The same, when all is known.
+    pub(crate) fn file_of(&self, target: &[u8], metadata: Metadata, mount: Option<i32>) -> FileView {
+        let mut path = self.placed(target, mount);
         let mut deleted = false;
         // " (deleted)" may be the end of a true name: then the name leads to this very file.
         if let Some(name) = path.strip_suffix(DELETED)
@@ -122,7 +148,12 @@ impl View {
 
     /// A path of the container as this process can reach it.
     fn host(&self, path: &[u8]) -> PathBuf {
-        let mut host = format!("/proc/{}/root", self.root).into_bytes();
+        let (space, path) = split_path(path);
+        let root = match space {
+            0 => format!("/proc/{}/root", self.root),
+            space => self.spaces.root(space),
+        };
+        let mut host = root.into_bytes();
         host.extend_from_slice(path);
         PathBuf::from(OsString::from_vec(host))
     }

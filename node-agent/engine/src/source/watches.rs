@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::fs::MetadataExt;
 
 use image::files::InotifyWatch;
+use image::namespaces::path_in;
 use sys::Errno;
 
 use super::descriptor::Class;
@@ -67,11 +68,12 @@ pub(crate) fn paths(
         return Ok(Ok(Vec::new()));
     }
     let mounts = mountinfo::read(pid)?;
+    let space = view.spaces.of_process(pid);
     let mut watches = Vec::with_capacity(lines.len());
     for line in lines {
         let number = (line.device >> 20, line.device & 0xf_ffff);
         let of_device = mounts.iter().filter(|m| (u64::from(m.device.0), u64::from(m.device.1)) == number);
-        let path = of_device.filter_map(|mount| below(&mount.point, line, view)).next();
+        let path = of_device.filter_map(|mount| below(&path_in(space, &mount.point), line, view)).next();
         let Some(path) = path else { return Ok(Err(line.clone())) };
         watches.push(InotifyWatch { wd: line.wd, path, mask: line.mask });
     }
@@ -85,7 +87,7 @@ fn below(mount_point: &[u8], line: &InotifyLine, view: &View) -> Option<String> 
     let file = sys::fds::open_handle(mount.as_fd(), line.handle_kind, &line.handle).ok()?;
     let own = i32::try_from(std::process::id()).ok()?;
     let name = format!("fd/{}", file.as_raw_fd());
-    let path = view.inside(&links::read(own, &name).ok()?);
+    let path = view.placed(&links::read(own, &name).ok()?, view.mount_of(own, &name).ok()?);
     let metadata = links::metadata(own, &name).ok()?;
     let good = metadata.st_ino() == line.inode && view.leads_to(&path, &metadata);
     if good { String::from_utf8(path).ok() } else { None }

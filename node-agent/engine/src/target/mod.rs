@@ -28,6 +28,7 @@ mod mapping;
 mod mqueue;
 mod names;
 mod namespaces;
+mod nested;
 mod numbers;
 mod objects;
 pub mod plan;
@@ -50,7 +51,7 @@ mod tree;
 mod writer;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
@@ -69,6 +70,7 @@ use ghosts::Ghosts;
 pub use gives::gives;
 use mapping::Surroundings;
 use mqueue::Queues;
+pub use nested::{NestedMount, NestedMounts};
 use objects::Objects;
 use plant::Channel;
 pub use ready::Ready;
@@ -104,6 +106,8 @@ pub struct TargetOptions {
     /// Directory of the container's cgroup in a cgroup v2 hierarchy, for its freezer. Every skeleton must
     /// already be in it (children inherit it from the root process).
     pub cgroup: Option<PathBuf>,
+    /// Mount namespaces below the container's.
+    pub nested: NestedMounts,
 }
 
 /// Descriptors that the runtime supplies, such as standard input and output.
@@ -177,7 +181,7 @@ impl Target {
     /// When the process is not there, is traced, or the kernel lacks an interface. The root process is
     /// killed then.
     pub fn build(options: TargetOptions) -> Result<Self, TargetError> {
-        let TargetOptions { root, netns, cgroup } = options;
+        let TargetOptions { root, netns, cgroup, nested } = options;
         let channel = Channel { agent: root.channel, number: root.channel_fd };
         let (skeleton, tape) = Skeleton::adopt(root.pid, &channel)?;
         let capabilities = capabilities(root.pid)?;
@@ -185,7 +189,7 @@ impl Target {
             tree: Tree::new(skeleton),
             tape,
             channel,
-            root_fs: RootFs::of(root.pid)?,
+            root_fs: RootFs::of(root.pid, nested)?,
             objects: Objects::default(),
             ghosts: RefCell::default(),
             terminals: RefCell::default(),
@@ -285,6 +289,14 @@ impl Target {
         fail::fail_point!("target-prepare");
         self.tree.prepare(ahead, &self.tape, self.channel.number, &self.capabilities)?;
         self.tree.count_on(&self.tape, &self.channel)
+    }
+
+    /// The pid namespaces of its processes below the container's own, by the numbers that the shape gives them.
+    ///
+    /// # Errors
+    /// [`TargetError`]; the target is to be discarded.
+    pub fn pid_namespaces(&self) -> Result<BTreeMap<u64, OwnedFd>, TargetError> {
+        self.tree.pid_namespaces()
     }
 
     /// A handle that fills memory, for this or any other thread. It follows later calls of
@@ -413,7 +425,8 @@ impl Target {
     /// # Errors
     /// A [`TargetError`]; every skeleton was killed.
     pub fn ready(self) -> Result<Ready, TargetError> {
-        let Self { tree, mut files, cgroup, .. } = self;
+        let Self { tree, mut files, cgroup, root_fs, .. } = self;
+        root_fs.forget_nested();
         let waiting = files.leave_repair()?;
         account::lap("restore.leave-repair");
         fail::fail_point!("target-ready-repair");
@@ -422,7 +435,8 @@ impl Target {
 
     /// Kills every skeleton and waits until it is gone.
     pub fn discard(self) {
-        let Self { tree, mut files, .. } = self;
+        let Self { tree, mut files, root_fs, .. } = self;
+        root_fs.forget_nested();
         drop(tree);
         files.aside.drain(..).for_each(|a| a.undo());
     }

@@ -1,6 +1,7 @@
 //! Namespaces of processes beside the container's own: made and shared while the source still runs, filled from the
 //! image.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -8,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use image::Pid;
 use image::namespaces::{Contents, Namespace, Nested};
 use image::shape::Shape;
-use libc::{SYS_close, SYS_setns, SYS_unshare};
+use libc::{SYS_chroot, SYS_close, SYS_fchdir, SYS_setns, SYS_unshare};
 use sys::ns::{self, Kind};
 use sys::ptrace::Stopped;
 use sys::tape::target::TargetTape;
@@ -18,15 +19,20 @@ use super::mapping::Surroundings;
 use super::plan::fds;
 use super::plant::Channel;
 use super::restore::Restorer;
-use super::script::{Call, call};
+
+use super::script::{Block, Call, call};
 use super::settings;
 use super::skeleton::{Skeleton, lost};
 use super::tree::Tree;
 
-const KINDS: [Kind; 2] = [Kind::Uts, Kind::Ipc];
+const KINDS: [Kind; 3] = [Kind::Uts, Kind::Ipc, Kind::Mnt];
 
 fn number(nested: &mut Nested, kind: Kind) -> &mut u64 {
-    if kind == Kind::Uts { &mut nested.uts } else { &mut nested.ipc }
+    match kind {
+        Kind::Uts => &mut nested.uts,
+        Kind::Mnt => &mut nested.mnt,
+        _ => &mut nested.ipc,
+    }
 }
 
 impl Tree {
@@ -44,11 +50,14 @@ impl Tree {
             let (pid, mut wanted) = (process.pid, process.namespaces);
             for kind in KINDS {
                 let id = *number(&mut wanted, kind);
-                if *number(&mut self.get(pid)?.namespaces, kind) == id {
+                let skeleton = self.get(pid)?;
+                let known = kind != Kind::Mnt || around.root.is_nested(id, skeleton.entered.as_ref());
+                if *number(&mut skeleton.namespaces, kind) == id && known {
                     continue;
                 }
                 self.get(pid)?.set_threads(around.tape, &[])?;
                 match self.member(kind, id) {
+                    _ if kind == Kind::Mnt => self.enter_mounts(pid, id, around)?,
                     None => {
                         let call = call!("unshare", SYS_unshare, kind.flag());
                         self.get(pid)?.run(around.tape, &[call])?;
@@ -72,6 +81,35 @@ impl Tree {
         Ok(())
     }
 
+    /// Mount namespaces are made by the runtime. Whoever enters one is at its root directory.
+    fn enter_mounts(&mut self, pid: Pid, id: u64, around: &Surroundings<'_>) -> Result<(), TargetError> {
+        let nested = (id != 0).then(|| around.root.nested(pid, id)).transpose()?;
+        let own;
+        let (namespace, root) = if let Some(nested) = &nested {
+            (nested.namespace.as_fd(), nested.root.as_fd())
+        } else {
+            own = self.open(self.root, Kind::Mnt)?;
+            (own.as_fd(), around.root.root())
+        };
+        let Surroundings { tape, channel, .. } = *around;
+        let skeleton = self.get(pid)?;
+        let landed = channel.plant(skeleton, tape, channel.number, &[namespace, root])?;
+        let [namespace, root] = landed[..] else {
+            return Err(lost(pid, "a mount namespace did not reach it"));
+        };
+        let calls = [
+            call!("setns", SYS_setns, namespace, Kind::Mnt.flag()),
+            call!("fchdir", SYS_fchdir, root),
+            // What the runtime keeps at hand may lie on top of the root directory.
+            call!("chroot", SYS_chroot, Block::text(".")),
+            call!("close", SYS_close, namespace),
+            call!("close", SYS_close, root),
+        ];
+        skeleton.run(tape, &calls)?;
+        skeleton.entered = nested;
+        Ok(())
+    }
+
     /// Has a process make another one in a pid namespace below its own, which it sees through afterwards as before.
     ///
     /// # Errors
@@ -92,6 +130,15 @@ impl Tree {
         Ok(ran.made.pop())
     }
 
+    /// The pid namespaces below the container's, by their numbers.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub(super) fn pid_namespaces(&self) -> Result<BTreeMap<u64, OwnedFd>, TargetError> {
+        let inits = self.skeletons.values().filter(|skeleton| skeleton.node.place.is_init());
+        inits.map(|init| Ok((init.node.place.space, self.open(init.node.pid, Kind::Pid)?))).collect()
+    }
+
     /// The pid namespace of this number; `for_whom` is to enter it.
     fn init(&self, space: u64, for_whom: Pid) -> Result<OwnedFd, TargetError> {
         let mut all = self.skeletons.values();
@@ -107,7 +154,7 @@ impl Tree {
     }
 
     /// A process that is in a namespace.
-    fn member(&self, kind: Kind, id: u64) -> Option<Pid> {
+    pub(super) fn member(&self, kind: Kind, id: u64) -> Option<Pid> {
         if id == 0 {
             return Some(self.root);
         }

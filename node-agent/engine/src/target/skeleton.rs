@@ -17,6 +17,7 @@ use sys::tape::Size;
 use sys::tape::target::{TargetDone, TargetRun, TargetTape, step_call};
 
 use super::error::TargetError;
+use super::nested::NestedMount;
 use super::plan::memory::is_special;
 use super::plan::tree::{Node, Place};
 use super::plant::Channel;
@@ -69,6 +70,8 @@ pub(crate) struct Skeleton {
     pub(crate) pids_below: Vec<Pid>,
     /// Namespaces that are not the container's.
     pub(crate) namespaces: Nested,
+    /// The mount namespace that it entered, when that is not the container's: one may be made anew under its number.
+    pub(crate) entered: Option<Arc<NestedMount>>,
     /// What is mapped, as the last shape said it.
     pub(crate) mm: Mm,
     /// It holds nothing but tape and special mappings, and no descriptor but the channel; a template, if it has one.
@@ -268,6 +271,7 @@ impl Skeleton {
             special: Vec::new(),
             pids_below: Vec::new(),
             namespaces: Nested::default(),
+            entered: None,
             mm: Mm::default(),
             cleared: false,
             template: false,
@@ -294,6 +298,7 @@ impl Skeleton {
             special: self.special.clone(),
             pids_below,
             namespaces: self.namespaces,
+            entered: self.entered.clone(),
             mm: if self.template { self.mm.clone() } else { Mm::default() },
             cleared: false,
             template: self.template,

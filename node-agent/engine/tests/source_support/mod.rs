@@ -65,6 +65,7 @@ impl Workload {
             externals: standard_streams(self.pid()),
             terminals: Vec::new(),
             namespaces: Namespaces::Host,
+            mounts: engine::source::MountNamespaces::default(),
         }
     }
 }

@@ -38,6 +38,7 @@ pub(crate) fn host_tree(root: i32) -> TreeSpec {
         externals: Vec::new(),
         terminals: Vec::new(),
         namespaces: Namespaces::Host,
+        mounts: engine::source::MountNamespaces::default(),
     }
 }
 
@@ -61,7 +62,12 @@ pub(crate) fn migrate_and(
     if let Some(cgroup) = cgroup {
         sys::cgroup::add_process(cgroup, carrier.pid).unwrap();
     }
-    let options = TargetOptions { root, netns: None, cgroup: cgroup.map(Path::to_owned) };
+    let options = TargetOptions {
+        root,
+        netns: None,
+        cgroup: cgroup.map(Path::to_owned),
+        nested: engine::target::NestedMounts::default(),
+    };
     let mut target = Target::build(options).unwrap();
     let mut sink = Local(target.writer());
     for turn in 0..2 {

@@ -1,6 +1,6 @@
 //! A container on the node that it comes to.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use engine::target::{Externals, SkeletonRoot, TargetOptions};
+use engine::target::{Externals, NestedMounts, SkeletonRoot, TargetOptions};
 use image::groups::Groups;
 use image::{Refusal, Subject};
 use oci_spec::runtime::Spec;
@@ -57,6 +57,8 @@ pub(super) struct Coming {
     owner: Option<(u32, u32)>,
     /// Until the mounts are complete.
     maker: Option<Maker>,
+    /// Mount namespaces below its own, as the maker makes them.
+    nested: NestedMounts,
     discarded: bool,
 }
 
@@ -164,6 +166,7 @@ impl Coming {
                 owner: UserNamespace::of(&spec).and_then(|user| user.root()),
                 spec,
                 maker: None,
+                nested: NestedMounts::default(),
                 discarded: false,
             }),
             Err(error) => {
@@ -196,6 +199,7 @@ impl Coming {
             targets: Targets::default(),
             owner: None,
             maker: None,
+            nested: NestedMounts::default(),
             discarded: false,
         })
     }
@@ -231,6 +235,7 @@ impl ContainerTarget for Coming {
             root: SkeletonRoot { pid, channel, channel_fd: CONTROL_FD },
             netns: Some(netns),
             cgroup: Some(self.cgroup()),
+            nested: self.nested.clone(),
         })
     }
 
@@ -256,7 +261,7 @@ impl ContainerTarget for Coming {
         let groups = tree.groups();
         if self.maker.is_none() {
             let own = areas::points(&self.spec, &self.rootfs);
-            let maker = Maker::new(self.pid(), own, self.owner);
+            let maker = Maker::new(self.pid(), own, self.owner, self.nested.clone());
             self.maker = Some(self.made(maker)?);
         }
         let Some(maker) = &mut self.maker else { return Ok(()) };
@@ -270,11 +275,11 @@ impl ContainerTarget for Coming {
         Ok(())
     }
 
-    fn settle_mounts(&mut self) -> Result<(), PortError> {
+    fn settle_mounts(&mut self, pids: BTreeMap<u64, OwnedFd>) -> Result<(), PortError> {
         // They may hold a file open for writing.
         self.targets.keep(&HashSet::new());
         let Some(maker) = self.maker.take() else { return Ok(()) };
-        let finished = maker.finish();
+        let finished = maker.finish(pids);
         self.made(finished)
     }
 
@@ -352,6 +357,7 @@ impl ContainerTarget for Coming {
         self.network = None;
         self.port = None;
         self.maker = None;
+        self.nested.clear();
         self.targets.clear();
         let lock = self.runtime.lock_of(&self.record.name);
         let _held = crate::runtime::hold(&lock);

@@ -1,15 +1,16 @@
 //! A container on the node that it leaves.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use engine::source::{External, Namespaces, TreeSpec};
+use engine::source::{External, MountNamespaces, Namespaces, TreeSpec};
 use image::Refusal;
 use oci_spec::runtime::Spec;
 
@@ -19,7 +20,7 @@ use super::blueprint::{Blueprint, Rootfs};
 use super::clocks::Clocks;
 use super::groups;
 use super::lock::ContainerLock;
-use super::mounts::{Explored, explore};
+use super::mounts::{Explored, Nested, can_nest, explore, nested, shown};
 use super::network::Outgoing;
 use crate::files::Source;
 use crate::runtime::cgroup::throttle;
@@ -54,6 +55,12 @@ pub(super) struct Leaving {
     said: Option<(Vec<u8>, Vec<u8>)>,
     /// Devices of configured file systems that were seen to be gone.
     dead: HashSet<(u32, u32)>,
+    /// Mount namespaces that travel.
+    carried: MountNamespaces,
+    /// The next look at the mounts is that in the pause.
+    last: Cell<bool>,
+    /// Namespaces below its own, at the last look.
+    below: Vec<Nested>,
 }
 
 impl Leaving {
@@ -68,6 +75,9 @@ impl Leaving {
             sources: Sources::default(),
             said: None,
             dead: HashSet::new(),
+            carried: MountNamespaces::default(),
+            last: Cell::new(false),
+            below: Vec::new(),
         }
     }
 
@@ -81,8 +91,22 @@ impl Leaving {
                 engine::proc::mountinfo::parse(&text)
                     .map_err(|error| PortError::failed(format!("understand {}", path.display()), error))
             })?;
-        explore(self.root.pid, &base, &self.sources.known(), &self.dead)
+        let nested = || self.nested();
+        explore(self.root.pid, &base, &nested, &self.sources.known(), &self.dead)
             .map_err(|error| PortError::failed(format!("look at the mounts of {name}"), error))
+    }
+
+    /// The mount namespaces that it has below its own.
+    fn nested(&self) -> io::Result<Vec<Nested>> {
+        Ok(nested(self.root.pid, &self.record.cgroup.processes().map_err(io::Error::other)?))
+    }
+
+    /// From now on these are carried.
+    fn carry(&self, nested: &[Nested]) {
+        // What belongs to the agent's users cannot be entered by those of a user namespace.
+        if can_nest(self.root.pid) {
+            self.carried.set(nested.iter().map(|one| one.number).collect());
+        }
     }
 
     fn config(&self) -> Result<Spec, PortError> {
@@ -146,6 +170,8 @@ impl ContainerSource for Leaving {
         let externals =
             log.into_iter().map(|file| External { key: LOG.to_owned(), dev: file.dev(), ino: file.ino() });
         let shim = self.record.shim.as_ref().map_or(0, |shim| shim.pid);
+        // What cannot be listed is looked for again when its mounts are.
+        self.carry(&self.nested().unwrap_or_default());
         // Without its configuration the move fails anyway, before it begins.
         let terminals = self.config().map(|spec| terminals::given(&spec, shim)).unwrap_or_default();
         TreeSpec {
@@ -154,6 +180,7 @@ impl ContainerSource for Leaving {
             externals: externals.collect(),
             terminals,
             namespaces: Namespaces::Own,
+            mounts: self.carried.clone(),
         }
     }
 
@@ -176,6 +203,7 @@ impl ContainerSource for Leaving {
 
     fn begin_final_state(&mut self) -> Result<(), PortError> {
         let what = || format!("describe {}", self.record.name);
+        self.last.set(true);
         // The second one after a look that found something in the way.
         let network = self.network.take().or_else(|| self.ended.take());
         let network =
@@ -199,10 +227,14 @@ impl ContainerSource for Leaving {
     }
 
     fn mounts(&mut self) -> Result<Option<Vec<u8>>, PortError> {
-        let path = format!("/proc/{}/mountinfo", self.root.pid);
-        // Every change shows there, and reading it costs less than anything else.
-        let now = fs::read(&path).map_err(|error| PortError::failed(format!("read {path}"), error))?;
-        if self.said.as_ref().is_some_and(|(before, _)| *before == now) {
+        let what = || format!("read the mounts of {}", self.record.name);
+        // A namespace that was made between the last round and the pause is refused by the engine, and is there the next time.
+        if !self.last.replace(false) || !self.below.is_empty() {
+            self.below = self.nested().map_err(|error| PortError::failed(what(), error))?;
+        }
+        // Every change shows in mountinfo, and reading it costs less than anything else.
+        let now = shown(self.root.pid, &self.below).map_err(|error| PortError::failed(what(), error))?;
+        if self.said.as_ref().is_some_and(|(before, _)| now.as_ref() == Some(before)) {
             return Ok(None);
         }
         let mut explored = self.explore()?;
@@ -210,6 +242,8 @@ impl ContainerSource for Leaving {
             return Err(PortError::Refused(explored.refusals));
         }
         self.dead = explored.dead;
+        self.carry(&explored.nested);
+        let now = if explored.nested == self.below { now.unwrap_or_default() } else { Vec::new() };
         explored.tree.set_areas(self.sources.keep(explored.areas));
         self.sources.set_changed(explored.tree.is_changed());
         let tree = explored.tree.encode().map_err(|error| {

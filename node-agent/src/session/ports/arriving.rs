@@ -1,5 +1,7 @@
 //! What a migration needs of the node that the container comes to.
 
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -43,11 +45,11 @@ pub trait ContainerTarget: Send {
     fn mounts(&mut self, mounts: &[u8]) -> Result<(), PortError>;
 
     /// The last files are in their place and the engine is about to open them: the rest of the last
-    /// [`ContainerTarget::mounts`].
+    /// [`ContainerTarget::mounts`]. `pids`: the pid namespaces below the container's own, by their numbers at the source.
     ///
     /// # Errors
     /// As above.
-    fn settle_mounts(&mut self) -> Result<(), PortError>;
+    fn settle_mounts(&mut self, pids: BTreeMap<u64, OwnedFd>) -> Result<(), PortError>;
 
     /// Takes batches of [`FileSource`](super::FileSource)s.
     ///

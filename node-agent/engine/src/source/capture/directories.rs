@@ -1,5 +1,6 @@
 //! Working and root directories, of processes and of threads that have their own.
 
+use image::namespaces::split_path;
 use image::state::Directories;
 
 use crate::proc::{self, ProcError};
@@ -36,7 +37,16 @@ pub(crate) fn directory(
     view: &View,
     findings: &mut Findings,
 ) -> Result<String, ProcError> {
-    let path = view.inside(&proc::links::read(found.process.pid, &format!("{task}{name}"))?);
+    let (pid, link) = (found.process.pid, format!("{task}{name}"));
+    let path = view.placed(&proc::links::read(pid, &link)?, view.mount_of(pid, &link)?);
+    let (space, path) = split_path(&path);
+    if space != found.namespaces.mnt {
+        findings.process(
+            found.process.inner,
+            format!("its {name} directory is on a mount of another mount namespace than its own"),
+            "have it change to another directory",
+        );
+    }
     // A working directory of the whole process is made again.
     let made_again = task.is_empty() && name == "cwd";
     if path.ends_with(DELETED) && !made_again {
@@ -46,7 +56,7 @@ pub(crate) fn directory(
             "have it change to another directory",
         );
     }
-    Ok(String::from_utf8(path).unwrap_or_else(|_| {
+    Ok(String::from_utf8(path.to_vec()).unwrap_or_else(|_| {
         findings.process(
             found.process.inner,
             format!("the path of its {name} directory is not UTF-8"),

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 
+use image::namespaces::{path_in, split_path};
 use image::sockets::{PeerCredentials, Unix, UnixMessage, UnixState};
 use sys::diag::{Diag, InetSocket, UnixSocket};
 use sys::{Errno, ns, sock};
@@ -276,6 +277,7 @@ fn one(
         return Ok(empty(sock_type));
     };
     let name = socket.name.clone().unwrap_or_default();
+    let name = placed(name, &socket, open, context)?;
     let (name_exists, file_mode) = bound_file(&name, &socket, context);
     let state = match (socket.state, socket.peer) {
         (LISTENING, _) => {
@@ -414,6 +416,23 @@ fn empty(sock_type: i32) -> Unix {
     }
 }
 
+/// The name of a bound socket; of one whose file is on a mount of a nested namespace, with that, as [`path_in`] writes it.
+fn placed(
+    name: Vec<u8>,
+    socket: &UnixSocket,
+    open: &Open,
+    context: &Context<'_>,
+) -> Result<Vec<u8>, SourceError> {
+    if context.view.spaces.is_empty() || socket.file.is_none() || name.first().is_none_or(|byte| *byte == 0) {
+        return Ok(name);
+    }
+    let fail = |errno| SourceError::kernel("ask a unix socket for its file", open.holder_pid, errno);
+    let file = sock::unix_file(open.file.as_fd()).map_err(fail)?;
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let mount = context.view.mount_of(own, &format!("fd/{}", file.as_raw_fd()))?;
+    Ok(path_in(mount.map_or(0, |mount| context.view.spaces.of_mount(mount)), &name))
+}
+
 /// Whether the name of a bound socket still leads to it, and the socket file's mode, owner and group.
 fn bound_file(name: &[u8], socket: &UnixSocket, context: &Context<'_>) -> (bool, (u32, u32, u32)) {
     let Some((_, inode)) = socket.file.filter(|_| name.first().is_some_and(|byte| *byte != 0)) else {
@@ -421,7 +440,7 @@ fn bound_file(name: &[u8], socket: &UnixSocket, context: &Context<'_>) -> (bool,
     };
     // A relative name was bound in a working directory that may be another one by now.
     let mut path = context.view.inside(name);
-    if !path.starts_with(b"/") {
+    if !path.starts_with(b"/") && split_path(name).0 == 0 {
         path.insert(0, b'/');
     }
     match context.view.symlink_metadata(&path) {

@@ -3,17 +3,20 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use image::files::OpenFile;
+use image::namespaces::{path_in, split_path};
 use image::sockets::PeerCredentials;
 use libc::{
-    AF_UNIX, SYS_chdir, SYS_close, SYS_connect, SYS_listen, SYS_setgroups, SYS_setresgid, SYS_setresuid,
-    SYS_socketpair,
+    AF_UNIX, SYS_chdir, SYS_close, SYS_connect, SYS_fchdir, SYS_listen, SYS_setgroups, SYS_setresgid,
+    SYS_setresuid, SYS_socketpair,
 };
+use nix::fcntl::OFlag;
 use sys::sock::{self, Address};
 
 use super::{Workshop, fail_errno};
 use crate::target::attributes::{SECBIT_NO_SETUID_FIXUP, prctl};
 use crate::target::error::TargetError;
 use crate::target::script::{Block, Call, call};
+use crate::target::skeleton::lost;
 
 const AS_IT_WAS: u32 = u32::MAX;
 
@@ -56,15 +59,21 @@ pub(super) fn listen(
     on(by, fd, shop, |number| vec![call!("listen", SYS_listen, number, backlog)])
 }
 
-/// connect(2) to a name of the container by the process that the accepted end names.
+/// connect(2) to a name of the container by the process that the accepted end names. Names are as that process may know
+/// them, but for those that it had through another mount namespace: it goes to their directory.
 pub(super) fn connect(
     fd: BorrowedFd<'_>,
     name: &[u8],
     by: &PeerCredentials,
     shop: &mut Workshop<'_>,
 ) -> Result<(), TargetError> {
+    let (space, name) = split_path(name);
+    let abstracted = name.first() == Some(&0);
+    if !abstracted && space != shop.tree.get(by.pid)?.namespaces.mnt {
+        return connect_beyond(fd, &path_in(space, name), by, shop);
+    }
     let mut address = Address::Unix(name.to_vec()).to_bytes();
-    if name.first() != Some(&0) {
+    if !abstracted {
         address.push(0);
     }
     let length = address.len();
@@ -74,6 +83,31 @@ pub(super) fn connect(
             call!("connect", SYS_connect, number, Block::new(address), length),
         ]
     })
+}
+
+/// connect(2) by a process that does not have the name in its own mount namespace.
+fn connect_beyond(
+    fd: BorrowedFd<'_>,
+    name: &[u8],
+    by: &PeerCredentials,
+    shop: &mut Workshop<'_>,
+) -> Result<(), TargetError> {
+    let name = String::from_utf8_lossy(name);
+    let (parent, leaf) = name.rsplit_once('/').unwrap_or(("", &name));
+    let parent = if parent.is_empty() { "/" } else { parent };
+    let directory = shop.root.open(by.pid, parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    let mut address = Address::Unix(leaf.as_bytes().to_vec()).to_bytes();
+    address.push(0);
+    let length = address.len();
+    let skeleton = shop.tree.get(by.pid)?;
+    let landed = shop.channel.plant(skeleton, shop.tape, shop.channel.number, &[fd, directory.as_fd()])?;
+    let [socket, directory] = landed[..] else { return Err(lost(by.pid, "a directory did not reach it")) };
+    let connect = vec![call!("connect", SYS_connect, socket, Block::new(address), length)];
+    let mut calls = vec![call!("fchdir", SYS_fchdir, directory)];
+    calls.extend(as_maker(by, connect).0);
+    calls.push(call!("chdir", SYS_chdir, Block::text("/")));
+    calls.extend([call!("close", SYS_close, socket), call!("close", SYS_close, directory)]);
+    skeleton.run(shop.tape, &calls).map(drop)
 }
 
 /// Calls on a descriptor that the process has meanwhile.

@@ -5,10 +5,12 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use image::files::{FileKind, Files, OpenFile};
+use image::namespaces::split_path;
 use image::sockets::{PeerCredentials, Unix, UnixState};
 use libc::{AF_UNIX, SYS_bind, SYS_chdir, SYS_close};
 use nix::fcntl::{AtFlags, OFlag};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use sys::ns::Kind;
 use sys::sock::{self, Address};
 
 use super::makers;
@@ -122,8 +124,8 @@ fn bind(
     }
 }
 
-/// bind(2) by the container's first skeleton: the kernel keeps the path as it was given, and it must be
-/// resolved in the container.
+/// bind(2) by the container's first skeleton, or one in the mount namespace of the name: the kernel keeps the path as it
+/// was given, and it must be resolved there.
 fn bind_path(
     file: &OpenFile,
     socket: &Unix,
@@ -133,7 +135,7 @@ fn bind_path(
 ) -> Result<(), TargetError> {
     let path = String::from_utf8(socket.name.clone())
         .map_err(|_| refuse(file, "its path is not UTF-8", "bind it to another path"))?;
-    if !path.starts_with('/') {
+    if !split_path(path.as_bytes()).1.starts_with(b"/") {
         return Err(refuse(
             file,
             format!("it is bound to the relative path {path}"),
@@ -179,12 +181,14 @@ fn bind_path(
 }
 
 fn bind_by_skeleton(socket: &Unix, fd: BorrowedFd<'_>, shop: &mut Workshop<'_>) -> Result<(), TargetError> {
-    let root = shop.tree.root;
-    let skeleton = shop.tree.get(root)?;
+    let (space, name) = split_path(&socket.name);
+    let nobody = || TargetError::Image(format!("nobody is in mount namespace {space}"));
+    let binder = shop.tree.member(Kind::Mnt, space).ok_or_else(nobody)?;
+    let skeleton = shop.tree.get(binder)?;
     let number = shop.channel.plant(skeleton, shop.tape, shop.channel.number, &[fd])?;
     let number = number.first().copied().unwrap_or(-1);
     let mut address = 1u16.to_ne_bytes().to_vec();
-    address.extend_from_slice(&socket.name);
+    address.extend_from_slice(name);
     address.push(0);
     let len = address.len();
     let calls = [
@@ -219,9 +223,8 @@ fn connected(
     } else if socket.sock_type == libc::SOCK_DGRAM {
         let one = single(file, socket, all, shop)?;
         let other = single(peer_file, peer_socket, all, shop)?;
-        let connect = |fd: &OwnedFd, to: &Unix| sock::connect(fd.as_fd(), &Address::Unix(to.name.clone()));
-        connect(&one, peer_socket).map_err(fail_errno(file, "connect"))?;
-        connect(&other, socket).map_err(fail_errno(peer_file, "connect"))?;
+        connect_in_container(file, one.as_fd(), &peer_socket.name, shop)?;
+        connect_in_container(peer_file, other.as_fd(), &socket.name, shop)?;
         (one, other)
     } else {
         // One of the two was accepted, and has its listener's name.
@@ -462,7 +465,8 @@ fn send_datagrams(
     }
     let (to, _dir) = reach(&socket.name, shop)?;
     for message in &socket.queue {
-        let named = sockets.values().find(|(_, s)| !s.name.is_empty() && s.name == message.from);
+        let named =
+            sockets.values().find(|(_, s)| !s.name.is_empty() && split_path(&s.name).1 == message.from);
         let fds: Result<Vec<BorrowedFd<'_>>, TargetError> =
             message.files.iter().map(|id| all.require(*id)).collect();
         let fresh;

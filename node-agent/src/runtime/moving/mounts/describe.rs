@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use engine::proc::mountinfo::Mount;
-use image::Refusal;
+use image::{Pid, Refusal};
 
 use super::options;
 use super::tree::{Change, FileSystem, Key, MOST, MemoryArea, Node, Origin, Shows, Tree, refusal};
@@ -15,6 +15,17 @@ pub(super) struct Door {
     pub(super) area: MemoryArea,
     /// Ids of mounts whose root it is.
     pub(super) mounts: Vec<i32>,
+}
+
+/// A mount namespace with its mounts.
+#[derive(Debug)]
+pub(super) struct Space {
+    /// 0 for the container's, else its number.
+    pub(super) number: u64,
+    /// A process in it, in the container's numbering; 0 for the container's.
+    pub(super) member: Pid,
+    /// Its mounts.
+    pub(super) mounts: Vec<Mount>,
 }
 
 /// What was found.
@@ -93,20 +104,24 @@ pub(super) fn in_order(mounts: &[Mount]) -> Vec<&Mount> {
     ordered
 }
 
-/// Describes `now`, of which `base` was configured. `host` holds the devices of file systems that the agent has
+/// Describes what is mounted `now`, in the container's namespace first, of which `base` was configured. `host` holds the devices of file systems that the agent has
 /// mounted itself: the container's own are not among them. `dead` holds those of configured file systems that are gone:
 /// the kernel may have given their numbers to others.
 pub(super) fn describe(
     base: &[Mount],
-    now: &[Mount],
+    now: &[Space],
     host: &HashSet<(u32, u32)>,
     dead: &HashSet<(u32, u32)>,
 ) -> Described {
+    let own = now.first().map(|own| own.mounts.as_slice()).unwrap_or_default();
+    let groups = own.iter().filter(|mount| is_cgroup(mount)).map(|mount| (mount.id, mount.root.clone()));
     let mut work = Work {
         base,
         dead,
         keys: keys(base),
         host,
+        groups: groups.collect(),
+        member: 0,
         made: BTreeMap::new(),
         out: Described { tree: Tree::new(), ..Described::default() },
     };
@@ -119,6 +134,10 @@ struct Work<'a> {
     dead: &'a HashSet<(u32, u32)>,
     keys: Vec<Key>,
     host: &'a HashSet<(u32, u32)>,
+    /// Which group cgroup mounts of the container's namespace show.
+    groups: HashMap<i32, Vec<u8>>,
+    /// Of the namespace that is being described.
+    member: Pid,
     made: BTreeMap<u64, FileSystem>,
     out: Described,
 }
@@ -129,27 +148,57 @@ fn number(device: (u32, u32)) -> u64 {
 
 impl Work<'_> {
     fn refuse(&mut self, mount: &Mount, reason: impl Into<String>, way_out: &str) {
-        self.out.refusals.push(refusal(&mount.point, reason, way_out));
+        let refusal = refusal(&mount.point, reason, way_out);
+        self.out.refusals.push(Refusal { pid: self.member, ..refusal });
     }
 
-    fn run(&mut self, now: &[Mount]) {
-        let ordered = in_order(now);
-        if ordered.len() > MOST {
-            let reason =
-                format!("the container has {} mounts, more than the {MOST} that can move", now.len());
+    fn run(&mut self, now: &[Space]) {
+        let count: usize = now.iter().map(|space| space.mounts.len()).sum();
+        if count > MOST {
+            let reason = format!("the container has {count} mounts, more than the {MOST} that can move");
             self.out.refusals.push(refusal(b"/", reason, "unmount some"));
             return;
         }
-        if ordered.len() < now.len()
-            || ordered.first().map(|root| root.id) != self.base.first().map(|root| root.id)
-        {
-            let reason = "it is not the root directory that the container was started with (pivot_root)";
-            self.out.refusals.push(refusal(b"/", reason, "start the container from the new root directory"));
-            return;
-        }
-        let points: HashMap<i32, &Mount> = now.iter().map(|mount| (mount.id, mount)).collect();
-        let mut places: HashSet<(i32, Vec<u8>)> = HashSet::new();
         let mut standing = HashSet::new();
+        let mut nodes = Vec::new();
+        for space in now {
+            self.member = space.member;
+            nodes.extend(self.space(space, &mut standing));
+        }
+        let all = || now.iter().flat_map(|space| &space.mounts);
+        self.groups(&nodes, &all().map(|mount| (mount.id, mount)).collect());
+        self.out.tree.gone = self
+            .keys
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| !standing.contains(at))
+            .map(|(_, key)| key.clone())
+            .collect();
+        self.out.tree.nodes = nodes;
+        self.changes(all());
+        self.out.doors = self.doors(all());
+        let used: BTreeSet<u64> = self.used();
+        self.out.tree.made = self.made.values().filter(|fs| used.contains(&fs.id)).cloned().collect();
+    }
+
+    /// The mounts of one namespace.
+    fn space(&mut self, space: &Space, standing: &mut HashSet<usize>) -> Vec<Node> {
+        let now = &space.mounts;
+        let ordered = in_order(now);
+        let points: HashMap<i32, &Mount> = now.iter().map(|mount| (mount.id, mount)).collect();
+        let roots = now.iter().filter(|mount| !points.contains_key(&mount.parent)).count();
+        let root = ordered.first().map(|root| root.id);
+        let other = match space.number {
+            0 => root != self.base.first().map(|root| root.id),
+            _ => roots != 1,
+        };
+        if ordered.len() < now.len() || other {
+            let reason = "it is not the root directory that the container was started with (pivot_root)";
+            let refusal = refusal(b"/", reason, "start the container from the new root directory");
+            self.out.refusals.push(Refusal { pid: self.member, ..refusal });
+            return Vec::new();
+        }
+        let mut places: HashSet<(i32, Vec<u8>)> = HashSet::new();
         let mut nodes = Vec::new();
         for (index, mount) in ordered.iter().enumerate() {
             let parent = if index == 0 { None } else { points.get(&mount.parent).copied() };
@@ -166,23 +215,11 @@ impl Work<'_> {
                 );
                 continue;
             }
-            if let Some(node) = self.node(mount, parent, place, &mut standing) {
-                nodes.push(node);
+            if let Some(node) = self.node(mount, parent, place, standing) {
+                nodes.push(Node { space: space.number, ..node });
             }
         }
-        self.groups(&nodes, &points);
-        self.out.tree.gone = self
-            .keys
-            .iter()
-            .enumerate()
-            .filter(|(at, _)| !standing.contains(at))
-            .map(|(_, key)| key.clone())
-            .collect();
-        self.out.tree.nodes = nodes;
-        self.changes(now);
-        self.out.doors = self.doors(now);
-        let used: BTreeSet<u64> = self.used();
-        self.out.tree.made = self.made.values().filter(|fs| used.contains(&fs.id)).cloned().collect();
+        nodes
     }
 
     fn used(&self) -> BTreeSet<u64> {
@@ -202,7 +239,7 @@ impl Work<'_> {
             && !self.dead.contains(&base.device)
             && (self.host.contains(&base.device)
                 || base.super_options == mount.super_options
-                || changed(&base.fs_type, &base.super_options, &mount.super_options).is_ok())
+                || options::changed(&base.fs_type, &base.super_options, &mount.super_options).is_ok())
     }
 
     /// The configured mount that this one is, wherever it is now.
@@ -251,6 +288,7 @@ impl Work<'_> {
         let name = |id: i32| u32::try_from(id).unwrap_or_default();
         Some(Node {
             id: name(mount.id),
+            space: 0,
             parent: parent.map(|parent| name(parent.id)),
             place,
             point: mount.point.clone(),
@@ -282,7 +320,11 @@ impl Work<'_> {
             if !self.same_file_system(base, mount) {
                 continue;
             }
-            let shown: &[u8] = if is_cgroup(base) { b"/" } else { without_deleted(&base.root).0 };
+            let shown = match self.groups.get(&base.id) {
+                Some(group) => group.as_slice(),
+                None if is_cgroup(base) => b"/",
+                None => without_deleted(&base.root).0,
+            };
             let Some(path) = below(shown, root) else { continue };
             if best.as_ref().is_none_or(|(length, ..)| shown.len() > *length) {
                 best = Some((shown.len(), at, path));
@@ -325,6 +367,7 @@ impl Work<'_> {
                         source: mount.source.clone(),
                         options: parsed.options,
                         read_only: parsed.read_only,
+                        pid_space: 0,
                     };
                     if let Some(reason) = layers(&fs) {
                         self.refuse(mount, reason, "mount it again with absolute paths, or unmount it");
@@ -378,7 +421,7 @@ impl Work<'_> {
     }
 
     /// Options of configured file systems that the container changed.
-    fn changes(&mut self, now: &[Mount]) {
+    fn changes<'m>(&mut self, now: impl Iterator<Item = &'m Mount>) {
         let mut seen = HashSet::new();
         for mount in now {
             let Some(at) = self.base.iter().position(|base| self.same_file_system(base, mount)) else {
@@ -391,7 +434,7 @@ impl Work<'_> {
                 continue;
             }
             if let Ok((options, read_only)) =
-                changed(&base.fs_type, &base.super_options, &mount.super_options)
+                options::changed(&base.fs_type, &base.super_options, &mount.super_options)
             {
                 let (key, fs_type) = (self.keys[at].clone(), base.fs_type.clone());
                 self.out.tree.changes.push(Change { key, fs_type, options, read_only });
@@ -400,10 +443,9 @@ impl Work<'_> {
     }
 
     /// The directories in memory that the container can reach: what is not below another one.
-    fn doors(&self, now: &[Mount]) -> Vec<Door> {
+    fn doors<'m>(&self, now: impl Iterator<Item = &'m Mount>) -> Vec<Door> {
         let mut roots: BTreeMap<u64, Vec<(&[u8], &Mount)>> = BTreeMap::new();
-        for mount in now.iter().filter(|mount| mount.fs_type == "tmpfs" && !self.host.contains(&mount.device))
-        {
+        for mount in now.filter(|mount| mount.fs_type == "tmpfs" && !self.host.contains(&mount.device)) {
             let (root, deleted) = without_deleted(&mount.root);
             let base = self.base.iter().find(|base| self.same_file_system(base, mount));
             let read_only = |text: &str| text.split(',').any(|option| option == "ro");
@@ -443,13 +485,6 @@ impl Work<'_> {
         }
         doors
     }
-}
-
-/// What to set so that options become what they are now, and whether the file system is read-only.
-fn changed(fs_type: &str, before: &str, now: &str) -> Result<(Vec<String>, bool), String> {
-    let before = options::of_file_system(fs_type, before)?;
-    let now = options::of_file_system(fs_type, now)?;
-    Ok((options::difference(fs_type, &before.options, &now.options)?, now.read_only))
 }
 
 /// Why the layers of an overlay cannot be found again by their names.

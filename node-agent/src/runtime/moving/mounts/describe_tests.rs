@@ -13,7 +13,11 @@ const BASE: &str = "\
 fn of(change: impl Fn(&str) -> String) -> Described {
     let base = mountinfo::parse(BASE.as_bytes()).unwrap();
     let now = mountinfo::parse(change(BASE).as_bytes()).unwrap();
-    describe(&base, &now, &HashSet::from([(254, 1), (8, 1)]), &HashSet::new())
+    describe(&base, &own(now), &HashSet::from([(254, 1), (8, 1)]), &HashSet::new())
+}
+
+fn own(mounts: Vec<Mount>) -> [Space; 1] {
+    [Space { number: 0, member: 0, mounts }]
 }
 
 fn with(lines: &str) -> Described {
@@ -151,6 +155,6 @@ fn another_file_system_with_the_number_of_a_gone_one_is_told_apart() {
     assert_eq!((described.tree.made.len(), described.tree.gone.as_slice()), (1, [key("/tmp")].as_slice()));
     let base = mountinfo::parse(BASE.as_bytes()).unwrap();
     let dead = HashSet::from([(0, 41)]);
-    let described = describe(&base, &base, &HashSet::from([(254, 1)]), &dead);
+    let described = describe(&base, &own(base.clone()), &HashSet::from([(254, 1)]), &dead);
     assert_eq!(described.tree.made.len(), 1, "it looks the same and is not");
 }

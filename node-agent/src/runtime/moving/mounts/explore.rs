@@ -12,17 +12,21 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use engine::proc::links::parse_bracketed;
 use engine::proc::mountinfo::{self, Mount};
-use image::Refusal;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat, openat2, statx};
+use image::{Pid, Refusal};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, fstat, openat, openat2, readlinkat, statx,
+};
 use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
 use sys::mount::{OPEN_TREE_CLONE, detach_in, open_tree, set_attributes};
 use sys::ns::{self, Kind, NetnsThread};
 
-use super::describe::{self, Described, Door, place};
-use super::options;
+use super::describe::{self, Described, Door, Space, place};
+use super::nested::Nested;
 use super::tree::{MemoryArea, Origin, Shows, Tree, refusal};
+use super::whose;
 
 /// What a look found.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ pub(in crate::runtime::moving) struct Explored {
     pub(in crate::runtime::moving) areas: Vec<(MemoryArea, Option<OwnedFd>)>,
     /// Devices of configured file systems that nothing shows any more.
     pub(in crate::runtime::moving) dead: HashSet<(u32, u32)>,
+    /// The namespaces below the container's.
+    pub(in crate::runtime::moving) nested: Vec<Nested>,
 }
 
 impl Tree {
@@ -44,14 +50,16 @@ impl Tree {
     }
 }
 
-/// Looks at the mounts of the container whose root process is `pid` and whose sandbox was `base` when it was new.
-/// `known` are the areas that need not be opened, `dead` is what earlier looks said. Nothing of the container changes.
+/// Looks at the mounts of the container whose root process is `pid` and whose sandbox was `base` when it was new, and at those
+/// in namespaces below its own. `known` are the areas that need not be opened, `dead` is what earlier looks said. Nothing of
+/// the container changes.
 ///
 /// # Errors
 /// When its namespaces cannot be entered or something has vanished meanwhile.
 pub(in crate::runtime::moving) fn explore(
     pid: i32,
     base: &[Mount],
+    nested: &dyn Fn() -> io::Result<Vec<Nested>>,
     known: &BTreeSet<(Origin, Vec<u8>)>,
     dead: &HashSet<(u32, u32)>,
 ) -> io::Result<Explored> {
@@ -63,15 +71,9 @@ pub(in crate::runtime::moving) fn explore(
     let own_users = ns::id(pid, Kind::User)? != ns::id_of(ns::open_own(Kind::User)?.as_fd())?;
     let mut tries = 0;
     loop {
-        let proc = openat(CWD, "/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let thread = NetnsThread::start_within(vec![
-            (ns::open(pid, Kind::Cgroup)?, Kind::Cgroup),
-            (ns::open(pid, Kind::Mnt)?, Kind::Mnt),
-        ])?;
-        let (base, host, known, dead) = (base.to_vec(), host.clone(), known.clone(), dead.clone());
-        match thread.run(move || inside(pid, &proc, &base, &host, &known, dead))? {
-            // A mount went while it was looked at.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => tries += 1,
+        match once(pid, base, nested()?, &host, known, dead.clone()) {
+            // A mount went while it was looked at, or a process.
+            Err(error) if gone(&error) && tries < TRIES => tries += 1,
             Ok(mut explored) if own_users => {
                 owned(&mut explored);
                 return Ok(explored);
@@ -79,6 +81,10 @@ pub(in crate::runtime::moving) fn explore(
             result => return result,
         }
     }
+}
+
+fn gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
 /// A file system belongs to the user namespace that it was mounted in; the agent would mount it in the host's.
@@ -105,22 +111,78 @@ fn read(proc: &OwnedFd, whose: &str) -> io::Result<Vec<Mount>> {
     mountinfo::parse(&text).map_err(io::Error::other)
 }
 
-fn inside(
+/// A thread in a namespace, with its mounts.
+pub(super) struct Insider {
+    thread: NetnsThread,
+    proc: OwnedFd,
+    pub(super) space: Space,
+}
+
+impl Insider {
+    /// In the namespace of process `member`, which sees cgroups as process `pid` does. `root`: the mount that must be among them.
+    fn enter(pid: i32, member: i32, number: u64, inner: Pid, root: Option<i32>) -> io::Result<Self> {
+        let proc = openat(CWD, "/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let thread = NetnsThread::start_within(vec![
+            (ns::open(pid, Kind::Cgroup)?, Kind::Cgroup),
+            (ns::open(member, Kind::Mnt)?, Kind::Mnt),
+        ])?;
+        let from = proc.try_clone()?;
+        let mounts = thread.run(move || {
+            if let Some(root) = root {
+                let now = read(&from, &member.to_string())?;
+                if now.iter().any(|mount| mount.id == root) {
+                    return Ok(now);
+                }
+            }
+            // A process may see a part only (chroot); this thread sees all.
+            read(&from, "thread-self")
+        })??;
+        Ok(Self { thread, proc, space: Space { number, member: inner, mounts } })
+    }
+
+    /// What paths lead to there, by device and inode. Before it looks at anything that is covered.
+    pub(super) fn lead_to(&self, paths: Vec<String>) -> io::Result<Vec<Option<(u64, u64)>>> {
+        self.thread.run(move || {
+            let root = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let identity = |path: &String| {
+                let found = fstat(&open_path(&root, path.as_bytes()).ok()?).ok()?;
+                Some((found.st_dev, found.st_ino))
+            };
+            Ok(paths.iter().map(identity).collect())
+        })?
+    }
+
+    /// [`look`] at those of `asked` that are here.
+    fn look(&self, asked: &BTreeSet<i32>, opened: &BTreeSet<i32>) -> io::Result<BTreeMap<i32, Seen>> {
+        let here = |ids: &BTreeSet<i32>| -> BTreeSet<i32> {
+            self.space.mounts.iter().map(|mount| mount.id).filter(|id| ids.contains(id)).collect()
+        };
+        let (asked, opened) = (here(asked), here(opened));
+        let (proc, now) = (self.proc.try_clone()?, self.space.mounts.clone());
+        self.thread.run(move || look(&proc, &now, &asked, &opened))?
+    }
+}
+
+fn once(
     pid: i32,
-    proc: &OwnedFd,
     base: &[Mount],
+    nested: Vec<Nested>,
     host: &HashSet<(u32, u32)>,
     known: &BTreeSet<(Origin, Vec<u8>)>,
     mut dead: HashSet<(u32, u32)>,
 ) -> io::Result<Explored> {
-    let mut now = read(proc, &pid.to_string())?;
-    let root = base.first().map(|root| root.id);
-    if !now.iter().any(|mount| Some(mount.id) == root) {
-        // Its root process sees a part only (chroot); this thread sees all.
-        now = read(proc, "thread-self")?;
+    let mut insiders = vec![Insider::enter(pid, pid, 0, 0, base.first().map(|root| root.id))?];
+    for one in &nested {
+        insiders.push(Insider::enter(pid, one.pid, one.number, one.inner, None)?);
     }
-    let Described { mut tree, mut refusals, doors } = describe::describe(base, &now, host, &dead);
-    if let Some(reason) = unreported(&tree, &rustix::system::uname().release().to_string_lossy()) {
+    let mut spaces = Vec::with_capacity(insiders.len());
+    for insider in &insiders {
+        let Space { number, member, mounts } = &insider.space;
+        spaces.push(Space { number: *number, member: *member, mounts: mounts.clone() });
+    }
+    let Described { mut tree, mut refusals, doors } = describe::describe(base, &spaces, host, &dead);
+    let now = || spaces.iter().flat_map(|space| &space.mounts);
+    if let Some(reason) = whose::unreported(&tree, &rustix::system::uname().release().to_string_lossy()) {
         refusals.push(reason);
     }
     let wanted: Vec<Door> = doors
@@ -136,26 +198,35 @@ fn inside(
         .collect();
     let opened: BTreeSet<i32> = wanted.iter().filter_map(|door| door.mounts.first().copied()).collect();
     asked.extend(&opened);
-    let mut found = match look(proc, &now, &asked, &opened) {
-        // It is refused, and may be the very reason why nothing can be opened.
-        Err(_) if !refusals.is_empty() => BTreeMap::new(),
-        // Covers cannot be taken off what is locked together by a user namespace.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            let reason = format!("a mount that is covered by another one cannot be looked at ({error})");
-            refusals.push(refusal(b"/", reason, "unmount what covers it before the move"));
-            BTreeMap::new()
+    let member = |number: u64| spaces.iter().find(|space| space.number == number).map_or(0, |s| s.member);
+    whose::layers(&tree, &mut refusals, &insiders, &member)?;
+    whose::queues(&tree, &mut refusals, pid, &member)?;
+    let mut found = BTreeMap::new();
+    for insider in &insiders {
+        match insider.look(&asked, &opened) {
+            Ok(seen) => found.extend(seen),
+            // It is refused, and may be the very reason why nothing can be opened.
+            Err(_) if !refusals.is_empty() => {}
+            // Covers cannot be taken off what is locked together by a user namespace.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                let reason = format!("a mount that is covered by another one cannot be looked at ({error})");
+                let refusal = refusal(b"/", reason, "unmount what covers it before the move");
+                refusals.push(Refusal { pid: insider.space.member, ..refusal });
+            }
+            Err(error) => return Err(error),
         }
-        found => found?,
-    };
+    }
     for node in &mut tree.nodes {
         if let Some(seen) = i32::try_from(node.id).ok().and_then(|id| found.get(&id)) {
             node.directory = seen.directory;
             if !node.directory && matches!(node.shows, Shows::Part { deleted: true, .. }) {
                 let reason = "it shows a file whose name was removed since: not carried yet";
-                refusals.push(refusal(&node.point, reason, "unmount it before the move"));
+                let refusal = refusal(&node.point, reason, "unmount it before the move");
+                refusals.push(Refusal { pid: member(node.space), ..refusal });
             }
         }
     }
+    whose::processes(&mut tree, &mut refusals, &found, ns::id(pid, Kind::Pid)?.ino, &member);
     let mut areas = Vec::new();
     for door in doors {
         if !wanted.contains(&door) {
@@ -164,8 +235,7 @@ fn inside(
         }
         let Some(seen) = door.mounts.first().and_then(|id| found.remove(id)) else { continue };
         let Some(dir) = seen.dir else {
-            let point =
-                now.iter().find(|mount| Some(&mount.id) == door.mounts.first()).map(|mount| &mount.point);
+            let point = now().find(|mount| Some(&mount.id) == door.mounts.first()).map(|mount| &mount.point);
             let reason = "it shows a single file of a tmpfs that is not mounted any more: not carried yet";
             let point = point.map(Vec::as_slice).unwrap_or_default();
             refusals.push(refusal(point, reason, "unmount it, or mount the tmpfs itself, too"));
@@ -173,28 +243,17 @@ fn inside(
         };
         areas.push((door.area, Some(dir)));
     }
-    let gone = |device: &(u32, u32)| !now.iter().any(|mount| mount.device == *device);
+    let gone = |device: &(u32, u32)| !now().any(|mount| mount.device == *device);
     dead.extend(base.iter().map(|mount| mount.device).filter(gone));
-    Ok(Explored { tree, refusals, areas, dead })
-}
-
-/// A writable overlay on a kernel that does not report what is written through it to files of its upper layer.
-fn unreported(tree: &Tree, release: &str) -> Option<Refusal> {
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    let version = (numbers.next()?, numbers.next()?);
-    let fs = tree.made.iter().find(|fs| {
-        fs.fs_type == "overlay" && fs.options.iter().any(|option| options::name(option) == "upperdir")
-    })?;
-    let shows = |shows: &Shows| matches!(shows, Shows::Part { of: Origin::Made(id), .. } if *id == fs.id);
-    let node = tree.nodes.iter().find(|node| version < (6, 5) && shows(&node.shows))?;
-    let reason = "a writable overlay: this kernel does not report what is written through it";
-    Some(refusal(&node.point, reason, "unmount it before the move, or run Linux 6.5 or later"))
+    Ok(Explored { tree, refusals, areas, dead, nested })
 }
 
 /// The root of a mount.
 #[derive(Debug)]
-struct Seen {
+pub(super) struct Seen {
     directory: bool,
+    /// Of a proc: the pid namespace of its first process, which is the one that it shows.
+    pub(super) processes: Option<u64>,
     /// Opened, if it was to be.
     dir: Option<OwnedFd>,
 }
@@ -207,10 +266,12 @@ fn alone(mount: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(openat(&copy, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-fn see(mount: &OwnedFd, open: bool) -> io::Result<Seen> {
+fn see(mount: &OwnedFd, open: bool, proc: bool) -> io::Result<Seen> {
     let directory = super::spots::is_directory(mount)?;
     let dir = (directory && open).then(|| alone(mount)).transpose()?;
-    Ok(Seen { directory, dir })
+    let first = || readlinkat(mount, "1/ns/pid", Vec::new()).ok();
+    let processes = proc.then(first).flatten().and_then(|link| parse_bracketed(link.as_bytes()));
+    Ok(Seen { directory, dir, processes })
 }
 
 fn private() -> u64 {
@@ -234,7 +295,7 @@ fn look(
     for mount in now.iter().filter(|mount| asked.contains(&mount.id)) {
         // One that cannot be bound is looked at below.
         if let Some(fd) = reach(&root, mount)?
-            && let Ok(seen) = see(&fd, opened.contains(&mount.id))
+            && let Ok(seen) = see(&fd, opened.contains(&mount.id), mount.fs_type == "proc")
         {
             found.insert(mount.id, seen);
         }
@@ -260,7 +321,7 @@ fn look(
                 && let Some(fd) = reach(&root, mount)?
             {
                 // Now: what takes covers off may take this along.
-                found.insert(*id, see(&fd, opened.contains(id))?);
+                found.insert(*id, see(&fd, opened.contains(id), mount.fs_type == "proc")?);
                 pending.remove(&mount.id);
             }
         }
@@ -349,40 +410,4 @@ fn uncover(root: &OwnedFd, mounts: &[Mount], pending: &BTreeMap<i32, i32>) -> io
         }
     }
     Err(io::Error::other("a mount lies below others and cannot be reached"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::moving::mounts::tree::{FileSystem, Node};
-
-    #[test]
-    fn writable_overlays_need_a_kernel_that_reports() {
-        let mut tree = Tree::default();
-        let options = vec!["lowerdir=/l".to_owned(), "upperdir=/u".to_owned()];
-        tree.made.push(FileSystem {
-            id: 1,
-            fs_type: "overlay".into(),
-            source: vec![],
-            options,
-            read_only: false,
-        });
-        tree.nodes.push(Node {
-            id: 1,
-            parent: None,
-            place: vec![],
-            point: b"/o".to_vec(),
-            shows: Shows::Part { of: Origin::Made(1), path: vec![], deleted: false },
-            depth: 1,
-            directory: true,
-            attributes: None,
-            shared: None,
-            master: None,
-            unbindable: false,
-        });
-        assert!(unreported(&tree, "6.1.0-38-amd64").unwrap().to_string().starts_with("mount /o: "));
-        assert!(unreported(&tree, "6.5.0").is_none() && unreported(&tree, "6.18.44-x").is_none());
-        tree.made[0].options.pop();
-        assert!(unreported(&tree, "6.1.0").is_none(), "it is not writable");
-    }
 }

@@ -13,7 +13,7 @@ use super::explore::mount_id;
 use super::make::{Inner, MakeError, step};
 use super::plan::{Mounted, Spot};
 use super::spots;
-use super::tree::{MemoryArea, Origin, Shows, Tree};
+use super::tree::{MemoryArea, Origin, Shows, Tree, refusal};
 
 impl Inner {
     /// Opens the directories in memory that were not opened yet, each in a mount that nobody else has.
@@ -42,6 +42,14 @@ impl Inner {
     pub(super) fn unmount(&mut self, mount: &Mounted, spot: &Spot) -> Result<(), MakeError> {
         let what = || format!("unmount {mount:?}");
         self.mounted.remove(mount);
+        let space = match mount {
+            Mounted::Made(id) => self.done.tree.node(*id).map_or(0, |node| node.space),
+            Mounted::Configured(_) => 0,
+        };
+        if spot.on.is_none() && space != 0 {
+            self.rooms.end(space);
+            return Ok(());
+        }
         // On the root of a mount: that is where the mount itself is.
         let mut spot = spot.clone();
         while spot.place.is_empty()
@@ -57,18 +65,29 @@ impl Inner {
             // It went with the directory that it was on.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => step(Err(error), what),
-            Ok(dir) => match detach_in(dir.as_fd(), file) {
-                Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
-                result => step(result, what),
-            },
+            Ok(dir) => {
+                let detached = || match detach_in(dir.as_fd(), file) {
+                    Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
+                    result => result,
+                };
+                step(self.rooms.within(space, &self.root, detached), what)
+            }
         }
     }
 
     /// What waits for the last files. `there` are the numbers of the sandbox's mounts.
-    pub(super) fn finish(&mut self, there: &BTreeSet<i32>) -> Result<(), MakeError> {
-        let tree = self.done.tree.clone();
-        let stale = self.stale(&tree, there)?;
-        if !stale.is_empty() {
+    pub(super) fn finish(&mut self, mut there: BTreeSet<i32>) -> Result<(), MakeError> {
+        there
+            .extend(step(self.rooms.mounts(&self.root), || "look for the mounts of the sandbox".to_owned())?);
+        // Pid namespaces are there now.
+        let tree = self.wanted.with_pids(&self.pids);
+        if let Some(node) = self.wanted.nodes.iter().find(|node| tree.node(node.id).is_none()) {
+            let reason = "the pid namespace whose processes it shows has ended";
+            let way_out = "try again, or unmount it before the move";
+            return Err(MakeError::Lacks(vec![refusal(&node.point, reason, way_out)]));
+        }
+        let stale = self.stale(&self.done.tree.clone(), &there)?;
+        if !stale.is_empty() || tree != self.done.tree {
             self.apply(&tree, &stale)?;
         }
         for fs in &tree.made {

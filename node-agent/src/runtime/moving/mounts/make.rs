@@ -8,6 +8,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use engine::proc::mountinfo::{self, Mount};
+use engine::target::NestedMounts;
 use image::Refusal;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::MountPropagationFlags;
@@ -19,7 +20,8 @@ use super::describe::{keys, place};
 use super::explore::reach;
 use super::options;
 use super::origins::set;
-use super::plan::{Base, Done, Mounted, Spot, Step, file_system, plan};
+use super::plan::{Base, Done, Mounted, Spot, Step, file_system, lasts, plan};
+use super::rooms::Rooms;
 use super::spots::{self, Doomed, Placeholder};
 use super::tree::{MemoryArea, Origin, Shows, Tree, refusal};
 
@@ -82,6 +84,14 @@ pub(super) struct Inner {
     pub(super) own_cgroup: bool,
     /// Points of configured mounts that show copies which belong to the container.
     own: BTreeSet<Vec<u8>>,
+    /// Mount namespaces below the sandbox's.
+    pub(super) rooms: Rooms,
+    /// Which mount is in which of them, by the node's number.
+    homes: BTreeMap<u32, u64>,
+    /// Pid namespaces below the sandbox's, when they are there.
+    pub(super) pids: BTreeMap<u64, OwnedFd>,
+    /// What was asked for last; what is done of it is in `done`.
+    pub(super) wanted: Tree,
     pub(super) placeholders: Vec<Placeholder>,
     pub(super) opened: BTreeSet<u16>,
 }
@@ -95,7 +105,7 @@ fn mounts_of(pid: i32) -> Result<Vec<Mount>, MakeError> {
 
 impl Maker {
     /// For the new sandbox of process `pid`. `own`: points of configured mounts whose files come with the migration. `owner`: the host's
-    /// numbers of its root, if it has a user namespace.
+    /// numbers of its root, if it has a user namespace. `nested`: who is told of the namespaces below its own.
     ///
     /// # Errors
     /// When its namespaces cannot be entered.
@@ -103,6 +113,7 @@ impl Maker {
         pid: i32,
         own: BTreeSet<Vec<u8>>,
         owner: Option<(u32, u32)>,
+        nested: NestedMounts,
     ) -> Result<Self, MakeError> {
         let mounts = mounts_of(pid)?;
         let open = |kind| Ok((ns::open(pid, kind)?, kind));
@@ -111,10 +122,11 @@ impl Maker {
         let enter = || "enter the sandbox".to_owned();
         let thread = step(kinds.and_then(NetnsThread::start_within), enter)?;
         let pid_ns = step(ns::open(pid, Kind::Pid), enter)?;
+        let rooms = step(Rooms::new(pid, nested), enter)?;
         let cgroup = ns::id(pid, Kind::Cgroup)
             .and_then(|id| Ok(id != ns::id_of(ns::open_own(Kind::Cgroup)?.as_fd())?));
         let own_cgroup = step(cgroup, enter)?;
-        let inner = step(thread.run(move || Inner::new(&mounts, pid_ns, own, own_cgroup)), enter)?;
+        let inner = step(thread.run(move || Inner::new(&mounts, pid_ns, own, own_cgroup, rooms)), enter)?;
         Ok(Self {
             thread,
             pid,
@@ -155,8 +167,10 @@ impl Maker {
         tree: Tree,
     ) -> Result<Vec<(MemoryArea, OwnedFd)>, MakeError> {
         self.run(move |inner| {
-            inner.apply(&tree, &BTreeSet::new())?;
-            inner.areas(&tree)
+            inner.apply(&tree.with_pids(&inner.pids), &BTreeSet::new())?;
+            let areas = inner.areas(&tree);
+            inner.wanted = tree;
+            areas
         })
     }
 
@@ -164,14 +178,26 @@ impl Maker {
     ///
     /// # Errors
     /// As [`Maker::apply`].
-    pub(in crate::runtime::moving) fn finish(mut self) -> Result<(), MakeError> {
+    pub(in crate::runtime::moving) fn finish(
+        mut self,
+        pids: BTreeMap<u64, OwnedFd>,
+    ) -> Result<(), MakeError> {
         let there: BTreeSet<i32> = mounts_of(self.pid)?.iter().map(|mount| mount.id).collect();
-        self.run(move |inner| inner.finish(&there))
+        self.run(move |inner| {
+            inner.pids = pids;
+            inner.finish(there)
+        })
     }
 }
 
 impl Inner {
-    fn new(mounts: &[Mount], pid_ns: OwnedFd, own: BTreeSet<Vec<u8>>, own_cgroup: bool) -> io::Result<Self> {
+    fn new(
+        mounts: &[Mount],
+        pid_ns: OwnedFd,
+        own: BTreeSet<Vec<u8>>,
+        own_cgroup: bool,
+        rooms: Rooms,
+    ) -> io::Result<Self> {
         let root = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let keys = keys(mounts);
         let mut base = Vec::new();
@@ -198,15 +224,25 @@ impl Inner {
             lot: None,
             own_cgroup,
             own,
+            rooms,
+            homes: BTreeMap::new(),
+            pids: BTreeMap::new(),
+            wanted: Tree::default(),
             placeholders: Vec::new(),
             opened: BTreeSet::new(),
         })
     }
 
+    /// The mount namespace of a mount that there is, or is being made.
+    fn space_of(&self, mount: &Mounted) -> u64 {
+        if let Mounted::Made(id) = mount { self.homes.get(id).copied().unwrap_or(0) } else { 0 }
+    }
+
     pub(super) fn apply(&mut self, tree: &Tree, stale: &BTreeSet<u32>) -> Result<(), MakeError> {
+        self.homes = tree.nodes.iter().map(|node| (node.id, node.space)).collect();
         let planned = plan(&self.base, &self.done, tree, stale).map_err(MakeError::Lacks)?;
         self.provided.retain(|origin, _| match origin {
-            Origin::Made(id) => file_system(tree, *id).is_some(),
+            Origin::Made(id) => lasts(&self.done.tree, tree, *id),
             Origin::Configured(_) => true,
         });
         // Read-only comes last: mount points may have to be made.
@@ -224,10 +260,7 @@ impl Inner {
     fn step(&mut self, tree: &Tree, planned: Step, flags: &mut Vec<(Mounted, u64)>) -> Result<(), MakeError> {
         match planned {
             Step::Private => {
-                let private = u64::from(MountPropagationFlags::PRIVATE.bits());
-                step(set_attributes(Some(self.root.as_fd()), Path::new(""), true, 0, 0, private), || {
-                    "make the mounts private".to_owned()
-                })
+                step(self.rooms.all_private(&self.root), || "make the mounts private".to_owned())
             }
             Step::Provide(origin) => self.provide(tree, origin),
             Step::Change(change) => {
@@ -260,8 +293,14 @@ impl Inner {
                         flags.push((mount.clone(), bits));
                     }
                 }
-                let target = self.spot(tree, &spot, directory, &point)?;
-                step(mount::move_mount(copy.as_fd(), Some(target.as_fd()), Path::new("")), what)?;
+                let space = tree.node(id).map_or(0, |node| node.space);
+                if spot.on.is_none() {
+                    step(self.rooms.begin(space, &copy, &self.root, self.lot.is_some()), what)?;
+                } else {
+                    let target = self.spot(tree, &spot, directory, &point)?;
+                    let attach = || mount::move_mount(copy.as_fd(), Some(target.as_fd()), Path::new(""));
+                    step(self.rooms.within(space, &self.root, attach), what)?;
+                }
                 self.mounted.insert(mount, copy);
                 // Not before: what has no name cannot be mounted.
                 step(doomed.map_or(Ok(()), Doomed::remove), what)
@@ -288,13 +327,19 @@ impl Inner {
     }
 
     fn attributes(&self, mount: &Mounted, bits: u64) -> Result<(), MakeError> {
-        step(set_flags(self.mounted(mount)?, bits), || format!("set the flags of the mount {mount:?}"))
+        let fd = self.mounted(mount)?;
+        let set = || set_flags(fd, bits);
+        step(self.rooms.within(self.space_of(mount), &self.root, set), || {
+            format!("set the flags of the mount {mount:?}")
+        })
     }
 
     fn propagate(&self, mount: &Mounted, how: MountPropagationFlags) -> Result<(), MakeError> {
         let fd = self.mounted(mount)?;
-        let done = set_attributes(Some(fd.as_fd()), Path::new(""), false, 0, 0, u64::from(how.bits()));
-        step(done, || format!("set the propagation of the mount {mount:?}"))
+        let set = || set_attributes(Some(fd.as_fd()), Path::new(""), false, 0, 0, u64::from(how.bits()));
+        step(self.rooms.within(self.space_of(mount), &self.root, set), || {
+            format!("set the propagation of the mount {mount:?}")
+        })
     }
 
     /// The container owns what this shows: a name that is missing there comes with its files.
@@ -325,10 +370,19 @@ impl Inner {
         if path.is_empty() && !deleted {
             let copied = match clone(origin) {
                 // A single file, and a kernel that copies only what is mounted.
-                Err(nix::Error::EINVAL) if !directory => self
-                    .provided
-                    .remove(of)
-                    .ok_or(MakeError::Step { what: what(), source: io::ErrorKind::NotFound.into() }),
+                Err(nix::Error::EINVAL) if !directory => {
+                    let there = match of {
+                        Origin::Configured(key) => self.mounted.get(&Mounted::Configured(key.clone())),
+                        Origin::Made(_) => None,
+                    };
+                    match there.map(clone) {
+                        Some(copied) => step(copied, what),
+                        None => self
+                            .provided
+                            .remove(of)
+                            .ok_or(MakeError::Step { what: what(), source: io::ErrorKind::NotFound.into() }),
+                    }
+                }
                 copied => step(copied, what),
             };
             return Ok((copied?, None));

@@ -166,6 +166,16 @@ pub(super) fn difference(fs_type: &str, before: &[String], now: &[String]) -> Re
     Ok(set)
 }
 
+/// What to set so that options of a file system become what they are now, and whether it is read-only.
+///
+/// # Errors
+/// The option that cannot be changed.
+pub(super) fn changed(fs_type: &str, before: &str, now: &str) -> Result<(Vec<String>, bool), String> {
+    let before = of_file_system(fs_type, before)?;
+    let now = of_file_system(fs_type, now)?;
+    Ok((difference(fs_type, &before.options, &now.options)?, now.read_only))
+}
+
 /// Paths of the layers of an overlay.
 pub(super) fn layers(fs: &FileSystem) -> impl Iterator<Item = &str> {
     let options = fs.options.iter().filter(|_| fs.fs_type == "overlay");

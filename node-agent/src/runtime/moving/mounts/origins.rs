@@ -85,9 +85,18 @@ impl Inner {
             context.set_string("source", std::ffi::OsStr::from_bytes(&fs.source))?;
         }
         set(&context, &fs.options)?;
-        if fs.fs_type == "proc" && context.set_fd("pidns", self.pid_ns.as_fd()).is_err() {
-            // Before Linux 6.18 a new one shows the processes of whoever makes it: take the sandbox's own.
-            return self.sandbox_proc(fs);
+        if fs.fs_type == "proc" {
+            let pids = match fs.pid_space {
+                0 => &self.pid_ns,
+                space => self.pids.get(&space).ok_or(io::ErrorKind::NotFound)?,
+            };
+            if context.set_fd("pidns", pids.as_fd()).is_err() {
+                if fs.pid_space != 0 {
+                    return Err(io::Error::other("a /proc of a nested pid namespace needs Linux 6.18"));
+                }
+                // Before Linux 6.18 a new one shows the processes of whoever makes it: take the sandbox's own.
+                return self.sandbox_proc(fs);
+            }
         }
         Ok(context.mount(0)?)
     }

@@ -247,8 +247,15 @@ impl<'a> Planner<'a> {
             return None;
         }
         let before = self.done.tree.node(node.id)?;
-        let same =
-            before.shows == node.shows && before.directory == node.directory && !stale.contains(&node.id);
+        let lasts = match &node.shows {
+            Shows::Part { of: Origin::Made(id), .. } => lasts(&self.done.tree, self.wanted, *id),
+            _ => true,
+        };
+        let same = lasts
+            && before.space == node.space
+            && before.shows == node.shows
+            && before.directory == node.directory
+            && !stale.contains(&node.id);
         // Flags as the configuration has them are those that a copy of its mount begins with.
         let flags = before.attributes.is_none() || node.attributes.is_some();
         (same && flags && self.done.layout.spot(&mount) == Some(spot)).then_some(mount)
@@ -258,7 +265,10 @@ impl<'a> Planner<'a> {
     fn refits(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         for fs in &self.wanted.made {
-            let Some(before) = file_system(&self.done.tree, fs.id) else { continue };
+            let before = file_system(&self.done.tree, fs.id);
+            let Some(before) = before.filter(|_| lasts(&self.done.tree, self.wanted, fs.id)) else {
+                continue;
+            };
             if !self.done.provided.contains(&Origin::Made(fs.id)) || before.options == fs.options {
                 continue;
             }
@@ -309,7 +319,7 @@ impl<'a> Planner<'a> {
         let mut provided = self.done.provided.clone();
         // The number of a file system that went may be used again.
         provided.retain(|origin| match origin {
-            Origin::Made(id) => file_system(self.wanted, *id).is_some(),
+            Origin::Made(id) => lasts(&self.done.tree, self.wanted, *id),
             Origin::Configured(_) => true,
         });
         let (mut provide, mut mounts, mut unmounts, mut flags) =
@@ -454,6 +464,12 @@ impl<'a> Planner<'a> {
         }
         steps
     }
+}
+
+/// The file system of that number is still the same: the kernel may have given it to another one.
+pub(super) fn lasts(before: &Tree, now: &Tree, id: u64) -> bool {
+    let name = |fs: &FileSystem| (fs.fs_type.clone(), fs.pid_space);
+    file_system(now, id).is_some_and(|fs| file_system(before, id).is_none_or(|then| name(then) == name(fs)))
 }
 
 /// The file system of that number.

@@ -68,9 +68,11 @@ impl Kernel {
                 }
                 Step::Mount { id, of, path, spot, attributes, .. } => {
                     assert!(self.provided.contains(of), "{of:?} was not provided");
-                    let on = spot.on.clone().expect("only the root is on nothing");
-                    self.get(&on);
-                    assert!(self.live.iter().all(|live| live.spot != *spot), "{spot:?} is taken");
+                    // On nothing is only the root directory of another namespace.
+                    if let Some(on) = &spot.on {
+                        self.get(on);
+                        assert!(self.live.iter().all(|live| live.spot != *spot), "{spot:?} is taken");
+                    }
                     let configured = match of {
                         Origin::Configured(key) => {
                             base.iter().find(|base| base.key == *key).map_or(0, |b| b.attributes)
@@ -215,14 +217,18 @@ fn act(tree: &mut Tree, next: &mut u32, what: u32) {
                     source: b"none".to_vec(),
                     options: vec![],
                     read_only: false,
+                    pid_space: 0,
                 });
             }
             *next += 1;
             let path: &[u8] = if what & 0x40 == 0 { b"" } else { b"sub" };
+            let begins = what & 0xc000_0000 == 0;
+            let within = tree.node(parent).map_or(0, |node| node.space);
             tree.nodes.push(Node {
+                space: if begins { u64::from(*next) } else { within },
                 id: *next,
-                parent: Some(parent),
-                place,
+                parent: (!begins).then_some(parent),
+                place: if begins { Vec::new() } else { place },
                 point: b"/somewhere".to_vec(),
                 shows: Shows::Part { of, path: path.to_vec(), deleted: false },
                 depth: if path.is_empty() { 1 } else { 4 },
@@ -235,7 +241,7 @@ fn act(tree: &mut Tree, next: &mut u32, what: u32) {
         }
         3 | 4 => {
             let node = tree.nodes[at].clone();
-            if node.parent.is_some() && is_leaf(tree, node.id) {
+            if (node.parent.is_some() || node.space != 0) && is_leaf(tree, node.id) {
                 tree.nodes.retain(|other| other.id != node.id);
                 if let Shows::Configured(key) = node.shows {
                     tree.gone.push(key);
@@ -277,6 +283,7 @@ fn act(tree: &mut Tree, next: &mut u32, what: u32) {
 
 fn configured() -> Tree {
     let nodes = (0..).zip(base()).map(|(id, entry)| Node {
+        space: 0,
         id,
         parent: entry
             .parent
@@ -368,9 +375,44 @@ fn hostile_trees_are_refused() {
         source: b"/dev/vda".to_vec(),
         options: vec![],
         read_only: false,
+        pid_space: 0,
     });
     assert!(bytes(&bad).is_err());
     let mut bad = good;
     bad.nodes[1].shows = Shows::Part { of: Origin::Made(5), path: vec![], deleted: false };
     assert!(bytes(&bad).is_err());
+}
+
+#[test]
+fn a_namespace_is_not_taken_for_another_one_with_the_same_root() {
+    let root = |space| Node {
+        space,
+        id: 50,
+        parent: None,
+        place: Vec::new(),
+        point: b"/".to_vec(),
+        shows: Shows::Part { of: Origin::Configured(key("/")), path: Vec::new(), deleted: false },
+        depth: 1,
+        directory: true,
+        attributes: Some(0),
+        shared: None,
+        master: None,
+        unbindable: false,
+    };
+    let (base, mut tree) = (base(), configured());
+    tree.nodes.push(root(7));
+    let first = plan(&base, &Done::built(&base), &tree, &BTreeSet::new()).unwrap();
+    assert!(plan(&base, &first.done, &tree, &BTreeSet::new()).unwrap().steps.is_empty());
+    *tree.nodes.last_mut().unwrap() = root(8);
+    tree.check().unwrap();
+    let second = plan(&base, &first.done, &tree, &BTreeSet::new()).unwrap();
+    let is = |wanted: fn(&Step) -> bool| second.steps.iter().filter(|step| wanted(step)).count();
+    assert_eq!(is(|step| matches!(step, Step::Unmount { .. })), 1);
+    assert_eq!(is(|step| matches!(step, Step::Mount { spot: Spot { on: None, .. }, .. })), 1);
+    let mut bad = tree.clone();
+    bad.nodes.last_mut().unwrap().parent = Some(0);
+    assert!(bad.check().is_err(), "it is mounted in another namespace");
+    bad = tree;
+    bad.nodes.push(Node { id: 51, ..root(8) });
+    assert!(bad.check().is_err(), "two root directories");
 }

@@ -15,7 +15,7 @@ use crate::files::Area;
 use crate::session::ports::MAX_MOUNTS;
 
 /// Version of [`Tree`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Most mounts of a container.
 pub(super) const MOST: usize = 4096;
 /// Longest path, bytes: the kernel's own.
@@ -52,6 +52,8 @@ pub(in crate::runtime::moving) struct FileSystem {
     pub(super) options: Vec<String>,
     /// The file system itself (not one of its mounts) is read-only.
     pub(super) read_only: bool,
+    /// Of a proc: whose processes it shows, a pid namespace below the container's; else 0.
+    pub(super) pid_space: u64,
 }
 
 /// Options of a configured file system that the container changed.
@@ -88,6 +90,8 @@ pub(in crate::runtime::moving) enum Shows {
 pub(in crate::runtime::moving) struct Node {
     /// Its id at the source; nothing but a name here.
     pub(super) id: u32,
+    /// Its mount namespace: 0 for the container's, else the number of one below it.
+    pub(super) space: u64,
     /// The mount that it is mounted on; `None` for the root.
     pub(super) parent: Option<u32>,
     /// Where in that, relative; empty: on its root.
@@ -125,7 +129,7 @@ pub(in crate::runtime::moving) struct MemoryArea {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::runtime::moving) struct Tree {
     version: u32,
-    /// In the order in which they were mounted, parents first.
+    /// In the order in which they were mounted, parents first; those of the container's own namespace before all others.
     pub(super) nodes: Vec<Node>,
     /// File systems that the container mounted.
     pub(super) made: Vec<FileSystem>,
@@ -190,6 +194,25 @@ impl Tree {
         self.nodes.iter().any(|node| matches!(node.shows, Shows::Part { .. }))
     }
 
+    /// Without what shows the processes of pid namespaces that are not among `there`, and what is mounted on that.
+    pub(super) fn with_pids(&self, there: &BTreeMap<u64, OwnedFd>) -> Self {
+        let mut tree = self.clone();
+        let lacks = |origin: &Origin| {
+            let waits = |fs: &FileSystem| fs.pid_space != 0 && !there.contains_key(&fs.pid_space);
+            matches!(origin, Origin::Made(id) if self.made.iter().any(|fs| fs.id == *id && waits(fs)))
+        };
+        let mut left = BTreeSet::new();
+        tree.nodes.retain(|node| {
+            let waits = matches!(&node.shows, Shows::Part { of, .. } if lacks(of))
+                || node.parent.is_some_and(|parent| left.contains(&parent));
+            if waits {
+                left.insert(node.id);
+            }
+            !waits
+        });
+        tree
+    }
+
     pub(super) fn node(&self, id: u32) -> Option<&Node> {
         self.nodes.iter().find(|node| node.id == id)
     }
@@ -220,10 +243,18 @@ impl Tree {
             Origin::Configured(_) => true,
         };
         let mut seen = BTreeMap::new();
+        let mut spaces = BTreeSet::new();
         for (index, node) in self.nodes.iter().enumerate() {
-            let parent = node.parent.is_some_and(|parent| seen.contains_key(&parent));
-            if parent == (index == 0) || seen.insert(node.id, ()).is_some() {
-                return bad("a mount has no parent, or its number twice");
+            let on = node.parent.and_then(|parent| seen.get(&parent)) == Some(&node.space);
+            let root = node.parent.is_none() && spaces.insert(node.space);
+            if on == root || (index == 0) != (root && node.space == 0) {
+                return bad("a mount has no parent");
+            }
+            if seen.insert(node.id, node.space).is_some() {
+                return bad("a mount has its number twice");
+            }
+            if node.space != 0 && matches!(node.shows, Shows::Configured(_)) {
+                return bad("a configured mount is in another namespace");
             }
             let shows = match &node.shows {
                 Shows::Configured(key) => inside(key.point.strip_prefix(b"/").unwrap_or(b"/")),
