@@ -160,7 +160,7 @@ fn enter(
     at: i32,
 ) -> Result<(), TargetError> {
     let pid = skeleton.node.pid;
-    let landed = channel.plant(skeleton, tape, at, &[namespace.as_fd()])?;
+    let landed = channel.plant(&mut skeleton.leader, tape, at, &[namespace.as_fd()])?;
     let fd = *landed.first().ok_or_else(|| lost(pid, "a namespace did not reach it"))?;
     let calls = [call!("setns", SYS_setns, fd, kind.flag()), call!("close", SYS_close, fd)];
     skeleton.run(tape, &calls).map(drop)

@@ -84,7 +84,7 @@ fn on(
     calls: impl FnOnce(i32) -> Vec<Call>,
 ) -> Result<(), TargetError> {
     let skeleton = shop.tree.get(by.pid)?;
-    let number = shop.channel.plant(skeleton, shop.tape, shop.channel.number, &[fd])?;
+    let number = shop.channel.plant(&mut skeleton.leader, shop.tape, shop.channel.number, &[fd])?;
     let number = number.first().copied().unwrap_or(-1);
     let (mut calls, _) = as_maker(by, calls(number));
     calls.push(call!("close", SYS_close, number));

@@ -181,7 +181,7 @@ fn bind_path(
 fn bind_by_skeleton(socket: &Unix, fd: BorrowedFd<'_>, shop: &mut Workshop<'_>) -> Result<(), TargetError> {
     let root = shop.tree.root;
     let skeleton = shop.tree.get(root)?;
-    let number = shop.channel.plant(skeleton, shop.tape, shop.channel.number, &[fd])?;
+    let number = shop.channel.plant(&mut skeleton.leader, shop.tape, shop.channel.number, &[fd])?;
     let number = number.first().copied().unwrap_or(-1);
     let mut address = 1u16.to_ne_bytes().to_vec();
     address.extend_from_slice(&socket.name);
