@@ -12,7 +12,8 @@ pub struct Nested {
     pub uts: u64,
     /// System V IPC and POSIX message queues, see ipc_namespaces(7).
     pub ipc: u64,
-    /// The pid namespace of its future children, see pid_namespaces(7); 0 when it is its own.
+    /// The pid namespace of its future children, see pid_namespaces(7); 0 when it is its own, [`Nested::NEW`] when its next
+    /// child begins it.
     pub pid_for_children: u64,
 }
 
@@ -30,6 +31,9 @@ pub struct Level {
 }
 
 impl Nested {
+    /// A namespace that nobody is in yet.
+    pub const NEW: u64 = u64::MAX;
+
     /// Whether all of them are the container's.
     #[must_use]
     pub fn is_none(&self) -> bool {

@@ -143,16 +143,22 @@ fn check_process(
     let user = namespace(process.pid, "user")?;
     let settled = rules.settled.get(&process.key()) == Some(&user);
     let before = findings.list.len();
-    if !settled && process.pid != root.0 {
+    if !settled {
+        let is_root = process.pid == root.0;
         let mut nested = Nested::default();
-        for (name, ours) in root.all()? {
+        let all = root.all()?;
+        let time = all.iter().find(|(name, _)| *name == "time").and_then(|(_, number)| *number);
+        for (name, ours) in all {
+            // What the first process has itself is the container's.
+            let own = if is_root && *name == "time_for_children" { &time } else { ours };
             match (*name, namespace(process.pid, name)?) {
-                (_, theirs) if theirs == *ours => {}
-                // The walk over the tree has found where it is.
-                ("pid", Some(theirs)) if process.pid_namespace() == Some(theirs) => {}
+                ("pid_for_children", None) => nested.pid_for_children = Nested::NEW,
                 ("pid_for_children", Some(theirs)) if spaces.takes(process, theirs) => {
                     nested.pid_for_children = if theirs == spaces.own(process) { 0 } else { theirs };
                 }
+                (name, theirs) if theirs == *own && name != "pid_for_children" => {}
+                // The walk over the tree has found where it is.
+                ("pid", Some(theirs)) if process.pid_namespace() == Some(theirs) => {}
                 ("uts", Some(theirs)) => nested.uts = theirs,
                 ("ipc", Some(theirs)) => nested.ipc = theirs,
                 _ => findings.process(

@@ -142,6 +142,11 @@ impl Restorer<'_> {
             let space = shape.namespaces.pid_for_children;
             let process = image.processes.iter().find(|process| process.pid == shape.pid);
             let Some(process) = process.filter(|_| space != 0) else { continue };
+            if space == Nested::NEW {
+                let call = call!("unshare", SYS_unshare, Kind::Pid.flag());
+                self.tree.get(shape.pid)?.run(self.tape, &[call])?;
+                continue;
+            }
             let namespace = self.tree.init(space, shape.pid)?;
             let at = fds::plan(&process.fds).channel;
             enter(self.tree.get(shape.pid)?, &namespace, Kind::Pid, self.tape, self.channel, at)?;
