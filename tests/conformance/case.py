@@ -26,9 +26,11 @@ import ctypes
 import errno
 import mmap
 import os
+import queue
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 
@@ -84,18 +86,48 @@ def scratch(name):
     return os.path.join(SCRATCH, name)
 
 
+def ended_by(work):
+    """Runs work() in a child, which ends with it."""
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        code = 99
+    os._exit(code)
+
+
 def fork(work):
     """A child that runs work() and never returns from it; its pid."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-            code = 99
-        os._exit(code)
-    return pid
+    return os.fork() or ended_by(work)
+
+
+def clone(flags, work):
+    """As fork, with what flags of clone(2) make the child share with this process."""
+    pid = syscall(56, flags | signal.SIGCHLD, 0, 0, 0, 0)
+    return pid or ended_by(work)
+
+
+class Asked(threading.Thread):
+    """A thread that does what it is asked. Its first task tells nothing."""
+
+    def __init__(self, first=lambda: None):
+        super().__init__(daemon=True)
+        self.work, self.done = queue.Queue(), queue.Queue()
+        self.start()
+        self.ask(first)
+
+    def run(self):
+        while True:
+            work = self.work.get()
+            try:
+                self.done.put(work())
+            except OSError as error:
+                self.done.put(-error.errno)
+
+    def ask(self, work):
+        self.work.put(work)
+        return self.done.get(timeout=20)
 
 
 def server():

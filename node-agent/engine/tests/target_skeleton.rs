@@ -97,6 +97,7 @@ fn process(pid: i32, ppid: i32, pgid: i32, sid: i32) -> ProcessShape {
         tty: None,
         levels: Vec::new(),
         namespaces: Nested::default(),
+        shared: image::shape::Shared::default(),
         mm: Mm::default(),
     }
 }

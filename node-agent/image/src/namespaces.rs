@@ -14,7 +14,8 @@ pub struct Nested {
     pub ipc: u64,
     /// Mounts, see mount_namespaces(7). They travel with those of the container.
     pub mnt: u64,
-    /// The pid namespace of its future children, see pid_namespaces(7); 0 when it is its own.
+    /// The pid namespace of its future children, see pid_namespaces(7); 0 when it is its own, [`Nested::NEW`] when its next
+    /// child begins it.
     pub pid_for_children: u64,
 }
 
@@ -32,6 +33,9 @@ pub struct Level {
 }
 
 impl Nested {
+    /// A namespace that nobody is in yet.
+    pub const NEW: u64 = u64::MAX;
+
     /// Whether all of them are the container's.
     #[must_use]
     pub fn is_none(&self) -> bool {

@@ -48,8 +48,34 @@ pub struct ProcessShape {
     pub levels: Vec<Level>,
     /// Namespaces that are not the container's. A zombie has none.
     pub namespaces: Nested,
+    /// What it shares with other processes.
+    pub shared: Shared,
     /// Its address space.
     pub mm: Mm,
+}
+
+/// What a process shares with other processes, or a thread with other threads and not with its process: the number of
+/// the first one that has it, which may be itself; 0 when nobody else has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shared {
+    /// Its descriptor table (CLONE_FILES of clone(2)).
+    pub files: Pid,
+    /// Its working directory, root directory and umask (CLONE_FS).
+    pub directories: Pid,
+}
+
+impl Shared {
+    /// Whether the process or thread with this number is the first one that has its descriptor table.
+    #[must_use]
+    pub fn is_first_of_files(&self, number: Pid) -> bool {
+        self.files == 0 || self.files == number
+    }
+
+    /// Whether the process or thread with this number is the first one that has its directories.
+    #[must_use]
+    pub fn is_first_of_directories(&self, number: Pid) -> bool {
+        self.directories == 0 || self.directories == number
+    }
 }
 
 /// A process that has ended and was not waited for.

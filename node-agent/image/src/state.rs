@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::files::{FdEntry, Files};
 use crate::ipc::Ipc;
 use crate::namespaces::Namespace;
-use crate::shape::Shape;
+use crate::shape::{Shape, Shared};
 use crate::{Addr, Pid};
 
 /// A whole captured container, without the contents of its memory (those are page frames).
@@ -193,6 +193,10 @@ pub struct Thread {
     pub tids_below: Vec<Pid>,
     /// Directories that it does not share with its process: it called unshare(2) with CLONE_FS.
     pub directories: Option<Directories>,
+    /// A descriptor table that it does not share with its process, ascending: it called unshare(2) with CLONE_FILES.
+    pub fds: Option<Vec<FdEntry>>,
+    /// Which of these it shares with other threads.
+    pub shared: Shared,
     /// General registers, with the interrupted system call not yet applied.
     pub regs: Regs,
     /// The raw xsave area (PTRACE_GETREGSET NT_X86_XSTATE).

@@ -26,6 +26,18 @@ pub fn open_thread(tid: i32) -> Result<OwnedFd> {
     new_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, tid, libc::O_EXCL) })
 }
 
+/// Opens a descriptor of a process, or of a thread that is none (`PIDFD_THREAD`, Linux 6.9): for the descriptor table that
+/// a thread may have of its own.
+///
+/// # Errors
+/// `ESRCH` no such process or thread, `EINVAL` a thread and an older kernel.
+pub fn open_task(tid: i32) -> Result<OwnedFd> {
+    match open(tid) {
+        Err(Errno::EINVAL | Errno::ENOENT) => open_thread(tid),
+        other => other,
+    }
+}
+
 /// Duplicates descriptor `fd` of that process: the same open file description, close-on-exec.
 ///
 /// # Errors

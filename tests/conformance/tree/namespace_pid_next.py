@@ -1,5 +1,4 @@
 """A process whose children would be in another pid namespace, which has none yet"""
-# refused: pid_for_children namespace
 # with: CAP_SYS_ADMIN
 import os
 

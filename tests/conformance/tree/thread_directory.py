@@ -1,28 +1,8 @@
 """Threads with a working directory, a root directory and a umask of their own (unshare of CLONE_FS, as Samba does)"""
 # with: CAP_SYS_CHROOT
 import os
-import queue
-import threading
 
-from case import case, same, scratch, syscall
-
-
-class Asked(threading.Thread):
-    """A thread that does what it is asked."""
-
-    def __init__(self, first):
-        super().__init__(daemon=True)
-        self.work, self.done = queue.Queue(), queue.Queue()
-        self.start()
-        self.ask(first)
-
-    def run(self):
-        while True:
-            self.done.put(self.work.get()())
-
-    def ask(self, work):
-        self.work.put(work)
-        return self.done.get(timeout=20)
+from case import Asked, case, same, scratch, syscall
 
 
 def where():
@@ -53,7 +33,7 @@ def thread_directory():
 
     os.chdir(scratch("process"))
     os.umask(0o027)
-    shared = Asked(lambda: None)
+    shared = Asked()
     first, second = Asked(one), Asked(two)
     wanted = [
         (scratch("process"), False, 0o027),

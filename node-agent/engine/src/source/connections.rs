@@ -11,7 +11,7 @@ use sys::tcp::state;
 
 use super::error::{InspectError, TRY_AGAIN};
 use super::findings::Findings;
-use super::look::ProcessLook;
+use super::look::{ProcessLook, TableLook, tables};
 use super::sockets::{self, SIGNED, TcpKind, UNSIGNED, tcp_state};
 
 /// Closed by their program, and not yet acknowledged as a whole.
@@ -70,7 +70,7 @@ pub(crate) fn check_signatures(
     processes: &[ProcessLook],
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
-    let suspects: Vec<_> = processes.iter().flat_map(suspects).collect();
+    let suspects: Vec<_> = tables(processes).flat_map(suspects).collect();
     if suspects.is_empty() {
         return Ok(());
     }
@@ -95,8 +95,8 @@ struct Suspect {
     is_closed: bool,
 }
 
-fn suspects(found: &ProcessLook) -> impl Iterator<Item = Suspect> {
-    found.descriptors.iter().filter_map(|descriptor| match found.sockets.get(&descriptor.fd) {
+fn suspects((found, table): (&ProcessLook, &TableLook)) -> impl Iterator<Item = Suspect> {
+    table.descriptors.iter().filter_map(|descriptor| match table.sockets.get(&descriptor.fd) {
         Some(sockets::Kind::Tcp(TcpKind { state, unexplained: true, .. })) => Some(Suspect {
             pid: found.process.inner,
             fd: descriptor.fd,

@@ -21,7 +21,7 @@ const O_WRONLY: u32 = 1;
 
 /// Whether a process has a file open that it may read so.
 fn reads_directly(found: &ProcessLook) -> bool {
-    found.descriptors.iter().any(|descriptor| {
+    found.tables.iter().flat_map(|table| &table.descriptors).any(|descriptor| {
         let flags = descriptor.info.flags;
         let file = matches!(descriptor.class, Class::File { directory: false, .. } | Class::External(_));
         file && flags & O_DIRECT != 0 && flags & ACCESS != O_WRONLY

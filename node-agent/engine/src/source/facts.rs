@@ -16,6 +16,7 @@ use sys::Errno;
 use super::descriptor::O_PATH;
 use super::error::InspectError;
 use super::look::{Depth, Flags};
+use super::sharing::Apart;
 use super::sockets::{self, Kind, Reason};
 use super::tree::Process;
 use super::{multicast, traced};
@@ -45,7 +46,8 @@ pub(crate) struct Asked<'a> {
 pub(crate) struct Facts {
     /// Its mappings with their flags, without those of this engine's tape.
     pub(crate) entries: Vec<Entry>,
-    pub(crate) descriptors: Vec<DescriptorFacts>,
+    /// Its descriptor table, then those that threads have of their own; each with whose it is.
+    pub(crate) tables: Vec<(i32, Vec<DescriptorFacts>)>,
 }
 
 /// Of a descriptor.
@@ -71,23 +73,43 @@ pub(crate) struct SocketFacts {
     pub(crate) groups: Vec<(u32, IpAddr)>,
 }
 
-/// Reads all processes. `known` gives the mappings with their flags as they were last read. One that has ended gives
-/// its error.
+/// Reads all processes. `known` gives the mappings with their flags as they were last read; `apart`: threads with
+/// descriptor tables of their own. A process that has ended gives its error.
 pub(crate) fn read_all<'a>(
     tree: &[Process],
     asked: Asked<'_>,
     known: impl Fn(&Process) -> Option<&'a [Entry]> + Sync,
+    apart: &[Apart],
 ) -> Vec<Result<Facts, InspectError>> {
-    tree.par_iter().map(|process| read(process, asked, known(process))).collect()
+    tree.par_iter().map(|process| read(process, asked, known(process), apart)).collect()
 }
 
-fn read(process: &Process, asked: Asked<'_>, known: Option<&[Entry]>) -> Result<Facts, InspectError> {
+fn read(
+    process: &Process,
+    asked: Asked<'_>,
+    known: Option<&[Entry]>,
+    apart: &[Apart],
+) -> Result<Facts, InspectError> {
     if process.is_zombie() {
         return Ok(Facts::default());
     }
     let entries = entries(process, asked.flags, known)?;
-    let numbers = tasks::descriptors(process.pid)?;
-    let place = Place::open(process.pid)?;
+    let mut tables = vec![(process.pid, table(process.pid, asked)?)];
+    for thread in apart.iter().filter(|thread| thread.process == process.inner && thread.has_table()) {
+        match table(thread.tid, asked) {
+            Ok(found) => tables.push((thread.tid, found)),
+            // It ended meanwhile.
+            Err(InspectError::Proc(error)) if error.is_gone() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Facts { entries, tables })
+}
+
+/// The descriptors of a process, or of a thread that has its own.
+fn table(task: i32, asked: Asked<'_>) -> Result<Vec<DescriptorFacts>, InspectError> {
+    let numbers = tasks::descriptors(task)?;
+    let place = Place::open(task)?;
     let read = |fd: &i32| match place.read(*fd, asked) {
         Ok(facts) => Ok(Some(facts)),
         // It was closed meanwhile.
@@ -96,7 +118,7 @@ fn read(process: &Process, asked: Asked<'_>, known: Option<&[Entry]>) -> Result<
     };
     let descriptors: Vec<Option<DescriptorFacts>> =
         numbers.par_iter().with_min_len(AT_A_TIME).map(read).collect::<Result<_, _>>()?;
-    Ok(Facts { entries, descriptors: descriptors.into_iter().flatten().collect() })
+    Ok(descriptors.into_iter().flatten().collect())
 }
 
 /// Where a process's descriptors are read: paths are walked once, not for each of them.
@@ -115,7 +137,7 @@ impl Place {
             nix::fcntl::open(path.as_str(), flags, Mode::empty())
                 .map_err(|errno| ProcError::Read { path, source: errno.into() })
         };
-        let pidfd = sys::pidfd::open(pid)
+        let pidfd = sys::pidfd::open_task(pid)
             .map_err(|errno| ProcError::Read { path: format!("/proc/{pid}"), source: errno.into() })?;
         Ok(Self { pid, pidfd, links: dir("fd")?, infos: dir("fdinfo")? })
     }

@@ -9,7 +9,7 @@ use super::findings::Findings;
 use super::keyrings;
 use super::memory::soft_dirty::SoftDirty;
 use super::memory::tracker::{PagemapScan, Tracker};
-use super::stopping::stop_one;
+use super::stopping::{stop_one, stop_thread};
 use super::traced::Tapes;
 use super::tree::Process;
 use super::witness;
@@ -23,16 +23,21 @@ pub(super) struct Injected {
 }
 
 /// Puts a tape, and a userfaultfd where that tracks, into a process, and asks it what can only be asked so; it runs on
-/// untraced.
+/// untraced. `only`: the one thread by which this is to be done.
 pub(super) fn inject(
     process: &Process,
+    only: Option<i32>,
     clock: &SchedulerClock,
     soft_dirty: bool,
     witness: Option<i32>,
     findings: &mut Findings,
 ) -> Result<Injected, SourceError> {
     let pid = process.pid;
-    let Some((thread, nap)) = stop_one(pid, clock)? else {
+    let stopped = match only {
+        Some(tid) => stop_thread(pid, tid, clock)?,
+        None => stop_one(pid, clock)?,
+    };
+    let Some((thread, nap)) = stopped else {
         return Err(SourceError::ThreadGone { tid: pid });
     };
     let (tapes, parked) = Tapes::install(process, thread, &nap)?;

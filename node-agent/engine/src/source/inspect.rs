@@ -7,7 +7,7 @@ use super::cpu_clocks;
 use super::findings::Findings;
 use super::huge;
 use super::inventory;
-use super::look::{Depth, Flags, Look, Looker};
+use super::look::{Depth, Flags, Look, Looker, tables};
 use super::memory::guards;
 use super::numa;
 use super::outside;
@@ -30,10 +30,14 @@ pub(crate) fn inspect(spec: &TreeSpec, items: bool) -> Result<Inventory, Inspect
     Ok(Inventory {
         processes: processes.len(),
         threads: processes.iter().map(|found| found.process.tids.len()).sum(),
-        descriptors: processes.iter().map(|found| found.descriptors.len()).sum(),
-        connections: processes
-            .iter()
-            .flat_map(|found| found.sockets.values())
+        descriptors: tables(processes)
+            .filter(|(found, table)| {
+                table.task != found.process.pid || found.shared.is_first_of_files(found.process.inner)
+            })
+            .map(|(_, table)| table.descriptors.len())
+            .sum(),
+        connections: tables(processes)
+            .flat_map(|(_, table)| table.sockets.values())
             .filter(|kind| matches!(kind, Kind::Tcp(tcp) if tcp.state == tcp_state::ESTABLISHED))
             .count(),
         resident_bytes: processes.iter().map(|found| found.process.stat.rss_pages * image::PAGE_SIZE).sum(),

@@ -8,7 +8,7 @@ use image::{Pid, Refusal, Subject};
 use sys::sock::{self, Address};
 
 use super::descriptor::{Class, Descriptor};
-use super::look::{Look, ProcessLook};
+use super::look::{Look, ProcessLook, TableLook};
 use super::sockets::{Kind, tcp_state};
 
 /// One thing that a tree has.
@@ -53,8 +53,10 @@ pub(crate) fn list(look: &Look, refusals: &[Refusal]) -> Vec<Item> {
             // What is refused of it has a row of its own.
             add("memory", Subject::Address(start), what);
         }
-        for descriptor in &found.descriptors {
-            add("descriptor", Subject::Fd(descriptor.fd), describe(found, descriptor));
+        for table in &found.tables {
+            for descriptor in &table.descriptors {
+                add("descriptor", Subject::Fd(descriptor.fd), describe(table, descriptor));
+            }
         }
     }
     for refusal in open.0.into_iter().flatten() {
@@ -130,7 +132,7 @@ fn behind(vma: &Vma, shape: &Shape) -> String {
     }
 }
 
-fn describe(found: &ProcessLook, descriptor: &Descriptor) -> String {
+fn describe(found: &TableLook, descriptor: &Descriptor) -> String {
     match &descriptor.class {
         Class::External(key) => format!("from the runtime: {key}"),
         Class::File { file, directory } => {
@@ -161,9 +163,9 @@ fn describe(found: &ProcessLook, descriptor: &Descriptor) -> String {
     }
 }
 
-fn socket(found: &ProcessLook, fd: i32) -> String {
+fn socket(found: &TableLook, fd: i32) -> String {
     let kind = found.sockets.get(&fd);
-    let names = names(found.process.pid, fd);
+    let names = names(found.task, fd);
     let (own, peer) = names.as_ref().map_or((None, None), |(own, peer)| (address(own), address(peer)));
     let own = own.unwrap_or_else(|| "unbound".to_owned());
     let ends = match &peer {
@@ -203,7 +205,7 @@ fn socket(found: &ProcessLook, fd: i32) -> String {
 
 /// Its own name and its peer's, when it can still be asked.
 fn names(pid: i32, fd: i32) -> Option<(Address, Address)> {
-    let pidfd = sys::pidfd::open(pid).ok()?;
+    let pidfd = sys::pidfd::open_task(pid).ok()?;
     let socket = sys::pidfd::getfd(pidfd.as_fd(), fd).ok()?;
     let own = sock::local_name(socket.as_fd()).ok()?;
     // One that is not connected has no peer.

@@ -4,11 +4,10 @@ use std::collections::HashSet;
 
 use image::files::{FileLock, LockKind};
 
-use super::capture::files::live;
 use super::capture::table::Table;
 use super::descriptor::{Class, Descriptor};
 use super::findings::Findings;
-use super::look::Look;
+use super::look::{Look, ProcessLook, tables};
 use super::tree::Process;
 
 /// One `lock:` line.
@@ -71,21 +70,46 @@ pub(crate) fn check(process: &Process, descriptor: &Descriptor, findings: &mut F
     }
 }
 
+/// Locks belong to a table. What a process took in one that it shared, and has ended or left it since, nobody can take
+/// again for it.
+pub(crate) fn check_takers(processes: &[ProcessLook], findings: &mut Findings) {
+    for (found, own) in tables(processes) {
+        let has_it = |taker: &ProcessLook| {
+            let files = found.shared.files;
+            taker.process.pid == found.process.pid
+                || (files != 0 && taker.shared.files == files && own.task == found.process.pid)
+        };
+        for descriptor in own.descriptors.iter().filter(|descriptor| !descriptor.info.locks.is_empty()) {
+            for line in descriptor.info.locks.iter().filter_map(|line| parse(line)) {
+                let mut takers = processes.iter().filter(|taker| taker.process.pid == line.pid);
+                if line.kind == Kind::Posix && !takers.any(has_it) {
+                    findings.fd(
+                        found.process.inner,
+                        descriptor.fd,
+                        "a file lock of a process which has ended, or has another descriptor table since",
+                        "have the program release the lock before the move",
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Every lock of the tree, each once.
 pub(crate) fn capture(look: &Look, table: &Table) -> Vec<FileLock> {
     let mut locks = Vec::new();
     let mut seen = HashSet::new();
-    for found in live(look) {
-        for descriptor in found.descriptors.iter().filter(|d| !d.info.locks.is_empty()) {
-            let Some(file) = table.numbers.get(&(found.process.pid, descriptor.fd)).copied() else {
+    for (found, own) in tables(&look.processes) {
+        for descriptor in own.descriptors.iter().filter(|d| !d.info.locks.is_empty()) {
+            let Some(file) = table.numbers.get(&(own.task, descriptor.fd)).copied() else {
                 continue;
             };
             for line in descriptor.info.locks.iter().filter_map(|line| parse(line)) {
-                // A POSIX lock also shows with the descriptors of others that share its description.
+                // Those that were taken by others who share the table show with them.
                 let kind = match line.kind {
                     Kind::Flock => LockKind::Flock,
                     Kind::Ofd => LockKind::Ofd,
-                    Kind::Posix if line.pid == found.process.pid => LockKind::Posix(found.process.inner),
+                    Kind::Posix if line.pid == found.process.pid => LockKind::Posix(own.inner),
                     Kind::Posix => continue,
                 };
                 // All descriptors of the file show a process's lock; one way to the file is enough.

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::os::linux::fs::MetadataExt;
 use std::sync::Arc;
 
+use image::Pid;
 use image::namespaces::{Namespace, Nested};
-use image::shape::{FileIdentity, GhostFile, ProcessShape, Shape, Zombie};
+use image::shape::{FileIdentity, GhostFile, ProcessShape, Shape, Shared, Zombie};
 
 use super::beside::Beside;
 use super::connections;
@@ -15,13 +16,14 @@ use super::error::InspectError;
 use super::facts::{self, Asked, Facts, SocketFacts};
 use super::findings::Findings;
 use super::ipc::{self, How};
+use super::locks;
 use super::mm::{self, Files, Mapping, MmReader};
 use super::mounts::Spaces;
 use super::mqueue;
 use super::namespaces;
 use super::registry::{Handle, Registry};
 use super::rules::{self, Rules, Settled};
-use super::sharing::Apart;
+use super::sharing::{self, Apart, SharedOf, Sharing};
 use super::sockets::Kind;
 use super::spec::TreeSpec;
 use super::sysv::Sysv;
@@ -41,15 +43,28 @@ pub(crate) struct ProcessLook {
     pub(crate) process: Process,
     /// Its mappings; empty for a zombie.
     pub(crate) mappings: Vec<Mapping>,
-    /// Its descriptors; empty for a zombie and when only shapes were asked for.
-    pub(crate) descriptors: Vec<Descriptor>,
-    /// Its sockets among them.
-    pub(crate) sockets: HashMap<i32, Kind>,
-    /// Those of them that have a packet filter.
-    pub(crate) filtered: HashSet<i32>,
+    /// Its descriptor table, then those that threads have of their own; none for a zombie.
+    pub(crate) tables: Vec<TableLook>,
+    /// What it shares with other processes.
+    pub(crate) shared: Shared,
     /// Its namespaces.
     pub(crate) namespaces: Nested,
     exe: FileIdentity,
+}
+
+/// A descriptor table.
+#[derive(Debug)]
+pub(crate) struct TableLook {
+    /// The process or thread that has it, as this process sees it.
+    pub(crate) task: i32,
+    /// The same, as the container numbers it.
+    pub(crate) inner: Pid,
+    /// What is in it.
+    pub(crate) descriptors: Vec<Descriptor>,
+    /// Sockets among them; none when only shapes were asked for.
+    pub(crate) sockets: HashMap<i32, Kind>,
+    /// Those of them that have a packet filter.
+    pub(crate) filtered: HashSet<i32>,
 }
 
 /// What a look found.
@@ -82,8 +97,10 @@ pub(crate) struct Looker {
     settled: Settled,
     /// Those of processes which are not all the container's, as the last look at everything found them.
     nested: HashMap<(i32, u64), Nested>,
-    /// Threads with directories of their own, as the last look at everything found them.
+    /// Threads with descriptor tables or directories of their own, as the last look at everything found them.
     pub(crate) apart: Vec<Apart>,
+    /// What processes share.
+    shared: SharedOf,
     /// What these namespaces hold.
     pub(crate) namespaces: Vec<Namespace>,
     /// What was asked of files in this look.
@@ -142,6 +159,7 @@ impl Looker {
             settled: Settled::new(),
             nested: HashMap::new(),
             apart: Vec::new(),
+            shared: SharedOf::new(),
             namespaces: Vec::new(),
             files: Files::default(),
             own_ipc: false,
@@ -176,14 +194,18 @@ impl Looker {
                 stopped: self.stopped.as_ref(),
                 settled: &mut self.settled,
                 apart: &mut self.apart,
+                shared: &mut self.shared,
                 nested: &mut self.nested,
             };
             rules::check(&mut rules, &tree, findings)?;
             self.namespaces = namespaces::look(&tree, &self.nested, findings)?;
             self.groups = multicast::read(self.spec.root)?;
             self.joined.clear();
-        } else if self.spec.mounts.any() || self.nested.values().any(|nested| nested.mnt != 0) {
-            namespaces::follow_mounts(&tree, &self.spec.mounts, &mut self.nested)?;
+        } else {
+            if self.spec.mounts.any() || self.nested.values().any(|nested| nested.mnt != 0) {
+                namespaces::follow_mounts(&tree, &self.spec.mounts, &mut self.nested)?;
+            }
+            self.shared = Sharing::look(&tree)?.of;
         }
         self.view.spaces = Arc::new(Spaces::open(&tree, &self.nested)?);
         account::lap("freeze.look-rules");
@@ -208,7 +230,7 @@ impl Looker {
         self.registry.begin();
         let asked = Asked { flags, depth, now: self.stopped.is_some(), groups: &self.groups };
         let known = |process: &Process| self.flags.get(&process.key()).map(Vec::as_slice);
-        let facts = facts::read_all(&tree, asked, known);
+        let facts = facts::read_all(&tree, asked, known, &self.apart);
         account::lap("freeze.look-facts");
         let mut look = Look::default();
         for (process, facts) in tree.into_iter().zip(facts) {
@@ -246,6 +268,10 @@ impl Looker {
         }
         self.flags.retain(|key, _| look.processes.iter().any(|found| found.process.key() == *key));
         look.shape = self.shape(&look.processes)?;
+        if depth == Depth::Everything {
+            sharing::check_makers(&look.shape, &self.apart, findings);
+            locks::check_takers(&look.processes, findings);
+        }
         Ok(look)
     }
 
@@ -261,9 +287,8 @@ impl Looker {
             namespaces: self.nested.get(&process.key()).copied().unwrap_or_default(),
             process,
             mappings: Vec::new(),
-            descriptors: Vec::new(),
-            sockets: HashMap::new(),
-            filtered: HashSet::new(),
+            tables: Vec::new(),
+            shared: Shared::default(),
             exe: FileIdentity::default(),
         };
         if found.process.is_zombie() {
@@ -281,23 +306,38 @@ impl Looker {
         };
         found.mappings = reader.mappings(&found.process, &facts.entries)?;
         found.exe = exe(&mut reader, &found.process)?;
-        for mut facts in facts.descriptors {
-            let socket = facts.socket.take();
-            let Some(descriptor) = reader.descriptor(&found.process, facts, &self.spec.externals)? else {
-                continue;
+        found.shared = self.shared.get(&found.process.key()).copied().unwrap_or_default();
+        for (task, facts) in facts.tables {
+            let thread = self.apart.iter().find(|thread| thread.tid == task);
+            let inner = thread.map_or(found.process.inner, |thread| thread.inner);
+            let mut table = TableLook {
+                task,
+                inner,
+                descriptors: Vec::with_capacity(facts.len()),
+                sockets: HashMap::new(),
+                filtered: HashSet::new(),
             };
-            if descriptor.class == Class::Socket
-                && let Some(socket) = socket
-            {
-                self.joined.extend(&socket.groups);
-                if socket.filtered {
-                    found.filtered.insert(descriptor.fd);
+            // Links of /proc lead from a thread to what it has itself.
+            let holder = Process { pid: task, ..found.process.clone() };
+            for mut facts in facts {
+                let socket = facts.socket.take();
+                let Some(descriptor) = reader.descriptor(&holder, facts, &self.spec.externals)? else {
+                    continue;
+                };
+                if descriptor.class == Class::Socket
+                    && let Some(socket) = socket
+                {
+                    self.joined.extend(&socket.groups);
+                    if socket.filtered {
+                        table.filtered.insert(descriptor.fd);
+                    }
+                    if let Some(kind) = judge(&found.process, descriptor.fd, socket, reader.findings) {
+                        table.sockets.insert(descriptor.fd, kind);
+                    }
                 }
-                if let Some(kind) = judge(&found.process, descriptor.fd, socket, reader.findings) {
-                    found.sockets.insert(descriptor.fd, kind);
-                }
+                table.descriptors.push(descriptor);
             }
-            found.descriptors.push(descriptor);
+            found.tables.push(table);
         }
         self.flags.insert(found.process.key(), facts.entries);
         Ok(found)
@@ -328,6 +368,7 @@ impl Looker {
                 tty: terminals::controlling(&process.stat),
                 levels: process.levels.clone(),
                 namespaces: found.namespaces,
+                shared: found.shared,
                 mm,
             });
         }
@@ -336,6 +377,11 @@ impl Looker {
         shape.ghosts = ghosts.map(|ghost| GhostFile { id: ghost.id, path: ghost.path.clone() }).collect();
         Ok(shape)
     }
+}
+
+/// All descriptor tables, each with its process.
+pub(crate) fn tables(processes: &[ProcessLook]) -> impl Iterator<Item = (&ProcessLook, &TableLook)> {
+    processes.iter().flat_map(|found| found.tables.iter().map(move |table| (found, table)))
 }
 
 fn exe(reader: &mut MmReader<'_>, process: &Process) -> Result<FileIdentity, InspectError> {

@@ -15,7 +15,7 @@ use sys::{Errno, mount, mqueue};
 
 use super::descriptor::Class;
 use super::findings::Findings;
-use super::look::ProcessLook;
+use super::look::{ProcessLook, tables};
 use crate::proc::idmap::IdMaps;
 
 const READ: &str = "have the program read them, or try again in a moment";
@@ -105,19 +105,19 @@ pub(crate) fn take(
 ) -> Vec<PosixQueue> {
     let Listed { device, mut queues } = listed;
     let mut holders: Vec<(u64, Pid, i32)> = Vec::new();
-    for found in processes {
-        for descriptor in &found.descriptors {
+    for (_, table) in tables(processes) {
+        for descriptor in &table.descriptors {
             let Class::PosixQueue(seen) = &descriptor.class else { continue };
             if seen.device != device {
                 findings.fd(
-                    found.process.inner,
+                    table.inner,
                     descriptor.fd,
                     format!("POSIX message queue /{}: of another IPC namespace", shown(&seen.queue)),
                     "have the program close it before the move",
                 );
                 continue;
             }
-            holders.push((seen.queue.id, found.process.inner, descriptor.fd));
+            holders.push((seen.queue.id, table.inner, descriptor.fd));
             if !queues.iter().any(|known| known.queue.id == seen.queue.id) {
                 queues.push(Seen::clone(seen));
             }

@@ -166,7 +166,7 @@ impl<'a> Spaces<'a> {
     ) {
         for process in tree {
             let children = nested.get(&process.key()).map_or(0, |nested| nested.pid_for_children);
-            if children != 0 && !self.inits.contains_key(&children) {
+            if children != 0 && children != Nested::NEW && !self.inits.contains_key(&children) {
                 findings.process(
                     process.inner,
                     "the pid namespace that its children would be born into (pid_for_children) has ended",

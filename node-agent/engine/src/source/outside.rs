@@ -6,13 +6,12 @@ use std::os::fd::AsFd;
 use nix::poll::PollFlags;
 use sys::Errno;
 
-use super::capture::files::live;
 use super::capture::pipes::has;
 use super::capture::unix::{OUTSIDE, Peers};
 use super::descriptor::{Class, Descriptor};
 use super::error::InspectError;
 use super::findings::Findings;
-use super::look::{Look, ProcessLook};
+use super::look::{Look, ProcessLook, TableLook, tables};
 use super::sockets::Kind;
 
 /// Adds a refusal for each end whose other end is outside.
@@ -21,19 +20,19 @@ pub(crate) fn check(look: &Look, root: i32, findings: &mut Findings) -> Result<(
     unix(look, root, findings)
 }
 
-type End<'a> = (&'a ProcessLook, &'a Descriptor);
+type End<'a> = (&'a ProcessLook, &'a TableLook, &'a Descriptor);
 
 fn pipes(look: &Look, findings: &mut Findings) -> Result<(), InspectError> {
     // A reader and a writer of each pipe.
     let mut ends: BTreeMap<(u64, u64), [Option<End<'_>>; 2]> = BTreeMap::new();
-    for found in live(look) {
-        for descriptor in &found.descriptors {
+    for (found, table) in tables(&look.processes) {
+        for descriptor in &table.descriptors {
             if descriptor.class == (Class::Pipe { fifo: None }) {
                 let pair = ends.entry(descriptor.key).or_default();
                 match descriptor.info.flags & 3 {
-                    0 => pair[0] = Some((found, descriptor)),
-                    1 => pair[1] = Some((found, descriptor)),
-                    _ => *pair = [Some((found, descriptor)); 2],
+                    0 => pair[0] = Some((found, table, descriptor)),
+                    1 => pair[1] = Some((found, table, descriptor)),
+                    _ => *pair = [Some((found, table, descriptor)); 2],
                 }
             }
         }
@@ -48,8 +47,8 @@ fn pipes(look: &Look, findings: &mut Findings) -> Result<(), InspectError> {
             }
             _ => continue,
         };
-        let (found, descriptor) = end;
-        if !other_end_is_closed(found, descriptor, event)? {
+        let (found, table, descriptor) = end;
+        if !other_end_is_closed(table, descriptor, event)? {
             findings.fd(found.process.inner, descriptor.fd, reason, OUTSIDE);
         }
     }
@@ -57,12 +56,12 @@ fn pipes(look: &Look, findings: &mut Findings) -> Result<(), InspectError> {
 }
 
 fn other_end_is_closed(
-    found: &ProcessLook,
+    table: &TableLook,
     descriptor: &Descriptor,
     event: PollFlags,
 ) -> Result<bool, InspectError> {
-    let pid = found.process.pid;
-    let asked = sys::pidfd::open(pid)
+    let pid = table.task;
+    let asked = sys::pidfd::open_task(pid)
         .and_then(|pidfd| sys::pidfd::getfd(pidfd.as_fd(), descriptor.fd))
         .and_then(|pipe| has(pipe.as_fd(), event));
     match asked {
@@ -75,11 +74,11 @@ fn other_end_is_closed(
 
 fn unix(look: &Look, root: i32, findings: &mut Findings) -> Result<(), InspectError> {
     let sockets = || {
-        live(look).flat_map(|found| {
-            found
+        tables(&look.processes).flat_map(|(found, table)| {
+            table
                 .descriptors
                 .iter()
-                .filter(|descriptor| matches!(found.sockets.get(&descriptor.fd), Some(Kind::Unix(_))))
+                .filter(|descriptor| matches!(table.sockets.get(&descriptor.fd), Some(Kind::Unix(_))))
                 .map(move |descriptor| (found, descriptor))
         })
     };

@@ -5,11 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use image::Pid;
 use sys::{Errno, fds};
 
-use super::capture::files::live;
 use super::descriptor::{Class, O_PATH};
 use super::error::InspectError;
 use super::findings::Findings;
-use super::look::{Look, ProcessLook};
+use super::look::{Look, ProcessLook, tables};
 use super::tree::Process;
 use crate::proc::status;
 
@@ -74,11 +73,11 @@ pub(crate) fn inner_pid(pid: i32, processes: &[ProcessLook]) -> Option<Pid> {
 
 /// Adds a refusal for each owner that cannot be carried.
 pub(crate) fn check(look: &Look, findings: &mut Findings) -> Result<(), InspectError> {
-    for found in live(look) {
-        let Ok(pidfd) = sys::pidfd::open(found.process.pid) else { continue };
+    for (found, table) in tables(&look.processes) {
+        let Ok(pidfd) = sys::pidfd::open_task(table.task) else { continue };
         // fcntl(2) tells nothing of a descriptor that only stands for a path.
         let asked =
-            found.descriptors.iter().filter(|d| d.class != Class::Refused && d.info.flags & O_PATH == 0);
+            table.descriptors.iter().filter(|d| d.class != Class::Refused && d.info.flags & O_PATH == 0);
         for descriptor in asked {
             let directory = matches!(descriptor.class, Class::File { directory: true, .. });
             let owner = sys::pidfd::getfd(pidfd.as_fd(), descriptor.fd)

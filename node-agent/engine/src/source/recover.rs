@@ -1,5 +1,6 @@
 //! After this process's predecessor died: what it left in a tree is taken out.
 
+use std::cmp::Ordering;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -23,6 +24,16 @@ pub fn recover(spec: &TreeSpec) -> Result<(), SourceError> {
     let tree = tree::walk(spec.root)?;
     for process in tree.iter().filter(|process| !process.is_zombie()) {
         sockets_out_of_repair(process.pid)?;
+        for tid in process.tids.iter().skip(1) {
+            // It may have sockets that its process has not.
+            if sys::kcmp::files(process.pid, *tid).is_ok_and(|order| order != Ordering::Equal) {
+                match sockets_out_of_repair(*tid) {
+                    // It ended meanwhile.
+                    Err(_) if tasks::descriptors(*tid).is_err_and(|error| error.is_gone()) => {}
+                    other => other?,
+                }
+            }
+        }
     }
     let mut result = Ok(());
     if let Some(cgroup) = &spec.cgroup {
@@ -57,7 +68,7 @@ pub(crate) fn clean(pid: i32, status: &Status) -> Result<(), SourceError> {
 
 fn sockets_out_of_repair(pid: i32) -> Result<(), SourceError> {
     let fail = |errno| SourceError::kernel("take a socket out of repair mode", pid, errno);
-    let pidfd = sys::pidfd::open(pid).map_err(fail)?;
+    let pidfd = sys::pidfd::open_task(pid).map_err(fail)?;
     for fd in tasks::descriptors(pid)? {
         let Ok(link) = crate::proc::links::read(pid, &format!("fd/{fd}")) else {
             continue;

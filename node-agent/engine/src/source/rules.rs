@@ -6,13 +6,14 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use image::namespaces::Nested;
+use image::shape::Shared;
 use sys::{Errno, kcmp};
 
 use super::error::{InspectError, TRY_AGAIN};
 use super::findings::Findings;
 use super::look::Standstill;
 use super::namespaces::{Own, Spaces, namespace};
-use super::sharing::{Apart, sharing};
+use super::sharing::{self, Apart, SharedOf, Sharing};
 use super::spec::{Namespaces, TreeSpec};
 use super::tree::{Process, cgroup_members};
 use crate::proc::idmap::IdMaps;
@@ -41,8 +42,10 @@ pub(crate) struct Rules<'a> {
     pub(crate) stopped: Option<&'a Standstill>,
     /// What is known from one look to the next.
     pub(crate) settled: &'a mut Settled,
-    /// Threads that do not share their directories with their process.
+    /// Threads that do not share their descriptor table or directories with their process.
     pub(crate) apart: &'a mut Vec<Apart>,
+    /// What processes share.
+    pub(crate) shared: &'a mut SharedOf,
     /// Processes with other namespaces than the container's which are carried, by pid and start time.
     pub(crate) nested: &'a mut HashMap<(i32, u64), Nested>,
 }
@@ -80,7 +83,10 @@ pub(crate) fn check(
         }
     }
     spaces.check_children(rules.nested, tree, findings);
-    sharing(tree, rules.apart, findings)?;
+    sharing::address_spaces(tree, findings)?;
+    let mut shared = Sharing::look(tree)?;
+    shared.threads(rules.apart, findings)?;
+    *rules.shared = shared.of;
     if let Some(cgroup) = &spec.cgroup {
         membership(cgroup, tree, rules.stopped.is_some(), findings)?;
         // While we trace it, it is frozen by us.
@@ -130,16 +136,22 @@ fn check_process(
     let user = namespace(process.pid, "user")?;
     let settled = rules.settled.get(&process.key()) == Some(&user);
     let before = findings.list.len();
-    if !settled && process.pid != root.0 {
+    if !settled {
+        let is_root = process.pid == root.0;
         let mut nested = Nested::default();
-        for (name, ours) in root.all()? {
+        let all = root.all()?;
+        let time = all.iter().find(|(name, _)| *name == "time").and_then(|(_, number)| *number);
+        for (name, ours) in all {
+            // What the first process has itself is the container's.
+            let own = if is_root && *name == "time_for_children" { &time } else { ours };
             match (*name, namespace(process.pid, name)?) {
-                (_, theirs) if theirs == *ours => {}
-                // The walk over the tree has found where it is.
-                ("pid", Some(theirs)) if process.pid_namespace() == Some(theirs) => {}
+                ("pid_for_children", None) => nested.pid_for_children = Nested::NEW,
                 ("pid_for_children", Some(theirs)) if spaces.takes(process, theirs) => {
                     nested.pid_for_children = if theirs == spaces.own(process) { 0 } else { theirs };
                 }
+                (name, theirs) if theirs == *own && name != "pid_for_children" => {}
+                // The walk over the tree has found where it is.
+                ("pid", Some(theirs)) if process.pid_namespace() == Some(theirs) => {}
                 ("uts", Some(theirs)) => nested.uts = theirs,
                 ("ipc", Some(theirs)) => nested.ipc = theirs,
                 ("mnt", Some(theirs)) if rules.spec.mounts.has(theirs).is_some() => {
@@ -219,20 +231,22 @@ fn check_thread(
         findings.thread(process.inner, thread.inner_pid(), reason, END);
     }
     let inner = thread.pid_at(process.depth);
-    match kcmp::files(process.pid, tid) {
-        Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
-        Ok(_) => findings.thread(
+    let is_own = |compared| match compared {
+        Ok(Ordering::Equal) | Err(Errno::ESRCH) => Ok(false),
+        Ok(_) => Ok(true),
+        Err(errno) => Err(InspectError::kernel("kcmp of a thread", tid, errno)),
+    };
+    let (files, directories) = (is_own(kcmp::files(process.pid, tid))?, is_own(kcmp::fs(process.pid, tid))?);
+    if files && matches!(sys::pidfd::open_task(tid), Err(Errno::EINVAL)) {
+        findings.thread(
             process.inner,
             inner,
-            "it has a descriptor table of its own (unshare), which is not carried yet",
+            "it has a descriptor table of its own (unshare), and this kernel leads to no thread's (Linux before 6.9)",
             END,
-        ),
-        Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
-    }
-    match kcmp::fs(process.pid, tid) {
-        Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
-        Ok(_) => rules.apart.push(Apart { tid, process: process.inner, inner }),
-        Err(errno) => return Err(InspectError::kernel("kcmp of a thread", tid, errno)),
+        );
+    } else if files || directories {
+        let shared = Shared::default();
+        rules.apart.push(Apart { tid, process: process.inner, inner, files, directories, shared });
     }
     let names = THREAD_NAMESPACES.into_iter().map(|(_, name)| name).chain(["pid_for_children"]);
     for (name, leader) in names.zip(namespaces.into_iter().flatten()) {
@@ -375,6 +389,8 @@ fn descends(pid: i32, known: &HashSet<i32>) -> bool {
     loop {
         match stat::read(at) {
             Ok(stat) if known.contains(&stat.ppid) => return true,
+            // It was waited for at this moment, and shows neither parent nor group any more.
+            Ok(stat) if stat.pgrp < 0 => return true,
             Ok(stat) if stat.ppid > 1 => at = stat.ppid,
             Ok(_) => return false,
             // Whoever it descends from has ended meanwhile.

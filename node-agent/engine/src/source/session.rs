@@ -31,10 +31,9 @@ use super::outside;
 use super::owners;
 use super::recover::clean;
 use super::spec::TreeSpec;
-use super::stopping::Held;
+use super::stopping::{Held, signal_targets_last, stop_tree_but};
 use super::told;
 use super::traced::{ParkedThread, Tapes};
-use super::tree::Process;
 use super::witness::Witnesses;
 use crate::PageSink;
 use crate::proc::{status, tasks};
@@ -336,7 +335,7 @@ impl Source {
         }
         let clock = SchedulerClock::calibrate();
         for found in new {
-            match self.track_one(&found.process, &clock) {
+            match self.track_one(found, &clock) {
                 // It ended meanwhile.
                 Err(SourceError::ThreadGone { .. }) => {}
                 other => other?,
@@ -346,11 +345,22 @@ impl Source {
         Ok(true)
     }
 
-    fn track_one(&mut self, process: &Process, clock: &SchedulerClock) -> Result<(), SourceError> {
+    fn track_one(&mut self, found: &ProcessLook, clock: &SchedulerClock) -> Result<(), SourceError> {
+        let process = &found.process;
         let pid = process.pid;
         let mut findings = Findings::default();
         let witness = self.witnesses.number(process)?;
-        let inject = |findings: &mut Findings| inject(process, clock, self.soft_dirty, witness, findings);
+        let inject = |findings: &mut Findings| -> Result<Injected, SourceError> {
+            let mut held = Held::default();
+            let mut only = None;
+            // What is open in it for a moment would stay with those who share its table, were it killed by one of them.
+            if found.shared.files != 0 {
+                only = signal_targets_last(pid, &process.tids).first().copied();
+                self.time_sleepers(&mut held)?;
+                stop_tree_but(self.looker.spec.root, only, &mut held)?;
+            }
+            inject(process, only, clock, self.soft_dirty, witness, findings)
+        };
         let Injected { tracker, tapes, barriers } = match inject(&mut findings) {
             Err(SourceError::Leftover { .. }) => {
                 clean(pid, &process.status)?;

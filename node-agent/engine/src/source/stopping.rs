@@ -239,15 +239,25 @@ pub(crate) fn stop_one(pid: i32, clock: &SchedulerClock) -> Result<Option<(Stopp
         other => other?,
     };
     for tid in signal_targets_last(pid, &tids) {
-        let nap = clock.nap(pid, tid);
-        let mut held = Held::default();
-        held.set_nap(tid, nap.clone());
-        stop_threads(&mut held, &[tid])?;
-        if let Some(index) = held.stopped.iter().position(|thread| thread.tid() == tid) {
-            return Ok(Some((held.stopped.swap_remove(index), nap)));
+        if let Some(stopped) = stop_thread(pid, tid, clock)? {
+            return Ok(Some(stopped));
         }
     }
     Ok(None)
+}
+
+/// Stops this thread. `None`: it has ended.
+pub(crate) fn stop_thread(
+    pid: i32,
+    tid: i32,
+    clock: &SchedulerClock,
+) -> Result<Option<(Stopped, Nap)>, SourceError> {
+    let nap = clock.nap(pid, tid);
+    let mut held = Held::default();
+    held.set_nap(tid, nap.clone());
+    stop_threads(&mut held, &[tid])?;
+    let found = held.stopped.iter().position(|thread| thread.tid() == tid);
+    Ok(found.map(|index| (held.stopped.swap_remove(index), nap)))
 }
 
 /// Where each of these stands in its list.
@@ -261,7 +271,16 @@ fn is_dead(tid: i32) -> bool {
 
 /// Stops every thread of every process, until a look at the whole tree finds no other one.
 pub(crate) fn stop_tree(root: i32, held: &mut Held) -> Result<Vec<Process>, SourceError> {
-    let mut known: HashSet<i32> = held.stopped.iter().map(Stopped::tid).collect();
+    stop_tree_but(root, None, held)
+}
+
+/// The same, but for one thread.
+pub(crate) fn stop_tree_but(
+    root: i32,
+    but: Option<i32>,
+    held: &mut Held,
+) -> Result<Vec<Process>, SourceError> {
+    let mut known: HashSet<i32> = held.stopped.iter().map(Stopped::tid).chain(but).collect();
     // Each turn stops the tasks that the ones before could still make: two or three are enough, unless
     // something makes tasks faster than they can be stopped.
     for _ in 0..100 {

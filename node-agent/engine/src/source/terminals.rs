@@ -13,7 +13,7 @@ use super::capture::tty::Hidden;
 use super::descriptor::{Class, Descriptor};
 use super::error::{InspectError, TRY_AGAIN};
 use super::findings::Findings;
-use super::look::ProcessLook;
+use super::look::{ProcessLook, tables};
 use super::mm::makedev;
 use super::spec::TreeSpec;
 use super::view::View;
@@ -101,10 +101,10 @@ pub(crate) fn check(
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
     let mut pairs: BTreeMap<u32, Pair> = BTreeMap::new();
-    for found in processes {
-        for descriptor in &found.descriptors {
+    for (found, table) in tables(processes) {
+        for descriptor in &table.descriptors {
             if let Class::Terminal(end) = &descriptor.class {
-                add(&mut pairs, found, descriptor, end, view, findings)?;
+                add(&mut pairs, (found, table.task), descriptor, end, view, findings)?;
             }
         }
     }
@@ -141,14 +141,14 @@ fn take_given(index: u32, pair: &mut Pair, spec: &TreeSpec) -> Result<(), Inspec
 
 fn add(
     pairs: &mut BTreeMap<u32, Pair>,
-    found: &ProcessLook,
+    (found, task): (&ProcessLook, i32),
     descriptor: &Descriptor,
     end: &End,
     view: &View,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
-    let (pid, fd) = (found.process.pid, descriptor.fd);
-    let asked = sys::pidfd::open(pid)
+    let (pid, fd) = (task, descriptor.fd);
+    let asked = sys::pidfd::open_task(pid)
         .and_then(|pidfd| sys::pidfd::getfd(pidfd.as_fd(), fd))
         .and_then(|file| index_of(end, file.as_fd()).map(|index| (file, index)));
     let (file, index) = match asked {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use image::Pid;
-use image::shape::{Backing, ProcessShape, Shape, Vma};
+use image::shape::{Backing, ProcessShape, Shape, Shared, Vma};
 
 /// For each process of `new`, the ranges whose contents cannot be taken for kept from `old`.
 pub(crate) fn stale(old: &Shape, new: &Shape) -> HashMap<Pid, Vec<Range<u64>>> {
@@ -34,8 +34,15 @@ pub(crate) fn stale(old: &Shape, new: &Shape) -> HashMap<Pid, Vec<Range<u64>>> {
 }
 
 fn same_process(was: &ProcessShape, is: &ProcessShape) -> bool {
+    // Only one that gets something from another must be made anew.
+    let given = |process: &ProcessShape| {
+        let Shared { files, directories } = process.shared;
+        let other = |first: Pid| if first == process.pid { 0 } else { first };
+        (other(files), other(directories))
+    };
     (was.ppid, was.pgid, was.sid, was.exit_signal, &was.zombie, was.tty)
         == (is.ppid, is.pgid, is.sid, is.exit_signal, &is.zombie, is.tty)
+        && given(was) == given(is)
         && was.mm.exe.path == is.mm.exe.path
 }
 
@@ -109,6 +116,7 @@ mod tests {
             tty: None,
             levels: Vec::new(),
             namespaces: image::namespaces::Nested::default(),
+            shared: image::shape::Shared::default(),
             mm: Mm { vmas, ..Mm::default() },
         }
     }

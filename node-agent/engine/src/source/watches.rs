@@ -10,7 +10,7 @@ use sys::Errno;
 use super::descriptor::Class;
 use super::error::{InspectError, TRY_AGAIN};
 use super::findings::Findings;
-use super::look::ProcessLook;
+use super::look::{ProcessLook, tables};
 use super::view::View;
 use crate::proc::fdinfo::InotifyLine;
 use crate::proc::{links, mountinfo};
@@ -22,9 +22,9 @@ pub(crate) fn check(
     now: bool,
     findings: &mut Findings,
 ) -> Result<(), InspectError> {
-    for found in processes {
-        for descriptor in found.descriptors.iter().filter(|d| d.class == Class::Inotify) {
-            let pid = found.process.pid;
+    for (found, table) in tables(processes) {
+        for descriptor in table.descriptors.iter().filter(|d| d.class == Class::Inotify) {
+            let pid = table.task;
             if let Err(line) = paths(pid, &descriptor.info.inotify, view)? {
                 findings.fd(
                     found.process.inner,
@@ -48,7 +48,7 @@ pub(crate) fn check(
 }
 
 fn queued(pid: i32, fd: i32) -> Result<u32, InspectError> {
-    let asked = sys::pidfd::open(pid)
+    let asked = sys::pidfd::open_task(pid)
         .and_then(|pidfd| sys::pidfd::getfd(pidfd.as_fd(), fd))
         .and_then(|instance| sys::tcp::inq(instance.as_fd()));
     match asked {

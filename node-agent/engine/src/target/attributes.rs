@@ -45,8 +45,9 @@ pub(crate) fn signal_handlers(process: &ProcessState) -> Vec<Call> {
     calls
 }
 
-/// What belongs to the process and needs no capability, or must come before they go: limits, directories.
-pub(crate) fn process_before_credentials(process: &ProcessState) -> Vec<Call> {
+/// What belongs to the process and needs no capability, or must come before they go: limits, directories. `first`: it is
+/// the first one that has its directories.
+pub(crate) fn process_before_credentials(process: &ProcessState, first: bool) -> Vec<Call> {
     let mut calls = Vec::new();
     for (resource, limit) in process.rlimits.iter().enumerate() {
         let value = Block::words(&[limit.soft, limit.hard]);
@@ -54,7 +55,9 @@ pub(crate) fn process_before_credentials(process: &ProcessState) -> Vec<Call> {
     }
     // One that was deleted is set by its descriptor.
     let cwd = process.deleted_cwd.is_none().then_some(process.cwd.as_str());
-    calls.extend(directories(process.umask, cwd, &process.root));
+    if first {
+        calls.extend(directories(process.umask, cwd, &process.root));
+    }
     if process.child_subreaper {
         calls.push(prctl("PR_SET_CHILD_SUBREAPER", libc::PR_SET_CHILD_SUBREAPER, 1));
     }
@@ -178,7 +181,9 @@ fn queued(pid: Pid, info: &[u8]) -> Result<(i32, Block), Refusal> {
 /// Attributes of a thread that need no capability later on.
 pub(crate) fn thread_before_credentials(process: &ProcessState, thread: &Thread) -> Vec<Call> {
     let mut calls = vec![call!("set_tid_address", SYS_set_tid_address, thread.clear_child_tid)];
-    if let Some(own) = &thread.directories {
+    if let Some(own) = &thread.directories
+        && thread.shared.is_first_of_directories(thread.tid)
+    {
         calls.extend(directories(own.umask, Some(&own.cwd), &own.root));
     }
     if let Some(list) = thread.robust_list {

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 
 use image::files::{EpollTarget, FdEntry, FileKind, Files};
-use image::state::ProcessState;
 use libc::{SYS_close, SYS_dup, SYS_dup3, SYS_epoll_ctl, SYS_epoll_wait};
 use sys::tape::target::TargetTape;
 
@@ -12,16 +11,18 @@ use super::files::Descriptions;
 use super::plan::fds;
 use super::restore::Restorer;
 use super::script::{Block, Call, call};
-use super::skeleton::Skeleton;
+use super::skeleton::Task;
+use super::tables::Holder;
 use crate::readiness;
 
 const EPOLL_CTL_ADD: i32 = 1;
 
 impl Restorer<'_> {
-    /// Fills every set; descriptors are at their numbers.
-    pub(super) fn fill_epolls(&mut self, files: &Descriptions) -> Result<(), TargetError> {
+    /// Fills every set; descriptors are at their numbers. `threads`: those that only a thread with a descriptor table of
+    /// its own can fill, else all others.
+    pub(super) fn fill_epolls(&mut self, files: &Descriptions, threads: bool) -> Result<(), TargetError> {
         for (id, targets) in epolls(&self.image.files) {
-            self.fill_epoll(id, targets, files)?;
+            self.fill_epoll(id, targets, files, threads)?;
         }
         Ok(())
     }
@@ -33,18 +34,24 @@ impl Restorer<'_> {
         id: u32,
         targets: &[EpollTarget],
         files: &Descriptions,
+        threads: bool,
     ) -> Result<(), TargetError> {
-        let image = self.image;
-        let numbers = |p: &ProcessState| p.fds.iter().map(|e| (e.fd, e.file)).collect::<HashMap<_, _>>();
+        let numbers = |holder: &Holder<'_>| -> HashMap<i32, u32> {
+            holder.fds.iter().map(|entry| (entry.fd, entry.file)).collect()
+        };
         let has = |own: &HashMap<i32, u32>, t: &EpollTarget| own.get(&t.fd) == Some(&t.file);
-        let holders = image.processes.iter().filter_map(|p| {
-            let epoll = p.fds.iter().find(|e| e.file == id)?.fd;
-            Some((p, epoll, numbers(p)))
+        let holders = self.holders().filter_map(|holder| {
+            let epoll = holder.fds.iter().find(|e| e.file == id)?.fd;
+            Some((holder, epoll, numbers(&holder)))
         });
         let most = holders.max_by_key(|(_, _, own)| targets.iter().filter(|t| has(own, t)).count());
-        let Some((process, epoll, own)) = most else { return Ok(()) };
-        let channel = fds::plan(&process.fds).channel;
-        let skeleton = self.tree.get(process.pid)?;
+        let Some((holder, epoll, own)) = most else { return Ok(()) };
+        if holder.thread.is_some() != threads {
+            return Ok(());
+        }
+        let channel = fds::plan(holder.fds).channel;
+        let (tape, planter) = (self.tape, self.channel);
+        let task = self.holding(&holder)?;
         // What has been told already is told again, to nobody, while nothing else can answer.
         let (known, waiting) = known(targets, files);
         let first = known.len();
@@ -58,17 +65,17 @@ impl Restorer<'_> {
                 together.append(&mut calls);
                 continue;
             }
-            skeleton.run(self.tape, &std::mem::take(&mut together))?;
+            task.run(tape, &std::mem::take(&mut together))?;
             // The number is closed, or leads elsewhere by now: it is lent for the moment.
             let file = files.get(target.file).ok_or_else(|| {
                 TargetError::Image(format!("epoll {id} watches open file {}, which is missing", target.file))
             })?;
-            let landed = self.channel.plant(skeleton, self.tape, channel, &[file])?;
+            let landed = planter.plant(task, tape, channel, &[file])?;
             let number = landed.first().copied().unwrap_or(-1);
-            let taken = process.fds.iter().find(|e| e.fd == target.fd).copied();
-            lend(skeleton, self.tape, number, target.fd, taken, calls)?;
+            let taken = holder.fds.iter().find(|e| e.fd == target.fd).copied();
+            lend(task, tape, number, target.fd, taken, calls)?;
         }
-        skeleton.run(self.tape, &together).map(drop)
+        task.run(tape, &together).map(drop)
     }
 }
 
@@ -110,7 +117,7 @@ fn add(epoll: i32, target: &EpollTarget) -> Call {
 
 /// Makes `calls` while `number` stands in for descriptor `fd`, which is `taken` by another or free.
 fn lend(
-    skeleton: &mut Skeleton,
+    task: &mut Task,
     tape: &TargetTape,
     number: i32,
     fd: i32,
@@ -120,7 +127,7 @@ fn lend(
     let mut all = Vec::new();
     let mut saved = None;
     if taken.is_some() {
-        let ran = skeleton.run(tape, &[call!("dup", SYS_dup, fd)])?;
+        let ran = task.run(tape, &[call!("dup", SYS_dup, fd)])?;
         saved = ran.answers.first().map(|a| a.value);
     }
     if number != fd {
@@ -136,5 +143,5 @@ fn lend(
         }
         _ => all.push(call!("close", SYS_close, fd)),
     }
-    skeleton.run(tape, &all).map(drop)
+    task.run(tape, &all).map(drop)
 }

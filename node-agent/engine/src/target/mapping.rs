@@ -104,7 +104,7 @@ pub(crate) fn reconcile(
         .transpose()?;
     let mut fds: Vec<BorrowedFd<'_>> = sources.files.iter().map(AsFd::as_fd).collect();
     fds.extend(exe.as_ref().map(AsFd::as_fd));
-    let numbers = around.channel.plant(skeleton, around.tape, around.channel.number, &fds)?;
+    let numbers = around.channel.plant(&mut skeleton.leader, around.tape, around.channel.number, &fds)?;
     drop(fds);
     sources.numbers = numbers;
     let exe_number = exe.and_then(|_| sources.numbers.pop());
@@ -162,7 +162,12 @@ fn neutral_exe(skeleton: &mut Skeleton, around: &Surroundings<'_>) -> Result<(),
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
     let read_only = File::open(path).map_err(TargetError::system("open a memfd again"))?;
     drop(memfd);
-    let numbers = around.channel.plant(skeleton, around.tape, around.channel.number, &[read_only.as_fd()])?;
+    let numbers = around.channel.plant(
+        &mut skeleton.leader,
+        around.tape,
+        around.channel.number,
+        &[read_only.as_fd()],
+    )?;
     // The kernel wants numbers that could be, and every process gets its own.
     let at = 0x10_0000;
     let fields = MmFields {
@@ -201,7 +206,8 @@ pub(crate) fn set_deleted_program(
 ) -> Result<(), TargetError> {
     let Some(id) = mm.exe.ghost else { return Ok(()) };
     let file = read_only(around.ghosts.borrow_mut().get(id, &mm.exe.path, 0, around.root)?)?;
-    let numbers = around.channel.plant(skeleton, around.tape, around.channel.number, &[file.as_fd()])?;
+    let numbers =
+        around.channel.plant(&mut skeleton.leader, around.tape, around.channel.number, &[file.as_fd()])?;
     let mut calls = vec![set_mm(&mm.fields, &mm.auxv, numbers.first().copied())];
     calls.extend(around.channel.close_others());
     skeleton.run(around.tape, &calls).map(drop)
@@ -214,7 +220,12 @@ pub(crate) fn enter_deleted_directory(
     around: &Surroundings<'_>,
 ) -> Result<(), TargetError> {
     let directory = read_only(around.ghosts.borrow().held(id)?)?;
-    let numbers = around.channel.plant(skeleton, around.tape, around.channel.number, &[directory.as_fd()])?;
+    let numbers = around.channel.plant(
+        &mut skeleton.leader,
+        around.tape,
+        around.channel.number,
+        &[directory.as_fd()],
+    )?;
     let mut calls = vec![call!("fchdir", SYS_fchdir, numbers.first().copied().unwrap_or(-1))];
     calls.extend(around.channel.close_others());
     skeleton.run(around.tape, &calls).map(drop)

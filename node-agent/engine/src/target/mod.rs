@@ -45,6 +45,7 @@ mod settings;
 mod skeleton;
 mod stops;
 mod switches;
+mod tables;
 mod terminals;
 mod threads;
 mod tree;
@@ -398,6 +399,7 @@ impl Target {
         times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");
         restorer.threads()?;
+        restorer.thread_tables(&files)?;
         restorer.count_on()?;
         restorer.children_namespaces()?;
         restorer.stops()?;

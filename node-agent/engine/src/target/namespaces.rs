@@ -93,7 +93,7 @@ impl Tree {
         };
         let Surroundings { tape, channel, .. } = *around;
         let skeleton = self.get(pid)?;
-        let landed = channel.plant(skeleton, tape, channel.number, &[namespace, root])?;
+        let landed = channel.plant(&mut skeleton.leader, tape, channel.number, &[namespace, root])?;
         let [namespace, root] = landed[..] else {
             return Err(lost(pid, "a mount namespace did not reach it"));
         };
@@ -190,6 +190,11 @@ impl Restorer<'_> {
             let space = shape.namespaces.pid_for_children;
             let process = image.processes.iter().find(|process| process.pid == shape.pid);
             let Some(process) = process.filter(|_| space != 0) else { continue };
+            if space == Nested::NEW {
+                let call = call!("unshare", SYS_unshare, Kind::Pid.flag());
+                self.tree.get(shape.pid)?.run(self.tape, &[call])?;
+                continue;
+            }
             let namespace = self.tree.init(space, shape.pid)?;
             let at = fds::plan(&process.fds).channel;
             enter(self.tree.get(shape.pid)?, &namespace, Kind::Pid, self.tape, self.channel, at)?;
@@ -208,7 +213,7 @@ fn enter(
     at: i32,
 ) -> Result<(), TargetError> {
     let pid = skeleton.node.pid;
-    let landed = channel.plant(skeleton, tape, at, &[namespace.as_fd()])?;
+    let landed = channel.plant(&mut skeleton.leader, tape, at, &[namespace.as_fd()])?;
     let fd = *landed.first().ok_or_else(|| lost(pid, "a namespace did not reach it"))?;
     let calls = [call!("setns", SYS_setns, fd, kind.flag()), call!("close", SYS_close, fd)];
     skeleton.run(tape, &calls).map(drop)

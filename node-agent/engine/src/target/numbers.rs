@@ -60,7 +60,7 @@ impl Tree {
             // All that is left of it has ended.
             let Some(member) = member else { continue };
             let pid = member.node.pid;
-            let landed = channel.plant(member, tape, at(pid), &[file.as_fd()])?;
+            let landed = channel.plant(&mut member.leader, tape, at(pid), &[file.as_fd()])?;
             let fd = *landed.first().ok_or_else(|| lost(pid, format!("{LAST_PID} did not reach it")))?;
             let text = last.to_string().into_bytes();
             let length = text.len();

@@ -7,7 +7,7 @@ use libc::{SYS_close, SYS_close_range, SYS_dup3, SYS_fcntl, SYS_recvmsg};
 use super::error::TargetError;
 use super::plan::fds::{FdPlan, MOST_IN_A_MESSAGE};
 use super::script::{Block, Call, call};
-use super::skeleton::Skeleton;
+use super::skeleton::Task;
 use sys::tape::target::TargetTape;
 
 /// The socket pair between the agent and every skeleton, which all have the same end of it at one number.
@@ -40,6 +40,16 @@ fn numbers(control: &[u8], count: usize) -> Vec<i32> {
     raw.chunks_exact(4).filter_map(|b| b.first_chunk().map(|b| i32::from_le_bytes(*b))).collect()
 }
 
+/// Closes everything but one descriptor.
+pub(crate) fn close_but(number: i32) -> Vec<Call> {
+    let mut calls = Vec::new();
+    if number > 0 {
+        calls.push(call!("close_range", SYS_close_range, 0, number - 1, 0));
+    }
+    calls.push(call!("close_range", SYS_close_range, number + 1, u32::MAX, 0));
+    calls
+}
+
 impl Channel {
     /// Sends descriptors; somebody must receive them.
     pub(crate) fn send(&self, fds: &[BorrowedFd<'_>]) -> Result<(), TargetError> {
@@ -55,13 +65,13 @@ impl Channel {
         (words.iter().flat_map(|w| w.to_le_bytes()).collect(), control + 16)
     }
 
-    /// Sends descriptors and has the skeleton receive them; they land at its lowest free numbers.
+    /// Sends descriptors and has a thread receive them; they land at its lowest free numbers.
     ///
     /// # Errors
     /// As the calls behind it; also when fewer arrived than were sent (RLIMIT_NOFILE).
     pub(crate) fn plant(
         &self,
-        skeleton: &mut Skeleton,
+        task: &mut Task,
         tape: &TargetTape,
         at: i32,
         fds: &[BorrowedFd<'_>],
@@ -69,13 +79,13 @@ impl Channel {
         let mut landed = Vec::with_capacity(fds.len());
         for message in fds.chunks(MOST_IN_A_MESSAGE) {
             self.send(message)?;
-            let run = skeleton.run(tape, &[receive(at, message.len())])?;
+            let run = task.run(tape, &[receive(at, message.len())])?;
             let control =
                 run.answers.first().and_then(|a| a.blocks.first()).map(Vec::as_slice).unwrap_or_default();
             let length = control.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
             if length != 16 + 4 * message.len() as u64 {
                 return Err(TargetError::Lost {
-                    pid: skeleton.node.pid,
+                    pid: task.tid,
                     what: format!(
                         "of {} descriptors sent it received {length} bytes of control data",
                         message.len()
@@ -89,36 +99,30 @@ impl Channel {
 
     /// Closes everything but the channel.
     pub(crate) fn close_others(&self) -> Vec<Call> {
-        let mut calls = Vec::new();
-        if self.number > 0 {
-            calls.push(call!("close_range", SYS_close_range, 0, self.number - 1, 0));
-        }
-        calls.push(call!("close_range", SYS_close_range, self.number + 1, u32::MAX, 0));
-        calls
+        close_but(self.number)
     }
 
-    /// Fills an empty table as planned; `file` gives the agent's descriptor of a description. The channel
-    /// stays at [`FdPlan::channel`].
+    /// Fills a table as planned that holds nothing but the channel, at `at`; `file` gives the agent's descriptor of a
+    /// description. The channel stays at [`FdPlan::channel`].
     pub(crate) fn fill_table<'a>(
         &self,
-        skeleton: &mut Skeleton,
+        task: &mut Task,
         tape: &TargetTape,
+        at: i32,
         plan: &FdPlan,
         file: &dyn Fn(u32) -> Option<BorrowedFd<'a>>,
     ) -> Result<(), TargetError> {
-        let pid = skeleton.node.pid;
-        if plan.channel != self.number {
-            let moves = [
-                call!("dup3 channel", SYS_dup3, self.number, plan.channel, 0),
-                call!("close channel", SYS_close, self.number),
-            ];
-            skeleton.run(tape, &moves)?;
+        let pid = task.tid;
+        if plan.channel != at {
+            let moves =
+                [call!("dup3 channel", SYS_dup3, at, plan.channel, 0), call!("close channel", SYS_close, at)];
+            task.run(tape, &moves)?;
         }
         let mut landed = Vec::with_capacity(plan.landing.len());
         for message in &plan.messages {
             let fds: Option<Vec<BorrowedFd<'_>>> = message.iter().map(|id| file(*id)).collect();
             let fds = fds.ok_or_else(|| TargetError::Image(format!("pid {pid} has an unknown open file")))?;
-            landed.extend(self.plant(skeleton, tape, plan.channel, &fds)?);
+            landed.extend(self.plant(task, tape, plan.channel, &fds)?);
         }
         if landed != plan.landing {
             let what = format!("descriptors landed at {landed:?} and not at {:?}", plan.landing);
@@ -133,7 +137,7 @@ impl Channel {
         for fd in &plan.cloexec {
             calls.push(call!("F_SETFD", SYS_fcntl, *fd, libc::F_SETFD, libc::FD_CLOEXEC));
         }
-        skeleton.run(tape, &calls)?;
+        task.run(tape, &calls)?;
         Ok(())
     }
 }

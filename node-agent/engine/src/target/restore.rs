@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use image::files::{FileLock, LockKind};
-use image::shape::{Mm, Zombie};
+use image::shape::{Mm, Shared, Zombie};
 use image::state::{Image, ProcessState, Resume, Thread};
 use image::{Pid, Refusal, Subject};
-use libc::{SYS_close, SYS_fcntl, SYS_unshare, SYS_wait4};
+use libc::{SYS_close, SYS_wait4};
 use sys::ptrace::{Event, Exit, Stop, Stopped};
 use sys::regs::NO_SYSCALL;
 use sys::tape::target::TargetTape;
@@ -18,7 +17,6 @@ use crate::source::clock::monotonic_ns;
 
 use super::attributes::{self, Capabilities, Filters};
 use super::error::TargetError;
-use super::files::Descriptions;
 use super::guards;
 use super::huge;
 use super::mapping;
@@ -74,38 +72,6 @@ fn refused(pid: Pid, reason: impl Into<String>, way_out: &str) -> TargetError {
 }
 
 impl Restorer<'_> {
-    /// Plants every descriptor at its number, then fills epoll sets.
-    pub(crate) fn descriptors(&mut self, files: &Descriptions) -> Result<(), TargetError> {
-        for process in live(self.image) {
-            let plan = fds::plan(&process.fds);
-            let skeleton = self.tree.get(process.pid)?;
-            self.channel.fill_table(skeleton, self.tape, &plan, &|id| files.get(id))?;
-        }
-        self.fill_epolls(files)
-    }
-
-    /// File locks: those of descriptions by the agent, those of processes by themselves.
-    pub(crate) fn locks(&mut self, files: &Descriptions) -> Result<(), TargetError> {
-        for lock in &self.image.files.locks {
-            let FileLock { file, kind, write, start, length } = *lock;
-            let missing = || TargetError::Image(format!("a lock of open file {file}, which is missing"));
-            let held = files.get(file).ok_or_else(missing)?;
-            let failed = TargetError::errno(format!("lock open file {file} again"));
-            match kind {
-                LockKind::Flock => sys::fds::flock(held, write).map_err(failed)?,
-                LockKind::Ofd => sys::fds::lock_description(held, write, start, length).map_err(failed)?,
-                LockKind::Posix(pid) => {
-                    let process = live(self.image).find(|process| process.pid == pid).ok_or_else(missing)?;
-                    let entry = process.fds.iter().find(|entry| entry.file == file).ok_or_else(missing)?;
-                    let lock = Block::new(sys::fds::lock_argument(write, start, length));
-                    let call = call!("F_SETLK", SYS_fcntl, entry.fd, libc::F_SETLK, lock);
-                    self.tree.get(pid)?.run(self.tape, &[call])?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Each session's foreground group; all groups are there, also those of processes that are to be dead.
     pub(crate) fn foreground(&mut self, terminals: &mut Terminals, root: &RootFs) -> Result<(), TargetError> {
         let spaces = Spaces::of(&self.image.shape);
@@ -181,11 +147,12 @@ impl Restorer<'_> {
                 process.threads.iter().map(|thread| (thread.tid, thread)).collect();
             let filtered = !attributes::one_history(process);
             let skeleton = self.tree.get(process.pid)?;
-            // One that has other credentials by now, filters or directories of its own, cannot be changed any more: it is
-            // made anew.
+            // One that has other credentials by now, filters or directories of its own, or what it shares with another
+            // thread, cannot be changed any more: it is made anew.
             let right = |task: &Task, thread: &Thread| {
                 let own = thread.directories.is_some() || (filtered && thread.seccomp_mode != 0);
-                task.creds.as_ref().is_none_or(|creds| *creds == thread.creds && !own)
+                thread.shared == Shared::default()
+                    && task.creds.as_ref().is_none_or(|creds| *creds == thread.creds && !own)
             };
             let stay = |task: &&Task| {
                 all.contains(&task.tid) && own.get(&task.tid).is_some_and(|thread| right(task, thread))
@@ -194,18 +161,9 @@ impl Restorer<'_> {
             skeleton.set_threads(self.tape, &stay)?;
         }
         for process in live(self.image) {
-            let others = process.threads.iter().skip(1);
-            let tids: Vec<Pid> = others.clone().map(|thread| thread.tid).collect();
-            let below = others.map(|thread| (thread.tid, thread.tids_below.as_slice())).collect();
-            let skeleton = self.tree.get(process.pid)?;
-            skeleton.set_numbered_threads(self.tape, &tids, &below)?;
-            // Before its process changes its own, which it may be unable to leave.
-            for (task, thread) in skeleton.threads.iter_mut().zip(process.threads.iter().skip(1)) {
-                if thread.directories.is_some() {
-                    let call = call!("unshare", SYS_unshare, libc::CLONE_FS);
-                    task.run(self.tape, &[call])?;
-                }
-            }
+            let others: Vec<&Thread> = process.threads.iter().skip(1).collect();
+            // Before their process changes its directories, which it may be unable to leave.
+            self.tree.get(process.pid)?.make_threads(self.tape, &others)?;
         }
         Ok(())
     }
@@ -226,6 +184,9 @@ impl Restorer<'_> {
     /// Everything that makes threads and processes what they were, credentials and filters last.
     pub(crate) fn attributes(&mut self) -> Result<(), TargetError> {
         let (image, capabilities) = (self.image, self.capabilities);
+        let shares: BTreeMap<Pid, Shared> =
+            image.shape.processes.iter().map(|process| (process.pid, process.shared)).collect();
+        let shared = |pid: Pid| shares.get(&pid).copied().unwrap_or_default();
         let root = self.names_its_own()?;
         for process in live(image) {
             priority::raise_limits(self.tree.get(process.pid)?.host, process);
@@ -233,7 +194,8 @@ impl Restorer<'_> {
         self.first_threads(|process| {
             let pid = process.pid;
             let mm = memory_of(image, pid);
-            let mut calls = attributes::process_before_credentials(process);
+            let first = shared(pid).is_first_of_directories(pid);
+            let mut calls = attributes::process_before_credentials(process, first);
             if Some(pid) == root
                 && let Some(names) = &image.names
             {
@@ -248,7 +210,10 @@ impl Restorer<'_> {
                 calls.push(call!("mlockall", libc::SYS_mlockall, process.lock_later));
             }
             calls.extend(attributes::posix_timers(&process.timers));
-            calls.push(call!("close channel", SYS_close, fds::plan(&process.fds).channel));
+            // Whoever shares the table has no other.
+            if shared(pid).is_first_of_files(pid) {
+                calls.push(call!("close channel", SYS_close, fds::plan(&process.fds).channel));
+            }
             calls.extend(attributes::process_signals(process).map_err(TargetError::Refused)?);
             let first = first_of(process)?;
             calls.extend(attributes::thread_before_credentials(process, first));
@@ -291,6 +256,9 @@ impl Restorer<'_> {
                 Filters { mode: thread.seccomp_mode, list: &thread.seccomp_filters, all_threads: false };
             let filters = if *filtered { own } else { Filters::NONE };
             let mut calls = attributes::thread_before_credentials(process, thread);
+            if let Some(own) = thread.fds.as_ref().filter(|_| thread.shared.is_first_of_files(thread.tid)) {
+                calls.push(call!("close channel", SYS_close, fds::plan(own).channel));
+            }
             calls.extend(attributes::thread_signals(process, thread).map_err(TargetError::Refused)?);
             if task.creds.is_none() {
                 calls.extend(attributes::credentials(&thread.creds, &filters, &capabilities));

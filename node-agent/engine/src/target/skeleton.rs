@@ -19,7 +19,7 @@ use sys::tape::target::{TargetDone, TargetRun, TargetTape, step_call};
 use super::error::TargetError;
 use super::nested::NestedMount;
 use super::plan::memory::is_special;
-use super::plan::tree::{Node, Place};
+use super::plan::tree::{Node, Place, Tables};
 use super::plant::Channel;
 use super::script::{Call, Loaded, call, load};
 use crate::proc::maps;
@@ -262,6 +262,7 @@ impl Skeleton {
             exit_signal: libc::SIGCHLD,
             tty: None,
             place: Place::default(),
+            tables: Tables::own(status.inner_pid()),
         };
         let mut skeleton = Self {
             memory: open_memory(node.pid, host)?,

@@ -144,7 +144,7 @@ impl Terminals {
         let (root, tape, channel, at) = around;
         let (what, number, argument) = request;
         let slave = self.slave(root, index)?;
-        let landed = channel.plant(skeleton, tape, at, &[slave])?;
+        let landed = channel.plant(&mut skeleton.leader, tape, at, &[slave])?;
         let fd = landed.first().copied().unwrap_or(-1);
         let calls = [call!(what, SYS_ioctl, fd, number, argument), call!("close", SYS_close, fd)];
         skeleton.run(tape, &calls).map(drop)

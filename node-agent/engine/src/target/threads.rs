@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use image::Pid;
 use image::shape::Ahead;
-use image::state::Creds;
-use libc::{SYS_clone3, SYS_close, SYS_exit, SYS_fcntl};
+use image::state::{Creds, Thread};
+use libc::{SYS_clone3, SYS_close, SYS_exit, SYS_fcntl, SYS_unshare};
 use sys::ptrace::Event;
 use sys::regs::NO_SYSCALL;
 use sys::tape::target::TargetTape;
 
 use super::attributes::{self, Capabilities, Filters};
 use super::error::TargetError;
+use super::plan::threads as plan;
+use super::plan::tree::Share;
 use super::script::{Block, Call, call};
 use super::skeleton::{Skeleton, TAPE_SIZE, Task, lost, trace};
 use super::tree::Tree;
@@ -91,6 +93,58 @@ impl Skeleton {
 }
 
 impl Skeleton {
+    /// Makes the threads of the image, its first one aside, as far as they are not there yet: each by who has what it
+    /// shares, and with what is its own.
+    ///
+    /// # Errors
+    /// A [`TargetError`]; the skeleton is lost then.
+    pub(crate) fn make_threads(&mut self, tape: &TargetTape, wanted: &[&Thread]) -> Result<(), TargetError> {
+        let order: BTreeMap<Pid, usize> = wanted.iter().map(|thread| thread.tid).zip(0..).collect();
+        let below: BTreeMap<Pid, &[Pid]> =
+            wanted.iter().map(|thread| (thread.tid, thread.tids_below.as_slice())).collect();
+        let apart = |thread: &&&Thread| thread.directories.is_some() || thread.fds.is_some();
+        let apart: Vec<plan::Wanted> = wanted
+            .iter()
+            .filter(apart)
+            .map(|thread| plan::Wanted {
+                tid: thread.tid,
+                files: thread.fds.is_some(),
+                directories: thread.directories.is_some(),
+                shared: thread.shared,
+            })
+            .collect();
+        let pid = self.node.pid;
+        let made = plan::plan(&apart)
+            .map_err(|tid| TargetError::Image(format!("thread {tid} of pid {pid}: {}", plan::NO_MAKER)))?;
+        let by_others: BTreeSet<Pid> =
+            made.iter().filter(|made| made.maker.is_some()).map(|made| made.tid).collect();
+        let by_first: Vec<Pid> =
+            wanted.iter().map(|thread| thread.tid).filter(|tid| !by_others.contains(tid)).collect();
+        self.set_numbered_threads(tape, &by_first, &below)?;
+        for plan::Made { tid, maker, own_files, own_directories } in made {
+            if let Some(maker) = maker {
+                let maker = self.thread(maker)?;
+                let ran =
+                    maker.run(tape, &[clone_thread(tid, below.get(&tid).copied().unwrap_or_default())])?;
+                let stopped = ran.made.into_iter().next();
+                let stopped = stopped.ok_or_else(|| lost(pid, format!("thread {tid} was not made")))?;
+                self.threads.push(Task::new(tid, stopped)?);
+            }
+            let flags = Share { files: own_files, directories: own_directories }.flags();
+            if flags != 0 {
+                self.thread(tid)?.run(tape, &[call!("unshare", SYS_unshare, flags)])?;
+            }
+        }
+        self.threads.sort_by_key(|task| order.get(&task.tid).copied());
+        Ok(())
+    }
+
+    /// One of its threads, its first one aside.
+    pub(crate) fn thread(&mut self, tid: Pid) -> Result<&mut Task, TargetError> {
+        let found = self.threads.iter_mut().find(|task| task.tid == tid);
+        found.ok_or_else(|| lost(tid, "it does not exist"))
+    }
+
     /// Has the kernel make room for descriptors up to `highest`, and some more. While a process has one thread that costs
     /// nothing; later the kernel waits for a grace period of RCU each time that it widens the table.
     fn widen_table(&mut self, tape: &TargetTape, channel: i32, highest: i32) -> Result<(), TargetError> {

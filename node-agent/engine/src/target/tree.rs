@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use image::Pid;
 use image::namespaces::Nested;
-use image::shape::{Mm, ProcessShape, Shape};
-use libc::{SYS_clone3, SYS_setpgid, SYS_setsid, SYS_wait4};
+use image::shape::{Mm, ProcessShape, Shape, Shared};
+use libc::{SYS_clone3, SYS_setpgid, SYS_setsid, SYS_unshare, SYS_wait4};
 
 use super::error::TargetError;
 use super::mapping::{self, Surroundings};
-use super::plan::tree::{self, Node, Spaces, TreeStep};
+use super::plan::tree::{self, Node, Share, Spaces, TreeStep};
 use super::script::{Arg, Block, Call, call};
 use super::skeleton::{Skeleton, Span, free_span, lost, overlap, trace};
 use sys::tape::target::TargetTape;
@@ -141,12 +141,12 @@ impl Tree {
     ) -> Result<(), TargetError> {
         let tape: &TargetTape = around.tape;
         match *step {
-            TreeStep::Clone { maker, pid, sibling, exit_signal, place } => {
+            TreeStep::Clone { maker, pid, sibling, exit_signal, place, share } => {
                 let below = spaces.numbers(pid, &place);
                 // The kernel takes them from the innermost namespace outwards.
                 let numbers: Vec<Pid> = below.iter().rev().copied().chain([pid]).collect();
                 let birth = if place.is_init() { spaces.around(place.space) } else { place.space };
-                let clone = clone3(&numbers, sibling, exit_signal, place.is_init());
+                let clone = clone3(&numbers, sibling, exit_signal, place.is_init(), share);
                 let made = if self.get(maker)?.node.place.space == birth {
                     self.get(maker)?.run(tape, &[clone])?.made.pop()
                 } else {
@@ -159,6 +159,12 @@ impl Tree {
                 let mut child = maker.child(node, below, made)?;
                 mapping::clear(&mut child, around)?;
                 self.skeletons.insert(pid, child);
+            }
+            TreeStep::Unshare { pid, share } => {
+                let skeleton = self.get(pid)?;
+                // Threads would keep what it leaves.
+                skeleton.set_threads(tape, &[])?;
+                skeleton.run(tape, &[call!("unshare", SYS_unshare, share.flags())])?;
             }
             TreeStep::SetSid(pid) => {
                 self.get(pid)?.run(tape, &[call!("setsid", SYS_setsid)])?;
@@ -228,9 +234,9 @@ fn ask_terminal(
 }
 
 /// clone3(2) of a process with chosen pids, the innermost first.
-fn clone3(pids: &[Pid], sibling: bool, exit_signal: i32, new_space: bool) -> Call {
+fn clone3(pids: &[Pid], sibling: bool, exit_signal: i32, new_space: bool, share: Share) -> Call {
     let flags = if sibling { libc::CLONE_PARENT } else { 0 };
-    let flags = flags | if new_space { libc::CLONE_NEWPID } else { 0 };
+    let flags = flags | share.flags() | if new_space { libc::CLONE_NEWPID } else { 0 };
     let signal = if sibling { 0 } else { exit_signal };
     let (flags, signal) = (u64::from(flags.cast_unsigned()), u64::from(signal.cast_unsigned()));
     let chosen = Block::new(pids.iter().flat_map(|pid| pid.to_le_bytes()).collect::<Vec<u8>>());
@@ -259,6 +265,7 @@ fn with_carrier(carrier: &Node, shape: &Shape) -> Option<Shape> {
         tty: None,
         levels: Vec::new(),
         namespaces: Nested::default(),
+        shared: Shared::default(),
         mm: Mm::default(),
     }];
     processes.extend(shape.processes.iter().map(|p| ProcessShape {

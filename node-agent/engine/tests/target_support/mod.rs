@@ -172,6 +172,7 @@ pub(crate) fn shape_of(pid: i32) -> Shape {
         tty: None,
         levels: Vec::new(),
         namespaces: image::namespaces::Nested::default(),
+        shared: image::shape::Shared::default(),
         mm: read_mm(pid),
     };
     Shape { processes: vec![process], ..Shape::default() }

@@ -222,6 +222,9 @@ impl Stopped {
         let result = self.call(what, plain(number, self.tid(), 0, signal));
         // Also on failure it is not ours to detach any more: the only failure is death.
         let core = self.into_core();
+        if result.is_err() {
+            super::wait::reap_dying(core.tid);
+        }
         result.map(|_| Running::new(core, again))
     }
 
@@ -241,7 +244,11 @@ impl Stopped {
     pub fn detach(self, signal: i32) -> Result<(), Error> {
         let core = self.into_core();
         let signal = usize::try_from(signal).unwrap_or(0);
-        core.call("PTRACE_DETACH", plain(libc::PTRACE_DETACH, core.tid, 0, signal)).map(drop)
+        let result = core.call("PTRACE_DETACH", plain(libc::PTRACE_DETACH, core.tid, 0, signal));
+        if result.is_err() {
+            super::wait::reap_dying(core.tid);
+        }
+        result.map(drop)
     }
 
     /// Kills it; the tracing ends with its death.
@@ -267,6 +274,8 @@ impl Drop for Stopped {
             return;
         }
         let signal = if let Stop::Signal(signal) = self.stop { signal } else { 0 };
-        let _ = plain(libc::PTRACE_DETACH, self.core.tid, 0, usize::try_from(signal).unwrap_or(0));
+        if plain(libc::PTRACE_DETACH, self.core.tid, 0, usize::try_from(signal).unwrap_or(0)).is_err() {
+            super::wait::reap_dying(self.core.tid);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Waiting for stops: one tracee, or many at once.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use super::{Core, Error, Options, Running, Stopped, Tid, kill, plain};
@@ -224,6 +225,7 @@ pub(super) fn let_go(core: Core) {
         return;
     }
     if plain(libc::PTRACE_INTERRUPT, core.tid, 0, 0).is_err() {
+        reap_dying(core.tid);
         return;
     }
     // Whatever it stops for, detaching there is right: a signal is passed on.
@@ -246,6 +248,32 @@ pub(super) fn reap_all(mut tids: Vec<Tid>) {
         });
         std::thread::yield_now();
     }
+}
+
+thread_local! {
+    /// Tracees that were killed while they stood still, and have not shown their end yet.
+    static DYING: RefCell<Vec<Tid>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Takes the status of a tracee that was killed while it stood still: its parent hears of its end only then. A leader shows
+/// its end after its other threads, so those that have not shown theirs are asked again with the next one.
+pub(super) fn reap_dying(tid: Tid) {
+    const LIMIT: Duration = Duration::from_millis(20);
+    DYING.with_borrow_mut(|tids| {
+        tids.push(tid);
+        let end = Instant::now() + LIMIT;
+        loop {
+            tids.retain(|tid| match look(*tid) {
+                Ok(Some(status)) => libc::WIFSTOPPED(status),
+                Ok(None) | Err(Errno::EINTR) => true,
+                Err(_) => false,
+            });
+            if tids.is_empty() || Instant::now() >= end {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    });
 }
 
 /// Takes the status of a tracee that was killed, for at most a second.

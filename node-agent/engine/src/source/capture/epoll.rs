@@ -7,12 +7,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use image::files::EpollTarget;
 use sys::{Errno, kcmp};
 
-use super::files::live;
 use super::table::{Open, Table};
 use crate::proc::fdinfo::EpollLine;
 use crate::readiness;
 use crate::source::descriptor::Class;
-use crate::source::look::Look;
+use crate::source::look::{Look, tables};
 
 /// EPOLLWAKEUP, EPOLLONESHOT, EPOLLET, EPOLLEXCLUSIVE: flags, not events.
 const FLAGS: u32 = 0xf000_0000;
@@ -108,7 +107,7 @@ fn file_of(epoll: &Open, number: i32, offset: u32, table: &Table, look: &Look) -
     };
     let own = i32::try_from(std::process::id()).map_err(|_| Errno::ESRCH)?;
     // Nearly always it is still open under its number, in the process that holds the epoll instance.
-    let pids = std::iter::once(epoll.holder_pid).chain(live(look).map(|found| found.process.pid));
+    let pids = std::iter::once(epoll.holder_pid).chain(tables(&look.processes).map(|(_, table)| table.task));
     for pid in pids {
         if let Some(&id) = table.numbers.get(&(pid, number))
             && is(pid, number)?

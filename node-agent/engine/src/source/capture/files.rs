@@ -19,7 +19,7 @@ use super::{epoll, filters, ghosts, inet, netlink, raw, unix};
 use crate::proc::multicast::Group;
 use crate::source::descriptor::{Class, O_PATH};
 use crate::source::findings::Findings;
-use crate::source::look::{Look, ProcessLook};
+use crate::source::look::{self, Look, ProcessLook};
 use crate::source::mm::{self, MmReader};
 use crate::source::owners;
 use crate::source::registry::Registry;
@@ -32,7 +32,7 @@ use crate::source::{InspectError, SourceError, locks, watches};
 #[derive(Debug, Default)]
 pub(crate) struct Captured {
     pub(crate) files: Files,
-    /// Descriptor tables, by pid in the container.
+    /// Descriptor tables, by who has them in the container.
     pub(crate) tables: HashMap<Pid, Vec<FdEntry>>,
 }
 
@@ -74,12 +74,13 @@ const CLOSE: &str = "have the program close it before the move";
 pub(crate) fn collect(look: &Look) -> Result<(Table, HashMap<Pid, Vec<FdEntry>>), SourceError> {
     let mut table = Table::default();
     let mut tables = HashMap::new();
-    for found in live(look) {
-        let pid = found.process.pid;
-        let pidfd = sys::pidfd::open(pid).map_err(|errno| SourceError::kernel("pidfd_open", pid, errno))?;
-        let holder = Holder { pid, inner: found.process.inner, pidfd: pidfd.as_fd() };
-        let mut entries = Vec::with_capacity(found.descriptors.len());
-        for descriptor in found.descriptors.iter().filter(|d| d.class != Class::Refused) {
+    for (_, table_look) in look::tables(&look.processes) {
+        let pid = table_look.task;
+        let pidfd =
+            sys::pidfd::open_task(pid).map_err(|errno| SourceError::kernel("pidfd_open", pid, errno))?;
+        let holder = Holder { pid, inner: table_look.inner, pidfd: pidfd.as_fd() };
+        let mut entries = Vec::with_capacity(table_look.descriptors.len());
+        for descriptor in table_look.descriptors.iter().filter(|d| d.class != Class::Refused) {
             let file = table.add(holder, descriptor)?;
             table.numbers.insert((pid, descriptor.fd), file);
             entries.push(FdEntry {
@@ -88,7 +89,7 @@ pub(crate) fn collect(look: &Look) -> Result<(Table, HashMap<Pid, Vec<FdEntry>>)
                 cloexec: descriptor.info.flags & O_CLOEXEC != 0,
             });
         }
-        tables.insert(found.process.inner, entries);
+        tables.insert(table_look.inner, entries);
     }
     Ok((table, tables))
 }
@@ -148,7 +149,7 @@ fn sockets(
 ) -> Result<HashMap<u32, FileKind>, SourceError> {
     // What they are was asked since everything stands still, but for those that are only in flight.
     let asked: HashMap<i32, &HashMap<i32, Kind>> =
-        live(context.look).map(|found| (found.process.pid, &found.sockets)).collect();
+        look::tables(&context.look.processes).map(|(_, table)| (table.task, &table.sockets)).collect();
     let mut kinds = HashMap::new();
     let mut tcp = Vec::new();
     for open in table.open.iter().filter(|open| open.class == Class::Socket) {
@@ -190,7 +191,7 @@ fn sockets(
     }
     failed.map_or(Ok(()), Err)?;
     let filtered: HashMap<i32, &HashSet<i32>> =
-        live(context.look).map(|found| (found.process.pid, &found.filtered)).collect();
+        look::tables(&context.look.processes).map(|(_, table)| (table.task, &table.filtered)).collect();
     for open in table.open.iter().filter(|open| open.class == Class::Socket) {
         let known = asked.get(&open.holder_pid).is_some_and(|sockets| sockets.contains_key(&open.holder.1));
         let has = |filtered: &&HashSet<i32>| filtered.contains(&open.holder.1);

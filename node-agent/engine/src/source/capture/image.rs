@@ -11,7 +11,7 @@ use crate::proc::links;
 use crate::source::SourceError;
 use crate::source::failpoint;
 use crate::source::findings::Findings;
-use crate::source::look::Looker;
+use crate::source::look::{Looker, tables};
 use crate::source::session::{Frozen, refuse};
 use crate::source::sockets::{Kind, tcp_state};
 
@@ -19,7 +19,7 @@ use crate::source::sockets::{Kind, tcp_state};
 pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image, SourceError> {
     let mut findings = Findings::default();
     let mut wanted = Wanted::default();
-    for kind in files::live(&frozen.look).flat_map(|found| found.sockets.values()) {
+    for kind in tables(&frozen.look.processes).flat_map(|(_, table)| table.sockets.values()) {
         match kind {
             Kind::Unix(_) => wanted.unix = true,
             Kind::Udp { protocol, .. } => wanted.udp.extend(u8::try_from(*protocol)),
@@ -47,7 +47,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
     };
     account::lap("capture.files");
     failpoint!("source-capture-files");
-    let mut tables = captured.tables;
+    let mut descriptors = captured.tables;
     let mut image = Image {
         host: host_facts(frozen),
         shape: frozen.look.shape.clone(),
@@ -73,8 +73,17 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         let mut process = threads::process(found, leader, process_ask, &looker.view, &mut findings)?;
         for thread in parked {
             let mut known = threads::thread(found, thread, thread_ask, &looker.view.ids, &mut findings)?;
-            if looker.apart.iter().any(|apart| apart.tid == thread.tid) {
-                known.directories = Some(directories::of_thread(found, thread, &looker.view, &mut findings)?);
+            if let Some(apart) = looker.apart.iter().find(|apart| apart.tid == thread.tid) {
+                known.shared = apart.shared;
+                if apart.directories {
+                    let own = directories::of_thread(found, thread, &looker.view, &mut findings)?;
+                    known.directories = Some(own);
+                }
+                if apart.files {
+                    // Whoever shares it has the same.
+                    let first = if apart.has_table() { apart.inner } else { apart.shared.files };
+                    known.fds = Some(descriptors.get(&first).cloned().unwrap_or_default());
+                }
             }
             process.threads.push(known);
         }
@@ -83,7 +92,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         process.policies = frozen.policies.remove(&inner).unwrap_or_default();
         process.lock_later = frozen.lock_later.get(&inner).copied().unwrap_or(0);
         process.deleted_cwd = directories::deleted(found, &process.cwd, &looker.view, &mut looker.registry)?;
-        process.fds = tables.remove(&found.process.inner).unwrap_or_default();
+        process.fds = descriptors.remove(&found.process.inner).unwrap_or_default();
         image.processes.push(process);
     }
     // Working directories.

@@ -1,6 +1,7 @@
 //! What only a thread itself can tell, and what ptrace(2) and /proc tell about it.
 
 use image::Pid;
+use image::shape::Shared;
 use image::state::{
     AltStack, Creds, ITimer, Names, PosixTimer, ProcessState, RLimit, Regs, Report, Resume, RobustList, Rseq,
     Sched, SeccompFilter, SigAction, SigInfo, Thread,
@@ -251,6 +252,8 @@ pub(crate) fn thread(
         tid: inner,
         tids_below: status.ns_pid.get(found.process.depth + 1..).unwrap_or_default().to_vec(),
         directories: None,
+        fds: None,
+        shared: Shared::default(),
         regs: regs(parked.parked.context().regs()),
         xstate: stopped.xstate().map_err(fail)?,
         resume: resume(parked.resume),

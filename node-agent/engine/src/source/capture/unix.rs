@@ -353,7 +353,7 @@ fn connected_by(open: &Open, table: &Table, context: &mut Context<'_>) -> Option
     let holders: BTreeSet<i32> =
         table.numbers.iter().filter(|(_, id)| **id == open.id).map(|((pid, _), _)| *pid).collect();
     let process = match (holders.len(), holders.first()) {
-        (1, Some(pid)) => super::files::live(context.look).find(|found| found.process.pid == *pid),
+        (1, Some(task)) => super::files::live(context.look).find(|found| found.process.tids.contains(task)),
         _ => None,
     };
     let ids = &context.view.ids;

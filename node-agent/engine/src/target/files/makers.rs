@@ -100,7 +100,8 @@ fn connect_beyond(
     address.push(0);
     let length = address.len();
     let skeleton = shop.tree.get(by.pid)?;
-    let landed = shop.channel.plant(skeleton, shop.tape, shop.channel.number, &[fd, directory.as_fd()])?;
+    let landed =
+        shop.channel.plant(&mut skeleton.leader, shop.tape, shop.channel.number, &[fd, directory.as_fd()])?;
     let [socket, directory] = landed[..] else { return Err(lost(by.pid, "a directory did not reach it")) };
     let connect = vec![call!("connect", SYS_connect, socket, Block::new(address), length)];
     let mut calls = vec![call!("fchdir", SYS_fchdir, directory)];
@@ -118,7 +119,7 @@ fn on(
     calls: impl FnOnce(i32) -> Vec<Call>,
 ) -> Result<(), TargetError> {
     let skeleton = shop.tree.get(by.pid)?;
-    let number = shop.channel.plant(skeleton, shop.tape, shop.channel.number, &[fd])?;
+    let number = shop.channel.plant(&mut skeleton.leader, shop.tape, shop.channel.number, &[fd])?;
     let number = number.first().copied().unwrap_or(-1);
     let (mut calls, _) = as_maker(by, calls(number));
     calls.push(call!("close", SYS_close, number));

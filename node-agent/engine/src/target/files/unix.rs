@@ -185,7 +185,7 @@ fn bind_by_skeleton(socket: &Unix, fd: BorrowedFd<'_>, shop: &mut Workshop<'_>) 
     let nobody = || TargetError::Image(format!("nobody is in mount namespace {space}"));
     let binder = shop.tree.member(Kind::Mnt, space).ok_or_else(nobody)?;
     let skeleton = shop.tree.get(binder)?;
-    let number = shop.channel.plant(skeleton, shop.tape, shop.channel.number, &[fd])?;
+    let number = shop.channel.plant(&mut skeleton.leader, shop.tape, shop.channel.number, &[fd])?;
     let number = number.first().copied().unwrap_or(-1);
     let mut address = 1u16.to_ne_bytes().to_vec();
     address.extend_from_slice(name);

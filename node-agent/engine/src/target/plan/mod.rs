@@ -5,4 +5,5 @@
 
 pub mod fds;
 pub mod memory;
+pub(crate) mod threads;
 pub mod tree;

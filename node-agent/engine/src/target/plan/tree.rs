@@ -8,6 +8,9 @@
 //!
 //! A process can be born into a pid namespace below its maker's, and sees only what has a number in its own: the first
 //! process of one is in its group before it is made, because nobody inside can enter a group that has no number there.
+//!
+//! A descriptor table and directories are shared with one's maker alone, and left one by one (unshare(2)). Of those that
+//! share the first one has them for itself, and the others are made by one that has them already.
 
 mod planner;
 mod spaces;
@@ -15,7 +18,7 @@ mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use image::shape::{ProcessShape, Shape};
+use image::shape::{ProcessShape, Shape, Shared};
 use image::{Pid, Refusal, Subject};
 
 use planner::Planner;
@@ -45,6 +48,61 @@ pub struct Node {
     pub tty: Option<u32>,
     /// Its pid namespace.
     pub place: Place,
+    /// What it may share.
+    pub tables: Tables,
+}
+
+/// What processes can share, each named by the process that had it first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tables {
+    /// The descriptor table.
+    pub files: Pid,
+    /// The directories.
+    pub directories: Pid,
+}
+
+impl Tables {
+    /// Those of a process that shares nothing.
+    #[must_use]
+    pub fn own(pid: Pid) -> Self {
+        Self { files: pid, directories: pid }
+    }
+
+    fn of(process: &ProcessShape) -> Self {
+        let or_own = |first: Pid| if first == 0 { process.pid } else { first };
+        Self { files: or_own(process.shared.files), directories: or_own(process.shared.directories) }
+    }
+
+    /// Whether one that has these can make process `pid` with what it wants.
+    fn give(&self, wanted: &Self, pid: Pid) -> bool {
+        let fits = |have: Pid, want: Pid| want == pid || have == want;
+        fits(self.files, wanted.files) && fits(self.directories, wanted.directories)
+    }
+
+    /// What process `pid` shares with its maker.
+    fn share(&self, pid: Pid) -> Share {
+        Share { files: self.files != pid, directories: self.directories != pid }
+    }
+}
+
+/// Of a descriptor table and directories those that are meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// CLONE_FILES.
+    pub files: bool,
+    /// CLONE_FS.
+    pub directories: bool,
+}
+
+impl Share {
+    /// Neither.
+    pub const NOTHING: Self = Self { files: false, directories: false };
+
+    /// The flags of clone(2) and unshare(2).
+    pub(crate) fn flags(self) -> i32 {
+        let flag = |set: bool, flag: i32| if set { flag } else { 0 };
+        flag(self.files, libc::CLONE_FILES) | flag(self.directories, libc::CLONE_FS)
+    }
 }
 
 /// One step.
@@ -62,6 +120,15 @@ pub enum TreeStep {
         exit_signal: i32,
         /// Its pid namespace: the maker's, or one below it.
         place: Place,
+        /// What it shares with its maker.
+        share: Share,
+    },
+    /// The process calls unshare(2).
+    Unshare {
+        /// Who calls.
+        pid: Pid,
+        /// What it shares no more.
+        share: Share,
     },
     /// The process calls setsid(2).
     SetSid(Pid),
@@ -129,6 +196,34 @@ pub fn outcome(existing: &[Node], steps: &[TreeStep]) -> Vec<Node> {
     state.nodes.into_values().collect()
 }
 
+/// Whether processes that share something can be made so.
+///
+/// # Errors
+/// A [`Refusal`] that names one that cannot.
+pub(crate) fn shares(shape: &Shape) -> Result<(), Refusal> {
+    let Some(first) = shape.processes.first() else { return Ok(()) };
+    if shape.processes.iter().all(|process| process.shared == Shared::default()) {
+        return Ok(());
+    }
+    let (pid, pgid, sid) = (first.pid, first.pgid, first.sid);
+    let (exit_signal, tty) = (first.exit_signal, first.tty);
+    let (place, tables) = (Place::default(), Tables::own(pid));
+    let root = Node { pid, ppid: 0, pgid, sid, exit_signal, tty, place, tables };
+    match plan(&[root], shape) {
+        // The others are found where it is made.
+        Err(refusal) if refusal.reason == NO_SHARER => Err(refusal),
+        _ => Ok(()),
+    }
+}
+
+/// Why a process cannot be made that shares something.
+const NO_SHARER: &str = "it shares its descriptor table (CLONE_FILES) or its directories (CLONE_FS) with a process that can \
+    neither have made it nor be its brother";
+
+fn no_sharer(pid: Pid) -> Refusal {
+    Refusal { way_out: "end one of them before the move".to_owned(), ..refusal(pid, NO_SHARER) }
+}
+
 fn refusal(pid: Pid, reason: &str) -> Refusal {
     Refusal {
         pid,
@@ -174,6 +269,7 @@ impl Wanted {
             exit_signal: p.exit_signal,
             tty: p.tty,
             place: Place::of(&p.levels),
+            tables: Tables::of(p),
         };
         let order: Vec<Node> = shape.processes.iter().map(node).collect();
         let by_pid: BTreeMap<Pid, Node> = order.iter().map(|n| (n.pid, *n)).collect();
@@ -224,7 +320,13 @@ fn kept(existing: &[Node], wanted: &Wanted) -> BTreeSet<Pid> {
                     let tty = want.tty == node.tty
                         || (will_lead && (node.tty.is_none() || node.sid != node.pid))
                         || (!will_lead && want.tty.is_none());
+                    // It can leave what it shares, and share with nobody who is there already.
+                    let tables = |of: fn(&Tables) -> Pid| {
+                        of(&want.tables) == of(&node.tables) || of(&want.tables) == node.pid
+                    };
                     want.place == node.place
+                        && tables(|tables| tables.files)
+                        && tables(|tables| tables.directories)
                         && parent == want.ppid
                         && session
                         && free

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use image::{Pid, Refusal};
 
 use super::state::State;
-use super::{HIGHEST_HELPER, Node, Place, SIGCHLD, TreeStep, Wanted, refusal};
+use super::{HIGHEST_HELPER, Node, Place, SIGCHLD, Share, TreeStep, Wanted, no_sharer, refusal};
 
 /// Finds the steps, each tried against the rules before it is taken.
 pub(super) struct Planner<'a> {
@@ -49,6 +49,9 @@ impl<'a> Planner<'a> {
             self.push(TreeStep::SetPgid { pid, pgid: pid })?;
         }
         for want in &wanted.order {
+            self.unshare(want)?;
+        }
+        for want in &wanted.order {
             if self.sid(want.pid) == Some(want.pid) {
                 self.take_tty(want)?;
             }
@@ -79,6 +82,7 @@ impl<'a> Planner<'a> {
     fn push(&mut self, step: TreeStep) -> Result<(), Refusal> {
         if !self.is_visible(step) || !self.state.apply(step) {
             let (TreeStep::Clone { pid, .. }
+            | TreeStep::Unshare { pid, .. }
             | TreeStep::SetSid(pid)
             | TreeStep::SetPgid { pid, .. }
             | TreeStep::TakeTty { pid, .. }
@@ -106,6 +110,16 @@ impl<'a> Planner<'a> {
         self.push(TreeStep::End { pid, parent })
     }
 
+    /// A process that was there before leaves what it is to have for itself: others get it from it then.
+    fn unshare(&mut self, want: &Node) -> Result<(), Refusal> {
+        let Some(have) = self.state.nodes.get(&want.pid).copied() else { return Ok(()) };
+        let share = Share {
+            files: want.tables.files == want.pid && have.tables.files != want.pid,
+            directories: want.tables.directories == want.pid && have.tables.directories != want.pid,
+        };
+        if share == Share::NOTHING { Ok(()) } else { self.push(TreeStep::Unshare { pid: want.pid, share }) }
+    }
+
     fn sid(&self, pid: Pid) -> Option<Pid> {
         self.state.nodes.get(&pid).map(|n| n.sid)
     }
@@ -123,7 +137,7 @@ impl<'a> Planner<'a> {
             if leader {
                 self.birth_of_leader(want)?;
             } else {
-                self.birth(want, want.sid)?;
+                self.birth(want, Some(want.sid))?;
             }
         }
         if leader && self.sid(want.pid) != Some(want.pid) {
@@ -156,17 +170,10 @@ impl<'a> Planner<'a> {
         let wanted = self.wanted;
         for child in wanted.early_children(want.pid) {
             if self.can_be_born(want.ppid, child.sid) {
-                return self.birth(want, child.sid);
+                return self.birth(want, Some(child.sid));
             }
         }
-        self.push(TreeStep::Clone {
-            maker: want.ppid,
-            pid: want.pid,
-            sibling: false,
-            exit_signal: want.exit_signal,
-            place: want.place,
-        })?;
-        Ok(())
+        self.birth(want, None)
     }
 
     /// Whether a child of `parent` could be born into `session` as things stand.
@@ -175,11 +182,14 @@ impl<'a> Planner<'a> {
         self.sid(parent) == Some(session) || self.state.nodes.values().any(brother)
     }
 
-    /// Makes `want` a child of its parent, born into `session`.
-    fn birth(&mut self, want: &Node, session: Pid) -> Result<(), Refusal> {
+    /// Makes `want` a child of its parent, born into `session` (`None` = any), with what it shares.
+    fn birth(&mut self, want: &Node, session: Option<Pid>) -> Result<(), Refusal> {
         let (pid, parent, exit_signal, place) = (want.pid, want.ppid, want.exit_signal, want.place);
-        if self.sid(parent) == Some(session) {
-            self.push(TreeStep::Clone { maker: parent, pid, sibling: false, exit_signal, place })?;
+        let share = want.tables.share(pid);
+        let fits =
+            |n: &Node| session.is_none_or(|session| n.sid == session) && n.tables.give(&want.tables, pid);
+        if self.state.nodes.get(&parent).is_some_and(fits) {
+            self.push(TreeStep::Clone { maker: parent, pid, sibling: false, exit_signal, place, share })?;
             return Ok(());
         }
         // A brother in that session makes it (the init of a pid namespace may not use CLONE_PARENT).
@@ -189,7 +199,7 @@ impl<'a> Planner<'a> {
             .values()
             .find(|n| {
                 n.ppid == parent
-                    && n.sid == session
+                    && fits(n)
                     && n.pid != self.wanted.root
                     && n.place.space == place.space
                     && !n.place.is_init()
@@ -197,54 +207,71 @@ impl<'a> Planner<'a> {
             })
             .map(|n| n.pid);
         if let Some(maker) = brother {
-            self.push(TreeStep::Clone { maker, pid, sibling: true, exit_signal, place })?;
+            self.push(TreeStep::Clone { maker, pid, sibling: true, exit_signal, place, share })?;
             return Ok(());
         }
-        let mut members = self.state.nodes.values().filter(|n| n.sid == session).peekable();
-        let nobody = members.peek().is_none();
-        let member = members.find(|n| n.place.space == place.space).map(|n| n.pid);
-        let leader_comes = self.wanted.by_pid.contains_key(&session);
-        match member {
-            // A grandchild of a member falls to the root process, or to the first one of its pid namespace, when its own
-            // parent ends.
-            Some(member) if parent == self.state.reaper(place.space) && exit_signal == SIGCHLD => {
-                let helper = self.free_pid();
-                self.push(TreeStep::Clone {
-                    maker: member,
-                    pid: helper,
-                    sibling: false,
-                    exit_signal: SIGCHLD,
-                    place: Place { own: if place.depth == 0 { 0 } else { helper }, ..place },
-                })?;
-                self.push(TreeStep::Clone { maker: helper, pid, sibling: false, exit_signal, place })?;
-                self.end(helper)?;
-                Ok(())
+        // A grandchild of a member falls to the root process, or to the first one of its pid namespace, when its own
+        // parent ends.
+        let member = self.state.nodes.values().find(|n| fits(n) && n.place.space == place.space);
+        if let Some(member) = member.map(|n| n.pid)
+            && parent == self.state.reaper(place.space)
+            && exit_signal == SIGCHLD
+        {
+            let helper = self.free_pid();
+            self.push(TreeStep::Clone {
+                maker: member,
+                pid: helper,
+                sibling: false,
+                exit_signal: SIGCHLD,
+                place: Place { own: if place.depth == 0 { 0 } else { helper }, ..place },
+                share,
+            })?;
+            self.push(TreeStep::Clone { maker: helper, pid, sibling: false, exit_signal, place, share })?;
+            return self.end(helper);
+        }
+        match session {
+            Some(session) if self.state.nodes.values().all(|n| n.sid != session) => {
+                self.birth_into_new(want, session)
             }
-            None if nobody && !leader_comes && exit_signal == SIGCHLD && session != 0 => {
-                self.push(TreeStep::Clone {
-                    maker: parent,
-                    pid: session,
-                    sibling: false,
-                    exit_signal: SIGCHLD,
-                    place: self.wanted.spaces.place(session),
-                })?;
-                self.push(TreeStep::SetSid(session))?;
-                self.helpers.push(session);
-                self.push(TreeStep::Clone { maker: session, pid, sibling: true, exit_signal, place })?;
-                Ok(())
-            }
-            // The leader of that session comes later in the order: have it made first.
-            None if nobody && leader_comes && self.is_reachable(session, want.pid) => {
-                let leader = self.wanted.by_pid[&session];
-                self.make(&leader)?;
-                if self.sid(session) == Some(session) {
-                    self.birth(want, session)
-                } else {
-                    Err(no_session(pid))
-                }
-            }
+            _ if share != Share::NOTHING => Err(no_sharer(pid)),
             _ => Err(no_session(pid)),
         }
+    }
+
+    /// Makes `want` in a session that nobody is in yet.
+    fn birth_into_new(&mut self, want: &Node, session: Pid) -> Result<(), Refusal> {
+        let (pid, parent, exit_signal, place) = (want.pid, want.ppid, want.exit_signal, want.place);
+        let share = want.tables.share(pid);
+        let leader_comes = self.wanted.by_pid.contains_key(&session);
+        if leader_comes && self.is_reachable(session, pid) {
+            // The leader of that session comes later in the order: have it made first.
+            let leader = self.wanted.by_pid[&session];
+            self.make(&leader)?;
+            return if self.sid(session) == Some(session) {
+                self.birth(want, Some(session))
+            } else {
+                Err(no_session(pid))
+            };
+        }
+        // The helper that leads it has what its maker has.
+        let given = self.state.nodes.get(&parent).is_some_and(|n| n.tables.give(&want.tables, pid));
+        if !given {
+            return Err(no_sharer(pid));
+        }
+        if leader_comes || exit_signal != SIGCHLD || session == 0 {
+            return Err(no_session(pid));
+        }
+        self.push(TreeStep::Clone {
+            maker: parent,
+            pid: session,
+            sibling: false,
+            exit_signal: SIGCHLD,
+            place: self.wanted.spaces.place(session),
+            share,
+        })?;
+        self.push(TreeStep::SetSid(session))?;
+        self.helpers.push(session);
+        self.push(TreeStep::Clone { maker: session, pid, sibling: true, exit_signal, place, share })
     }
 
     /// Whether `leader` can be made now: its parent exists, and it is not on the way to `child` itself.
@@ -298,6 +325,7 @@ impl<'a> Planner<'a> {
                         sibling: false,
                         exit_signal: SIGCHLD,
                         place: self.wanted.spaces.place(pgid),
+                        share: Share::NOTHING,
                     })?;
                     self.helpers.push(pgid);
                     self.push(TreeStep::SetPgid { pid: pgid, pgid })?;

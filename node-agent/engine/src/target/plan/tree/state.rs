@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use image::Pid;
 
-use super::{Node, SIGCHLD, TreeStep};
+use super::{Node, SIGCHLD, Share, Tables, TreeStep};
 
 /// Who exists at one moment of the plan.
 pub(super) struct State {
@@ -36,10 +36,18 @@ impl State {
         self.init(space).unwrap_or(self.root)
     }
 
+    /// Whether nothing that somebody has bears the name of what `pid` is to have for itself.
+    fn is_free(&self, pid: Pid, own: Share) -> bool {
+        let is_one = |tables: Tables| {
+            (own.files && tables.files == pid) || (own.directories && tables.directories == pid)
+        };
+        !self.nodes.values().any(|n| is_one(n.tables))
+    }
+
     /// Carries one step out under the kernel's rules; false when the kernel would refuse it.
     pub(super) fn apply(&mut self, step: TreeStep) -> bool {
         match step {
-            TreeStep::Clone { maker, pid, sibling, exit_signal, place } => {
+            TreeStep::Clone { maker, pid, sibling, exit_signal, place, share } => {
                 let Some(m) = self.nodes.get(&maker).copied() else { return false };
                 let below = place.space != m.place.space;
                 // The first process of a pid namespace makes no siblings.
@@ -49,13 +57,24 @@ impl State {
                 if place.space != 0 && place.is_init() == self.init(place.space).is_some() {
                     return false;
                 }
+                let fresh = Share { files: !share.files, directories: !share.directories };
+                if !self.is_free(pid, fresh) {
+                    return false;
+                }
+                let tables = leave(m.tables, fresh, pid);
                 let node = if sibling {
-                    Node { pid, place, ..m }
+                    Node { pid, place, tables, ..m }
                 } else {
-                    Node { pid, ppid: maker, exit_signal, place, ..m }
+                    Node { pid, ppid: maker, exit_signal, place, tables, ..m }
                 };
                 self.nodes.insert(pid, node);
                 true
+            }
+            TreeStep::Unshare { pid, share } => {
+                if !self.is_free(pid, share) {
+                    return false;
+                }
+                self.nodes.get_mut(&pid).map(|n| n.tables = leave(n.tables, share, pid)).is_some()
             }
             TreeStep::SetSid(pid) => {
                 if self.nodes.values().any(|n| n.pgid == pid) {
@@ -101,5 +120,13 @@ impl State {
                 true
             }
         }
+    }
+}
+
+/// What a process has that has left some of it.
+fn leave(tables: Tables, what: Share, pid: Pid) -> Tables {
+    Tables {
+        files: if what.files { pid } else { tables.files },
+        directories: if what.directories { pid } else { tables.directories },
     }
 }
