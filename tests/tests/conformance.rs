@@ -8,6 +8,9 @@ use anyhow::{Result, ensure};
 use tests::conformance::{self, Moves, Outcome, Program, Way};
 use tests::suite::{self, Case};
 
+/// Moved beside the first ones: nothing else here has a mount namespace below the container's.
+const ALSO: [&str; 1] = ["tree/namespace_mnt_tmp"];
+
 const CASES: &[Case] = &[
     Case {
         name: "a_program_of_every_row_passes_without_a_checkpoint",
@@ -51,7 +54,8 @@ fn sample(way: Way, attempt: &dyn Fn(&Program) -> Result<Outcome>) -> Result<()>
     let mut rows: Vec<&str> = Vec::new();
     for program in &all {
         let needs: Vec<&str> = program.needs.iter().map(String::as_str).collect();
-        if rows.contains(&program.row.as_str())
+        let also = way == Way::Move && ALSO.contains(&program.path().as_str());
+        if rows.contains(&program.row.as_str()) && !also
             || program.not(way).is_some()
             || suite::missing(&needs).is_some()
         {

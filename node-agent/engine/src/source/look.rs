@@ -10,6 +10,7 @@ use image::namespaces::{Namespace, Nested};
 use image::shape::{FileIdentity, GhostFile, ProcessShape, Shape, Shared, Zombie};
 
 use super::beside::Beside;
+use super::capture::directories;
 use super::connections;
 use super::descriptor::{Class, Descriptor};
 use super::error::InspectError;
@@ -264,6 +265,9 @@ impl Looker {
             watches::check(&look.processes, &self.view, now, findings)?;
         }
         if self.stopped.is_none() {
+            if depth == Depth::Everything {
+                directories::check(&look.processes, &self.view, findings)?;
+            }
             self.view.spaces = Arc::default();
         }
         self.flags.retain(|key, _| look.processes.iter().any(|found| found.process.key() == *key));

@@ -4,7 +4,7 @@ use image::namespaces::split_path;
 use image::state::Directories;
 
 use crate::proc::{self, ProcError};
-use crate::source::error::SourceError;
+use crate::source::error::{InspectError, SourceError};
 use crate::source::findings::Findings;
 use crate::source::look::ProcessLook;
 use crate::source::registry::{Handle, Registry};
@@ -41,11 +41,7 @@ pub(crate) fn directory(
     let path = view.placed(&proc::links::read(pid, &link)?, view.mount_of(pid, &link)?);
     let (space, path) = split_path(&path);
     if space != found.namespaces.mnt {
-        findings.process(
-            found.process.inner,
-            format!("its {name} directory is on a mount of another mount namespace than its own"),
-            "have it change to another directory",
-        );
+        elsewhere(found, name, findings);
     }
     // A working directory of the whole process is made again.
     let made_again = task.is_empty() && name == "cwd";
@@ -64,6 +60,51 @@ pub(crate) fn directory(
         );
         String::new()
     }))
+}
+
+fn elsewhere(found: &ProcessLook, name: &str, findings: &mut Findings) {
+    findings.process(
+        found.process.inner,
+        format!("its {name} directory is on a mount of another mount namespace than its own"),
+        "have it change to another directory",
+    );
+}
+
+/// Before anything stands still: directories that are found to lie in another mount namespace than their process later on.
+pub(crate) fn check(
+    processes: &[ProcessLook],
+    view: &View,
+    findings: &mut Findings,
+) -> Result<(), InspectError> {
+    if view.spaces.is_empty() {
+        return Ok(());
+    }
+    for found in processes.iter().filter(|found| !found.process.is_zombie()) {
+        for name in ["cwd", "root"] {
+            match view.mount_of(found.process.pid, name) {
+                Ok(mount) if mount.map_or(0, |mount| view.spaces.of_mount(mount)) == found.namespaces.mnt => {
+                }
+                // It may have left its namespace meanwhile.
+                Ok(_) if !stays(found, view)? => {}
+                Ok(_) => elsewhere(found, name, findings),
+                // It has ended.
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// It is in the mount namespace in which it was found.
+fn stays(found: &ProcessLook, view: &View) -> Result<bool, InspectError> {
+    let read = |pid: i32| proc::links::namespace(pid, "mnt");
+    let here = || if found.namespaces.mnt == 0 { read(view.root) } else { Ok(found.namespaces.mnt) };
+    match read(found.process.pid).and_then(|number| Ok(number == here()?)) {
+        Ok(stays) => Ok(stays),
+        Err(error) if error.is_gone() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What the working directory is when it has no name any more. `shown`: what its link says.

@@ -167,6 +167,7 @@ impl Maker {
         tree: Tree,
     ) -> Result<Vec<(MemoryArea, OwnedFd)>, MakeError> {
         self.run(move |inner| {
+            inner.shows_others(&tree)?;
             inner.apply(&tree.with_pids(&inner.pids), &BTreeSet::new())?;
             let areas = inner.areas(&tree);
             inner.wanted = tree;

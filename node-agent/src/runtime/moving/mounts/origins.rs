@@ -10,7 +10,7 @@ use sys::mount::{self, FsContext, OPEN_TREE_CLONE, open_tree};
 
 use super::make::{Inner, Lot, MakeError, step};
 use super::plan::{Mounted, file_system};
-use super::tree::{FileSystem, Key, Origin, Shows, Tree, refusal};
+use super::tree::{FileSystem, Key, Node, Origin, Shows, Tree, refusal};
 use super::{options, spots};
 
 impl Inner {
@@ -99,6 +99,22 @@ impl Inner {
             }
         }
         Ok(context.mount(0)?)
+    }
+
+    /// What is made when pid namespaces are there must be possible: it is said now that it is not.
+    pub(super) fn shows_others(&self, tree: &Tree) -> Result<(), MakeError> {
+        let shows = |node: &&Node| {
+            let Shows::Part { of: Origin::Made(id), .. } = &node.shows else { return false };
+            file_system(tree, *id).is_some_and(|fs| fs.pid_space != 0)
+        };
+        let Some(node) = tree.nodes.iter().find(shows) else { return Ok(()) };
+        let tried = FsContext::open("proc").and_then(|context| context.set_fd("pidns", self.pid_ns.as_fd()));
+        tried.map_err(|_| {
+            let reason =
+                "it shows the processes of a nested pid namespace: that takes Linux 6.18 on the target node";
+            let way_out = "unmount it before the move, or choose another node";
+            MakeError::Lacks(vec![refusal(&node.point, reason, way_out)])
+        })
     }
 
     /// A copy of the configured /proc, which must have the same options.
