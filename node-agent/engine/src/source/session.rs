@@ -374,7 +374,7 @@ impl Source {
     /// Lets the trackers look while nothing runs, where they need that.
     fn still(&mut self, look: &Look, again: bool) -> Result<(), SourceError> {
         if !self.soft_dirty {
-            return Ok(());
+            return if again { self.watch_huge_pages(look) } else { Ok(()) };
         }
         let mut held = Held::default();
         if again {
