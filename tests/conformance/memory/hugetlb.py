@@ -1,5 +1,5 @@
 """Huge pages of hugetlbfs: written, zero, reserved and not touched, given back, of all protections"""
-# huge: 48
+# huge: 32
 import ctypes
 import mmap
 
