@@ -1,5 +1,5 @@
 """Huge pages of hugetlbfs: written, zero, reserved and not touched, given back, of all protections"""
-# huge: 48
+# huge: 32
 import ctypes
 import mmap
 
@@ -9,9 +9,9 @@ PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000
 
 
 def held(address):
-    """Bytes of huge pages that are there, what is claimed, and the size of pages."""
+    """Bytes of huge pages that are there, what is claimed, the size of pages, and where the mapping ends: it was not cut."""
     found = mapping(address)
-    return found["Private_Hugetlb"], "nr" in found["VmFlags"], found["KernelPageSize"], found["mode"]
+    return found["Private_Hugetlb"], "nr" in found["VmFlags"], found["KernelPageSize"], found["mode"], found["range"]
 
 
 @case

@@ -1,5 +1,5 @@
 """Huge pages that parent and child share as copy-on-write: each has what it wrote itself, and what was there before"""
-# huge: 64
+# huge: 32
 import mmap
 import os
 

@@ -1,5 +1,5 @@
 """Huge pages that are given back, fetched again, moved and mapped anew while they are copied"""
-# huge: 64
+# huge: 40
 import ctypes
 import mmap
 

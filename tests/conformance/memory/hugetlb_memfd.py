@@ -1,5 +1,5 @@
 """Files in memory with huge pages (memfd_create, MFD_HUGETLB): size, seals, holes, mapped and not, privately too"""
-# huge: 48
+# huge: 32
 import fcntl
 import mmap
 import os

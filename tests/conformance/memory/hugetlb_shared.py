@@ -1,5 +1,5 @@
 """Shared anonymous huge pages of two processes that write to them, with holes and pages of zeros"""
-# huge: 40
+# huge: 24
 import mmap
 
 from case import HUGE, address_of, case, fork, huge_pages, mapping, same, syscall, until

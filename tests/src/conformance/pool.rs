@@ -10,6 +10,9 @@ const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 /// How long another run of the suite may have them.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How often the kernel is asked for them.
+const TRIES: u32 = 5;
+
 /// So many huge pages of 2 MiB are free as long as it lives, and nobody else who asks here has any. The host's own number of
 /// them comes back with its end.
 #[derive(Debug)]
@@ -41,12 +44,15 @@ impl Pool {
             }
         }
         let pool = Self { file, before: number("nr_hugepages") };
-        let free = number("free_hugepages").saturating_sub(number("resv_hugepages"));
-        let missing = program.huge.saturating_sub(free);
-        if missing > 0 {
-            pool.set(pool.before + missing).map_err(|error| format!("no huge pages: {error}"))?;
+        let free = || number("free_hugepages").saturating_sub(number("resv_hugepages"));
+        let wanted = pool.before + program.huge.saturating_sub(free());
+        // The kernel makes what it can, and finds more when it is asked again.
+        for _ in 0..TRIES {
+            if free() < program.huge {
+                pool.set(wanted).map_err(|error| format!("no huge pages: {error}"))?;
+            }
         }
-        let free = number("free_hugepages").saturating_sub(number("resv_hugepages"));
+        let free = free();
         if free < program.huge {
             return Err(format!("no huge pages: {free} of {} can be had", program.huge));
         }

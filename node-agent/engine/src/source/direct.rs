@@ -46,6 +46,9 @@ impl Source {
     /// Lets the trackers look before anything is read, where that is not done mapping by mapping: while nothing runs, or before
     /// everything was stopped once.
     pub(super) fn look_ahead(&mut self, look: &Look, again: bool) -> Result<(), SourceError> {
+        if again && !self.soft_dirty {
+            self.watch_huge_pages(look)?;
+        }
         let first = again && !self.soft_dirty && self.note_direct_readers(look);
         if !first && !self.soft_dirty {
             return Ok(());
@@ -67,7 +70,7 @@ impl Source {
         }
         drop(held);
         if again {
-            self.readers.own().stats.stopped = start.elapsed();
+            self.readers.own().stats.stopped += start.elapsed();
         }
         Ok(())
     }

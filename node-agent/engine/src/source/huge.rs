@@ -9,16 +9,19 @@ use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::os::linux::fs::MetadataExt;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use image::state::HugePages;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
 use sys::pagemap::{Categories, Pagemap};
 
-use super::InspectError;
-use super::look::{Look, Looker};
+use super::look::{Look, Looker, ProcessLook};
 use super::memory::huge::is_private;
 use super::memory::sent::{join, subtract};
 use super::mm::Mapping;
+use super::session::Source;
+use super::stopping::{Held, stop_tree};
+use super::{InspectError, SourceError, failpoint};
 
 /// Bytes of a page of a file of hugetlbfs; 0 for all others. `path`: a way to it.
 pub(crate) fn page_size(metadata: &Metadata, path: &str) -> u64 {
@@ -73,6 +76,34 @@ pub(crate) fn needs(look: &Look, looker: &Looker) -> Result<Vec<HugePages>, Insp
         *count.entry(size).or_default() += (bytes(&claimed) + bytes(&more)) / size;
     }
     Ok(count.into_iter().map(|(size, count)| HugePages { size, count }).collect())
+}
+
+impl Source {
+    /// Has mappings of huge pages watched that are not yet. The tree stands still for it: see
+    /// [`super::memory::tracker::Tracker::watch_whole`].
+    pub(super) fn watch_huge_pages(&mut self, look: &Look) -> Result<(), SourceError> {
+        let must = |found: &&ProcessLook| {
+            let tracked = self.tracked.get(&found.process.pid);
+            tracked.is_some_and(|tracked| tracked.memory.must_watch(&found.mappings))
+        };
+        let asked: Vec<&ProcessLook> = look.processes.iter().filter(must).collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let mut held = Held::default();
+        self.time_sleepers(&mut held)?;
+        let start = Instant::now();
+        stop_tree(self.looker.spec.root, &mut held)?;
+        failpoint!("source-round-stopped");
+        for found in asked {
+            if let Some(tracked) = self.tracked.get_mut(&found.process.pid) {
+                tracked.memory.watch_whole(&found.mappings)?;
+            }
+        }
+        drop(held);
+        self.readers.own().stats.stopped += start.elapsed();
+        Ok(())
+    }
 }
 
 /// Bytes of the process's own pages in a mapping; 0 when it is gone.

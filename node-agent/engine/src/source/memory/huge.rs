@@ -14,12 +14,14 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use image::PAGE_SIZE;
 use image::shape::Backing;
+use sys::Errno;
 use sys::huge::Presence;
 
 use super::objects::Known;
 use super::process::TrackedMemory;
 use super::sent::{EXTENT, join, subtract, within};
 use super::tracker::Dirty;
+use crate::proc::maps;
 use crate::source::SourceError;
 use crate::source::mm::Mapping;
 
@@ -44,25 +46,69 @@ pub(super) fn pages(ranges: &[Range<u64>], size: u64) -> impl Iterator<Item = Ra
     ranges.iter().flat_map(move |range| (range.start..range.end).step_by(step)).map(move |at| at..at + size)
 }
 
-/// What [`super::tracker::Tracker::dirty`] says of a mapping with pages so large that the kernel cannot protect them
-/// (PAGEMAP_SCAN takes every page of hugetlbfs for one of 2 MiB): all of it is compared each time.
-pub(super) fn unprotected(mapping: &Mapping) -> Option<Dirty> {
-    let vma = &mapping.vma;
-    (vma.huge > EXTENT)
-        .then(|| Dirty { ranges: vec![Range { start: vma.start, end: vma.end }], ..Dirty::default() })
-}
-
 /// Ranges of mappings in which whole huge pages show as written.
 pub(super) fn coarse(mappings: &[Mapping]) -> impl Iterator<Item = Range<u64>> {
     mappings.iter().filter(|mapping| mapping.vma.huge != 0).map(|mapping| mapping.vma.start..mapping.vma.end)
 }
 
 impl TrackedMemory {
+    /// Whether a mapping of huge pages is watched. Those with larger ones cannot be: PAGEMAP_SCAN takes every page of
+    /// hugetlbfs for one of 2 MiB.
+    fn is_watched(&self, mapping: &Mapping) -> bool {
+        let vma = &mapping.vma;
+        vma.huge == 0 || (vma.huge <= EXTENT && self.tracker.watches_whole(&(vma.start..vma.end)))
+    }
+
+    /// The mappings of huge pages that could be watched, and are not yet.
+    fn to_be_watched<'a>(&'a self, mappings: &'a [Mapping]) -> impl Iterator<Item = Range<u64>> + 'a {
+        let able = mappings.iter().filter(|mapping| mapping.vma.huge != 0 && mapping.vma.huge <= EXTENT);
+        able.filter(|mapping| !self.is_watched(mapping)).map(|mapping| mapping.vma.start..mapping.vma.end)
+    }
+
+    /// Whether there are any.
+    pub(crate) fn must_watch(&self, mappings: &[Mapping]) -> bool {
+        self.to_be_watched(mappings).next().is_some()
+    }
+
+    /// Watches mappings of huge pages from now on, as far as they are still what they were. Nothing of the tree runs.
+    pub(crate) fn watch_whole(&mut self, mappings: &[Mapping]) -> Result<(), SourceError> {
+        let now = match maps::read_maps(self.pid) {
+            Ok(now) => now,
+            // It has ended: the next shape tells.
+            Err(error) if error.is_gone() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let asked: Ranges = self.to_be_watched(mappings).collect();
+        for range in asked
+            .into_iter()
+            .filter(|range| now.iter().any(|is| (is.start, is.end) == (range.start, range.end)))
+        {
+            match self.tracker.watch_whole(&range) {
+                // It runs another program, or others watch it by now: it is compared.
+                Ok(()) | Err(Errno::ESRCH | Errno::EBUSY | Errno::EPERM | Errno::EINVAL) => {}
+                Err(errno) => return Err(SourceError::kernel("watch huge pages", self.pid, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What of a mapping was written since the last call.
+    pub(super) fn dirty(&mut self, mapping: &Mapping, again: bool) -> Result<Dirty, SourceError> {
+        let range = mapping.vma.start..mapping.vma.end;
+        if !self.is_watched(mapping) {
+            // All of it is compared.
+            return Ok(Dirty { ranges: vec![range], ..Dirty::default() });
+        }
+        self.tracker
+            .dirty(&self.pagemap, &range, again)
+            .map_err(|errno| SourceError::kernel("look for written pages", self.pid, errno))
+    }
+
     /// Adds the huge pages of a mapping that do not show as written, and have been given back and fetched again since they
     /// were sent.
     pub(super) fn emptied(&mut self, mapping: &Mapping, written: &mut Ranges) -> Result<(), SourceError> {
         let vma = &mapping.vma;
-        if vma.huge == 0 || vma.huge > EXTENT || mapping.shared_object().is_some() {
+        if vma.huge == 0 || !self.is_watched(mapping) || mapping.shared_object().is_some() {
             return Ok(());
         }
         let held = self.own_pages(&(vma.start..vma.end))?;

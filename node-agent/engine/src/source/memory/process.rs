@@ -19,7 +19,7 @@ use super::hot::Hot;
 use super::huge;
 use super::sent::{PageSet, join, subtract, within};
 use super::template::Inherited;
-use super::tracker::{Dirty, Tracker};
+use super::tracker::Tracker;
 use crate::PageSink;
 use crate::source::SourceError;
 use crate::source::mm::Mapping;
@@ -33,7 +33,7 @@ pub(crate) struct TrackedMemory {
     pub(crate) inner: Pid,
     /// Stays bound to the address space of the moment in which it was opened.
     mem: ProcessMemory,
-    pagemap: Pagemap,
+    pub(super) pagemap: Pagemap,
     /// Dropping it ends the tracking.
     pub(crate) tracker: Box<dyn Tracker>,
     /// Pages of which the target holds contents.
@@ -258,17 +258,6 @@ impl TrackedMemory {
     pub(super) fn contents(&mut self, readable: bool, huge: bool) -> PrivatePages<'_> {
         let Self { pid, mem, pagemap, tracker, .. } = self;
         PrivatePages { pid: *pid, mem, pagemap, tracker: &mut **tracker, readable, huge }
-    }
-
-    /// What of a mapping was written since the last call.
-    fn dirty(&mut self, mapping: &Mapping, again: bool) -> Result<Dirty, SourceError> {
-        if let Some(all) = huge::unprotected(mapping) {
-            return Ok(all);
-        }
-        let range = mapping.vma.start..mapping.vma.end;
-        self.tracker
-            .dirty(&self.pagemap, &range, again)
-            .map_err(|errno| SourceError::kernel("look for written pages", self.pid, errno))
     }
 
     fn send(

@@ -36,6 +36,20 @@ pub(crate) trait Tracker: std::fmt::Debug + Send {
     /// As [`Tracker::dirty`].
     fn look_ahead(&mut self, pagemap: &Pagemap, mappings: &[Range<u64>], again: bool) -> Result<(), Errno>;
 
+    /// Watches a mapping of huge pages from now on, which must not be told of otherwise. Nothing runs, and it is there with
+    /// these very edges: the kernel cuts a mapping at the edges of what is watched, and never joins those of huge pages again.
+    ///
+    /// # Errors
+    /// As the kernel gave them.
+    fn watch_whole(&mut self, _mapping: &Range<u64>) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    /// Whether it watches a mapping of huge pages.
+    fn watches_whole(&self, _mapping: &Range<u64>) -> bool {
+        true
+    }
+
     /// It knows page tables from looks alone: memory that processes share is compared as a whole then, and it is
     /// [told](Tracker::met) what pages were when they were read.
     fn only_looks(&self) -> bool {
@@ -66,6 +80,8 @@ pub(crate) struct PagemapScan {
     armed: PageSet,
     /// What was seen before the round.
     ahead: HashMap<Range<u64>, Dirty>,
+    /// Mappings that are watched with these edges, or not at all.
+    whole: Vec<Range<u64>>,
 }
 
 impl PagemapScan {
@@ -75,7 +91,7 @@ impl PagemapScan {
     /// `EINVAL` the kernel lacks a feature.
     pub(crate) fn new(uffd: Uffd) -> Result<Self, Errno> {
         uffd.api(sys::uffd::TRACKING)?;
-        Ok(Self { uffd, armed: PageSet::default(), ahead: HashMap::new() })
+        Ok(Self { uffd, armed: PageSet::default(), ahead: HashMap::new(), whole: Vec::new() })
     }
 
     /// Protects again and reports what was written; registers the mapping if need be.
@@ -95,7 +111,7 @@ impl PagemapScan {
                 Err(ScanError::Kernel(errno)) => return Err(errno),
                 Err(ScanError::Unregistered { range }) => {
                     dirty.fresh = true;
-                    if !again || tried {
+                    if !again || tried || self.watches_whole(mapping) {
                         dirty.ranges.push(range);
                         return Ok(());
                     }
@@ -124,6 +140,15 @@ impl PagemapScan {
     }
 }
 
+impl PagemapScan {
+    /// Another mapping is where one of huge pages was watched.
+    fn lost_whole(&mut self, mapping: &Range<u64>) -> Dirty {
+        self.whole.retain(|whole| whole != mapping);
+        self.armed.set(mapping, false);
+        Dirty { ranges: vec![mapping.clone()], fresh: true }
+    }
+}
+
 impl Tracker for PagemapScan {
     fn look_ahead(&mut self, pagemap: &Pagemap, mappings: &[Range<u64>], again: bool) -> Result<(), Errno> {
         // A round that did not ask for all of it failed, and the migration with it.
@@ -133,6 +158,17 @@ impl Tracker for PagemapScan {
             self.ahead.insert(mapping.clone(), dirty);
         }
         Ok(())
+    }
+
+    fn watch_whole(&mut self, mapping: &Range<u64>) -> Result<(), Errno> {
+        self.uffd.register_wp(mapping)?;
+        self.armed.set(mapping, false);
+        self.whole.push(mapping.clone());
+        Ok(())
+    }
+
+    fn watches_whole(&self, mapping: &Range<u64>) -> bool {
+        self.whole.contains(mapping)
     }
 
     fn dirty(&mut self, pagemap: &Pagemap, mapping: &Range<u64>, again: bool) -> Result<Dirty, Errno> {
@@ -147,6 +183,9 @@ impl Tracker for PagemapScan {
                 break;
             }
         }
+        if dirty.fresh && self.watches_whole(mapping) {
+            return Ok(self.lost_whole(mapping));
+        }
         let unarmed = if dirty.fresh {
             // Another mapping than before. What the scans said is void: all of it counts as written.
             self.armed.set(mapping, false);
@@ -159,7 +198,11 @@ impl Tracker for PagemapScan {
         for part in &populated {
             if again {
                 // The answer is everything in it, because nothing of it was protected; what counts is the arming.
-                self.scan(pagemap, mapping, part, true, &mut Dirty::default())?;
+                let mut arming = Dirty::default();
+                self.scan(pagemap, mapping, part, true, &mut arming)?;
+                if arming.fresh && self.watches_whole(mapping) {
+                    return Ok(self.lost_whole(mapping));
+                }
                 self.armed.set(part, true);
             }
             dirty.ranges.push(part.clone());
