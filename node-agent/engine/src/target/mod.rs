@@ -334,6 +334,12 @@ impl Target {
         for process in &image.shape.processes {
             mapping::set_deleted_program(tree.get(process.pid)?, &process.mm, &around)?;
         }
+        // What leads to a thread is made of it; else threads come when tables are full, which may have to grow.
+        let early = files::lead_to_threads(&image.files);
+        if early {
+            let capabilities = *capabilities;
+            Restorer { tree: &mut *tree, tape, channel, image, capabilities }.threads()?;
+        }
         // Pipes and sockets have owners, too.
         let owner = root_fs.make_as_owner()?;
         let mut shop = Workshop {
@@ -373,8 +379,10 @@ impl Target {
         restorer.tree.fill_namespaces(&image.namespaces)?;
         times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");
-        restorer.threads()?;
-        restorer.thread_tables(&files)?;
+        if !early {
+            restorer.threads()?;
+        }
+        restorer.thread_tables(&files, early)?;
         restorer.count_on()?;
         restorer.children_namespaces()?;
         restorer.stops()?;
