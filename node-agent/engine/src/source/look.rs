@@ -322,10 +322,11 @@ impl Looker {
                 filtered: HashSet::new(),
             };
             // Links of /proc lead from a thread to what it has itself.
-            let holder = Process { pid: task, ..found.process.clone() };
+            let thread = (task != found.process.pid).then(|| Process { pid: task, ..found.process.clone() });
+            let holder = thread.as_ref().unwrap_or(&found.process);
             for mut facts in facts {
                 let socket = facts.socket.take();
-                let Some(descriptor) = reader.descriptor(&holder, facts, &self.spec.externals)? else {
+                let Some(descriptor) = reader.descriptor(holder, facts, &self.spec.externals)? else {
                     continue;
                 };
                 if descriptor.class == Class::Socket

@@ -57,10 +57,7 @@ pub(crate) fn of(
     let mut all = processes.iter().map(|found| &found.process);
     let inner = match owner.kind {
         F_OWNER_PID => inner_pid(owner.id, processes),
-        F_OWNER_TID => all.find(|process| process.tids.contains(&owner.id)).and_then(|process| {
-            let status = status::read_thread(process.pid, owner.id).ok()?;
-            Some(status.pid_at(process.depth))
-        }),
+        F_OWNER_TID => inner_tid(owner.id, processes),
         _ => all.find(|process| process.stat.pgrp == owner.id).map(Process::pgid),
     };
     Ok(inner.map(|inner| Some((owner.kind + 1, inner))).ok_or(Refused::Outside))
@@ -69,6 +66,13 @@ pub(crate) fn of(
 /// Translates a pid of this process's view.
 pub(crate) fn inner_pid(pid: i32, processes: &[ProcessLook]) -> Option<Pid> {
     processes.iter().find(|found| found.process.pid == pid).map(|found| found.process.inner)
+}
+
+/// The same for a thread.
+pub(crate) fn inner_tid(tid: i32, processes: &[ProcessLook]) -> Option<Pid> {
+    let process = &processes.iter().find(|found| found.process.tids.contains(&tid))?.process;
+    let status = status::read_thread(process.pid, tid).ok()?;
+    Some(status.pid_at(process.depth))
 }
 
 /// Adds a refusal for each owner that cannot be carried.

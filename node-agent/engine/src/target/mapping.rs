@@ -8,13 +8,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use image::shape::{Backing, FileIdentity, Mm, MmFields, Vma};
 use image::{Pid, Refusal, Subject};
 use libc::{
-    SYS_fchdir, SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_prctl,
-    SYS_rseq, SYS_set_robust_list, SYS_set_tid_address,
+    SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_prctl, SYS_rseq,
+    SYS_set_robust_list, SYS_set_tid_address,
 };
 use nix::fcntl::OFlag;
 
+use super::deleted;
 use super::error::TargetError;
-use super::files::reopen;
 use super::ghosts::Ghosts;
 use super::huge;
 use super::ipc;
@@ -198,43 +198,6 @@ fn exe_to_set<'a>(current: &Mm, wanted: &'a Mm) -> Option<&'a FileIdentity> {
     (other && exe.ghost.is_none() && !exe.path.is_empty()).then_some(exe)
 }
 
-/// Gives the process its program when that has no name any more. Its contents are there, and nobody has it open for writing.
-pub(crate) fn set_deleted_program(
-    skeleton: &mut Skeleton,
-    mm: &Mm,
-    around: &Surroundings<'_>,
-) -> Result<(), TargetError> {
-    let Some(id) = mm.exe.ghost else { return Ok(()) };
-    let file = read_only(around.ghosts.borrow_mut().get(id, &mm.exe.path, 0, around.root)?)?;
-    let numbers =
-        around.channel.plant(&mut skeleton.leader, around.tape, around.channel.number, &[file.as_fd()])?;
-    let mut calls = vec![set_mm(&mm.fields, &mm.auxv, numbers.first().copied())];
-    calls.extend(around.channel.close_others());
-    skeleton.run(around.tape, &calls).map(drop)
-}
-
-/// Has the process go to its working directory when that has no name any more.
-pub(crate) fn enter_deleted_directory(
-    skeleton: &mut Skeleton,
-    id: u32,
-    around: &Surroundings<'_>,
-) -> Result<(), TargetError> {
-    let directory = read_only(around.ghosts.borrow().held(id)?)?;
-    let numbers = around.channel.plant(
-        &mut skeleton.leader,
-        around.tape,
-        around.channel.number,
-        &[directory.as_fd()],
-    )?;
-    let mut calls = vec![call!("fchdir", SYS_fchdir, numbers.first().copied().unwrap_or(-1))];
-    calls.extend(around.channel.close_others());
-    skeleton.run(around.tape, &calls).map(drop)
-}
-
-fn read_only(file: BorrowedFd<'_>) -> Result<File, TargetError> {
-    reopen(file, libc::O_RDONLY).map_err(TargetError::system("open a deleted file again"))
-}
-
 /// Gives pages back, so that they read as a fresh mapping does.
 pub(crate) fn drop_pages(dropped: &[Span]) -> Vec<Call> {
     dropped
@@ -303,7 +266,7 @@ fn open_backing(pid: Pid, vma: &Vma, around: &Surroundings<'_>) -> Result<File, 
             let mut ghosts = around.ghosts.borrow_mut();
             let held = ghosts.get(*id, path, *size, around.root)?;
             if !shared || !may_write {
-                return read_only(held);
+                return deleted::read_only(held);
             }
             let held = held.try_clone_to_owned();
             Ok(File::from(held.map_err(TargetError::system("duplicate a descriptor"))?))
@@ -421,7 +384,7 @@ fn register_barriers(commands: u32) -> impl Iterator<Item = Call> {
 }
 
 /// prctl(2) PR_SET_MM_MAP; without `exe` the executable stays.
-fn set_mm(fields: &MmFields, auxv: &[u8], exe: Option<i32>) -> Call {
+pub(super) fn set_mm(fields: &MmFields, auxv: &[u8], exe: Option<i32>) -> Call {
     let f = fields;
     let list = [
         f.start_code,

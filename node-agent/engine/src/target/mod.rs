@@ -15,6 +15,7 @@
 //! tracer's thread alone.
 
 mod attributes;
+mod deleted;
 mod epolls;
 mod error;
 mod files;
@@ -352,7 +353,13 @@ impl Target {
         ghosts.get_mut().finish(&image.files, &programs, root_fs, writer)?;
         let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
         for process in &image.shape.processes {
-            mapping::set_deleted_program(tree.get(process.pid)?, &process.mm, &around)?;
+            deleted::set_program(tree.get(process.pid)?, &process.mm, &around)?;
+        }
+        // What leads to a thread is made of it; else threads come when tables are full, which may have to grow.
+        let early = files::lead_to_threads(&image.files);
+        if early {
+            let capabilities = *capabilities;
+            Restorer { tree: &mut *tree, tape, channel, image, capabilities }.threads()?;
         }
         // Pipes and sockets have owners, too.
         settings.set(&image.ipc.settings, settings::QUEUES)?;
@@ -376,7 +383,7 @@ impl Target {
         let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
         for process in &image.processes {
             if let Some(directory) = process.deleted_cwd {
-                mapping::enter_deleted_directory(tree.get(process.pid)?, directory, &around)?;
+                deleted::enter_directory(tree.get(process.pid)?, directory, &around)?;
             }
         }
         let terminals = terminals.get_mut();
@@ -398,8 +405,10 @@ impl Target {
         restorer.tree.fill_namespaces(&image.namespaces)?;
         times.process = watch.lap("restore.process");
         fail::fail_point!("target-processes");
-        restorer.threads()?;
-        restorer.thread_tables(&files)?;
+        if !early {
+            restorer.threads()?;
+        }
+        restorer.thread_tables(&files, early)?;
         restorer.count_on()?;
         restorer.children_namespaces()?;
         restorer.stops()?;

@@ -30,6 +30,7 @@ use super::resume::{self, Entered};
 use super::rootfs::RootFs;
 use super::script::{Block, Call, call, load};
 use super::skeleton::{Skeleton, TAPE_SIZE, Task, lost, trace};
+use super::tables;
 use super::terminals::Terminals;
 use super::threads::run_all;
 use super::tree::Tree;
@@ -184,8 +185,7 @@ impl Restorer<'_> {
     /// Everything that makes threads and processes what they were, credentials and filters last.
     pub(crate) fn attributes(&mut self) -> Result<(), TargetError> {
         let (image, capabilities) = (self.image, self.capabilities);
-        let shares: BTreeMap<Pid, Shared> =
-            image.shape.processes.iter().map(|process| (process.pid, process.shared)).collect();
+        let shares = tables::shared(image);
         let shared = |pid: Pid| shares.get(&pid).copied().unwrap_or_default();
         let root = self.names_its_own()?;
         for process in live(image) {

@@ -1,7 +1,11 @@
 //! Descriptor tables of processes and of threads that have their own, and the locks that belong to them.
 
+use std::collections::BTreeMap;
+
 use image::Pid;
 use image::files::{FdEntry, FileLock, LockKind};
+use image::shape::Shared;
+use image::state::Image;
 use libc::SYS_fcntl;
 
 use super::error::TargetError;
@@ -21,6 +25,11 @@ pub(crate) struct Holder<'a> {
     pub(crate) thread: Option<Pid>,
     /// What is in it.
     pub(crate) fds: &'a [FdEntry],
+}
+
+/// What each process shares.
+pub(super) fn shared(image: &Image) -> BTreeMap<Pid, Shared> {
+    image.shape.processes.iter().map(|process| (process.pid, process.shared)).collect()
 }
 
 impl<'a> Restorer<'a> {
@@ -47,10 +56,10 @@ impl<'a> Restorer<'a> {
     /// Plants every descriptor of processes at its number, then fills epoll sets.
     pub(crate) fn descriptors(&mut self, files: &Descriptions) -> Result<(), TargetError> {
         let image = self.image;
+        let shared = shared(image);
         for process in live(image) {
-            let shape = image.shape.processes.iter().find(|shape| shape.pid == process.pid);
             // What is shared is filled once.
-            if shape.is_some_and(|shape| !shape.shared.is_first_of_files(process.pid)) {
+            if shared.get(&process.pid).is_some_and(|shared| !shared.is_first_of_files(process.pid)) {
                 continue;
             }
             let plan = fds::plan(&process.fds);
@@ -60,12 +69,13 @@ impl<'a> Restorer<'a> {
         self.fill_epolls(files, false)
     }
 
-    /// The same for threads that have their own tables, which begin as copies of their process's.
-    pub(crate) fn thread_tables(&mut self, files: &Descriptions) -> Result<(), TargetError> {
+    /// The same for threads that have their own tables, which begin as copies of their process's; `early`: while that held
+    /// nothing but the channel.
+    pub(crate) fn thread_tables(&mut self, files: &Descriptions, early: bool) -> Result<(), TargetError> {
         let image = self.image;
         let mut any = false;
         for process in live(image) {
-            let at = fds::plan(&process.fds).channel;
+            let at = if early { self.channel.number } else { fds::plan(&process.fds).channel };
             let own = process.threads.iter().filter(|thread| thread.shared.is_first_of_files(thread.tid));
             for (thread, own) in own.filter_map(|thread| Some((thread, thread.fds.as_deref()?))) {
                 let task = self.tree.get(process.pid)?.thread(thread.tid)?;

@@ -9,7 +9,7 @@ use image::sockets::Unix;
 use sys::{Errno, fds};
 
 use crate::account;
-use crate::proc::fdinfo::{self, TimerFd};
+use crate::proc::fdinfo::{self, FdInfo, TimerFd};
 
 use super::options::Reader;
 use super::pipes::Pipes;
@@ -67,6 +67,8 @@ impl Context<'_> {
     }
 }
 
+/// PIDFD_THREAD of pidfd_open(2), which is O_EXCL.
+const PIDFD_THREAD: u32 = 0o200;
 const O_CLOEXEC: u32 = 0o2_000_000;
 const CLOSE: &str = "have the program close it before the move";
 
@@ -289,7 +291,7 @@ fn kind(
         Class::Epoll => FileKind::Epoll { targets: epoll_targets(open, table, context)? },
         Class::Memfd { object } => FileKind::Memfd { object: *object, pos: info.pos },
         Class::PosixQueue(seen) => FileKind::PosixQueue { queue: seen.queue.id },
-        Class::PidFd => match owners::inner_pid(info.pidfd.unwrap_or(-1), &context.look.processes) {
+        Class::PidFd => match pidfd_of(info, context) {
             Some(pid) => FileKind::PidFd { pid },
             None => refused(context.findings, open, "pidfd of a process that is not in the container"),
         },
@@ -303,6 +305,17 @@ fn kind(
         }
         Class::Socket | Class::Terminal(_) | Class::Refused => nothing(),
     })
+}
+
+/// Whom a pidfd names: one that was opened with PIDFD_THREAD a thread.
+fn pidfd_of(info: &FdInfo, context: &Context<'_>) -> Option<Pid> {
+    let processes = &context.look.processes;
+    let number = info.pidfd?;
+    if info.flags & PIDFD_THREAD != 0 {
+        owners::inner_tid(number, processes)
+    } else {
+        owners::inner_pid(number, processes)
+    }
 }
 
 /// A timer. The kernel starts the next period of one that has run out, and counts those that have passed since, only

@@ -54,7 +54,7 @@ pub(super) fn coarse(mappings: &[Mapping]) -> impl Iterator<Item = Range<u64>> {
 impl TrackedMemory {
     /// Whether a mapping of huge pages is watched. Those with larger ones cannot be: PAGEMAP_SCAN takes every page of
     /// hugetlbfs for one of 2 MiB.
-    fn is_watched(&self, mapping: &Mapping) -> bool {
+    pub(super) fn is_watched(&self, mapping: &Mapping) -> bool {
         let vma = &mapping.vma;
         vma.huge == 0 || (vma.huge <= EXTENT && self.tracker.watches_whole(&(vma.start..vma.end)))
     }

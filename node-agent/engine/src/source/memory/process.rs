@@ -118,7 +118,7 @@ impl TrackedMemory {
 
     /// Lets the tracker look at everything before the round: see [`Tracker::look_ahead`].
     pub(crate) fn look_ahead(&mut self, mappings: &[Mapping], again: bool) -> Result<(), SourceError> {
-        let asked = |mapping: &&Mapping| self.is_tracked(mapping) && huge::unprotected(mapping).is_none();
+        let asked = |mapping: &&Mapping| self.is_tracked(mapping) && self.is_watched(mapping);
         let tracked = mappings.iter().filter(asked);
         let ranges: Ranges = tracked.map(|mapping| mapping.vma.start..mapping.vma.end).collect();
         self.tracker

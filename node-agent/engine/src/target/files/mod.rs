@@ -134,6 +134,11 @@ fn kind_name(kind: &FileKind) -> &'static str {
     }
 }
 
+/// Whether something leads to threads.
+pub(crate) fn lead_to_threads(files: &Files) -> bool {
+    files.open.iter().any(simple::is_thread)
+}
+
 impl Descriptions {
     /// Makes every description of `files`.
     pub(crate) fn make(files: &Files, shop: &mut Workshop<'_>) -> Result<Self, TargetError> {

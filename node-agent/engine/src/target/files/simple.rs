@@ -90,6 +90,12 @@ pub(super) fn make(
             let queue = shop.queues.get(*queue)?;
             reopen(queue, file.flags.cast_signed()).map_err(fail(file, "open again"))?.into()
         }
+        FileKind::PidFd { pid } if is_thread(file) => {
+            let host = shop.tree.skeletons.values().find_map(|skeleton| skeleton.host_of_thread(*pid));
+            let missing = || TargetError::Image(format!("a pidfd of thread {pid}, which is missing"));
+            sys::pidfd::open_thread(host.ok_or_else(missing)?)
+                .map_err(fail_errno(file, format!("pidfd_open of thread {pid}")))?
+        }
         FileKind::PidFd { pid } => {
             let skeleton = shop.tree.get(*pid)?;
             sys::pidfd::open(skeleton.host).map_err(fail_errno(file, format!("pidfd_open of pid {pid}")))?
@@ -109,6 +115,11 @@ pub(super) fn make(
     };
     all.put(file.id, fd);
     Ok(())
+}
+
+/// Whether a pidfd is of a thread (PIDFD_THREAD, which is O_EXCL): it must be there already.
+pub(crate) fn is_thread(file: &OpenFile) -> bool {
+    matches!(file.kind, FileKind::PidFd { .. }) && file.flags.cast_signed() & libc::O_EXCL != 0
 }
 
 pub(super) fn open_flags(file: &OpenFile) -> OFlag {
