@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+mod anew;
 pub mod checkpoint;
 pub mod proc;
 mod readiness;

@@ -3,47 +3,31 @@
 //! The target keeps contents where a mapping stays what it was. Everything else must be sent again, even if
 //! the trackers see no new write there. In doubt this says "again": that costs time, never data.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
 
 use image::Pid;
-use image::shape::{Backing, ProcessShape, Shape, Shared, Vma};
+use image::shape::{Backing, ProcessShape, Shape, Vma};
+
+use crate::anew::made_anew;
 
 /// For each process of `new`, the ranges whose contents cannot be taken for kept from `old`.
 pub(crate) fn stale(old: &Shape, new: &Shape) -> HashMap<Pid, Vec<Range<u64>>> {
     let before: HashMap<Pid, &ProcessShape> =
         old.processes.iter().map(|process| (process.pid, process)).collect();
+    let anew = made_anew(&old.processes, &new.processes);
     let mut stale = HashMap::new();
-    let mut made_anew = HashSet::new();
     for process in &new.processes {
-        let kept = before
-            .get(&process.pid)
-            .filter(|was| same_process(was, process) && !made_anew.contains(&process.ppid));
+        let kept = before.get(&process.pid).filter(|_| !anew.contains(&process.pid));
         let ranges = match kept {
             Some(was) => changed(&was.mm.vmas, &process.mm.vmas),
-            None => {
-                made_anew.insert(process.pid);
-                process.mm.vmas.iter().map(|vma| vma.start..vma.end).collect()
-            }
+            None => process.mm.vmas.iter().map(|vma| vma.start..vma.end).collect(),
         };
         if !ranges.is_empty() {
             stale.insert(process.pid, ranges);
         }
     }
     stale
-}
-
-fn same_process(was: &ProcessShape, is: &ProcessShape) -> bool {
-    // Only one that gets something from another must be made anew.
-    let given = |process: &ProcessShape| {
-        let Shared { files, directories } = process.shared;
-        let other = |first: Pid| if first == process.pid { 0 } else { first };
-        (other(files), other(directories))
-    };
-    (was.ppid, was.pgid, was.sid, was.exit_signal, &was.zombie, was.tty)
-        == (is.ppid, is.pgid, is.sid, is.exit_signal, &is.zombie, is.tty)
-        && given(was) == given(is)
-        && was.mm.exe.path == is.mm.exe.path
 }
 
 /// The parts of `new` that do not lie over the same thing in `old`.

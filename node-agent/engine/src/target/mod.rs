@@ -65,6 +65,7 @@ use image::state::{HostFacts, Image};
 use image::{Pid, Refusal, Subject};
 
 use crate::account;
+use crate::anew::Followed;
 use attributes::Capabilities;
 pub use error::TargetError;
 use files::{Descriptions, Workshop};
@@ -168,6 +169,7 @@ pub struct Target {
     ghosts: RefCell<Ghosts>,
     terminals: RefCell<Terminals>,
     writer: PageWriter,
+    followed: Followed,
     netns: Option<OwnedFd>,
     cgroup: Option<PathBuf>,
     capabilities: Capabilities,
@@ -196,6 +198,7 @@ impl Target {
             ghosts: RefCell::default(),
             terminals: RefCell::default(),
             writer: PageWriter::default(),
+            followed: Followed::default(),
             netns,
             cgroup,
             capabilities,
@@ -220,12 +223,14 @@ impl Target {
         if !shape.template.is_empty() {
             return self.begin_template(shape);
         }
-        let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, writer, .. } = self;
+        let Self { tree, tape, channel, root_fs, objects, ghosts, terminals, writer, followed, .. } = self;
         let root = tree.root;
         fail::fail_point!("target-reconcile");
         tree.make_way(shape, tape)?;
         let around = Surroundings { tape, channel, root: root_fs, objects, ghosts, terminals };
-        for pid in tree.reconcile(shape, &around)? {
+        let ended = tree.reconcile(shape, &around)?;
+        followed.follow(&shape.processes, &ended).map_err(TargetError::Refused)?;
+        for pid in ended {
             writer.remove_process(pid);
         }
         fail::fail_point!("target-reconcile-tree");
