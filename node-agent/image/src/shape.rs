@@ -269,6 +269,8 @@ pub enum ObjectKind {
         seals: u32,
         /// Permissions; known when nothing runs any more.
         mode: u32,
+        /// Owner and group; known when nothing runs any more.
+        owner: (u32, u32),
     },
     /// A segment of System V shared memory (shmget(2)); it is there while nobody has it attached, too.
     Segment(IpcObject),

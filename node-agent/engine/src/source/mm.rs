@@ -452,7 +452,12 @@ pub(crate) fn object_kind(name: &[u8]) -> Option<ObjectKind> {
     }
     let name = name.strip_prefix(b"/memfd:")?;
     let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    Some(ObjectKind::Memfd { name: String::from_utf8_lossy(name).into_owned(), seals: 0, mode: 0 })
+    Some(ObjectKind::Memfd {
+        name: String::from_utf8_lossy(name).into_owned(),
+        seals: 0,
+        mode: 0,
+        owner: (0, 0),
+    })
 }
 
 fn anon_name(name: &[u8]) -> Option<String> {
@@ -479,7 +484,7 @@ mod tests {
         assert_eq!(object_kind(b"/dev/zero (deleted)"), Some(ObjectKind::SharedAnonymous));
         assert_eq!(
             object_kind(b"/memfd:a (deleted) (deleted)"),
-            Some(ObjectKind::Memfd { name: "a (deleted)".into(), seals: 0, mode: 0 })
+            Some(ObjectKind::Memfd { name: "a (deleted)".into(), seals: 0, mode: 0, owner: (0, 0) })
         );
         assert_eq!(object_kind(b"/SYSV00000000 (deleted)"), None);
         assert_eq!(anon_name(b"[anon:x y]").as_deref(), Some("x y"));

@@ -2,7 +2,7 @@
 //!
 //! Pure: from an image to lists of calls. The order within each list matters and is explained there.
 
-use image::state::{Creds, PosixTimer, ProcessState, SeccompFilter, Thread};
+use image::state::{Creds, PosixTimer, ProcessState, RLimit, SeccompFilter, Thread};
 use image::{Pid, Refusal, Subject};
 use libc::{
     SYS_capset, SYS_chdir, SYS_chroot, SYS_personality, SYS_prctl, SYS_prlimit64, SYS_rseq, SYS_rt_sigaction,
@@ -27,6 +27,8 @@ pub(crate) const SECBIT_NO_SETUID_FIXUP: u64 = 4;
 const SS_ONSTACK: i32 = 1;
 const SS_DISABLE: i32 = 2;
 /// _LINUX_CAPABILITY_VERSION_3.
+/// `RLIMIT_SIGPENDING`.
+const SIGPENDING: u32 = 11;
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
 /// Signal handlers. Whatever was queued by the making of skeletons (SIGCHLD of helpers) is thrown away: a
@@ -49,9 +51,11 @@ pub(crate) fn signal_handlers(process: &ProcessState) -> Vec<Call> {
 /// the first one that has its directories.
 pub(crate) fn process_before_credentials(process: &ProcessState, first: bool) -> Vec<Call> {
     let mut calls = Vec::new();
-    for (resource, limit) in process.rlimits.iter().enumerate() {
-        let value = Block::words(&[limit.soft, limit.hard]);
-        calls.push(call!("prlimit64", SYS_prlimit64, 0, resource, value, 0));
+    let later = has_pending(process);
+    for (resource, limit) in
+        (0..).zip(&process.rlimits).filter(|(resource, _)| !later || *resource != SIGPENDING)
+    {
+        calls.push(set_limit(resource, *limit));
     }
     // One that was deleted is set by its descriptor.
     let cwd = process.deleted_cwd.is_none().then_some(process.cwd.as_str());
@@ -67,6 +71,21 @@ pub(crate) fn process_before_credentials(process: &ProcessState, first: bool) ->
     }
     calls.push(call!("PR_SET_THP_DISABLE", SYS_prctl, libc::PR_SET_THP_DISABLE, on, flags, 0, 0));
     calls
+}
+
+fn set_limit(resource: u32, limit: RLimit) -> Call {
+    let value = Block::words(&[limit.soft, limit.hard]);
+    call!("prlimit64", SYS_prlimit64, 0, resource, value, 0)
+}
+
+fn has_pending(process: &ProcessState) -> bool {
+    !process.pending.is_empty() || process.threads.iter().any(|thread| !thread.pending.is_empty())
+}
+
+/// The limit of signals that wait, when all are queued: there may be more.
+pub(crate) fn limit_of_signals(process: &ProcessState) -> Option<Call> {
+    let limit = process.rlimits.get(SIGPENDING as usize).filter(|_| has_pending(process));
+    limit.map(|limit| set_limit(SIGPENDING, *limit))
 }
 
 /// umask(2) and directories, of a process or of a thread that has its own. Both are paths in the container's root.

@@ -369,6 +369,7 @@ impl Target {
         // Pipes and sockets have owners, too.
         settings.set(&image.ipc.settings, settings::QUEUES)?;
         let queues = Queues::make(&image.ipc.posix_queues, tree.get(root)?, tape)?;
+        objects.give_away(&image.shape.objects, tree.get(root)?, tape, channel)?;
         let owner = root_fs.make_as_owner()?;
         let mut shop = Workshop {
             queues: &queues,

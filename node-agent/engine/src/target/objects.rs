@@ -2,22 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::Arc;
 
 use image::pages::Owner;
 use image::shape::{MemoryObject, ObjectKind};
-use libc::{SYS_mmap, SYS_munmap};
+use libc::{SYS_fchown, SYS_mmap, SYS_munmap};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::TargetError;
 use super::huge;
 use super::ipc::{self, NextIds};
-use super::script::call;
+use super::plant::Channel;
+use super::script::{Call, call};
 use super::skeleton::Skeleton;
 use super::writer::PageWriter;
 use sys::tape::target::TargetTape;
+
+/// Memory files given away at once.
+const MANY: usize = 64;
 
 /// Every shared memory object, held by the agent.
 #[derive(Debug, Default)]
@@ -79,6 +83,37 @@ impl Objects {
                     self.held.insert(object.id, (object.clone(), file));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Gives memory files to those who own them. The skeleton has nothing but the channel open.
+    ///
+    /// # Errors
+    /// As the calls behind it.
+    pub(crate) fn give_away(
+        &self,
+        shape: &[MemoryObject],
+        root: &mut Skeleton,
+        tape: &TargetTape,
+        channel: &Channel,
+    ) -> Result<(), TargetError> {
+        let others = shape.iter().filter_map(|object| match object.kind {
+            ObjectKind::Memfd { owner, .. } if owner != (0, 0) => {
+                self.held.get(&object.id).map(|(_, file)| (file, owner))
+            }
+            _ => None,
+        });
+        let others: Vec<_> = others.collect();
+        for part in others.chunks(MANY) {
+            let files: Vec<_> = part.iter().map(|(file, _)| file.as_fd()).collect();
+            let numbers = channel.plant(&mut root.leader, tape, channel.number, &files)?;
+            let give = |(number, (_, (uid, gid))): (&i32, &(_, (u32, u32)))| {
+                call!("fchown", SYS_fchown, *number, *uid, *gid)
+            };
+            let mut calls: Vec<Call> = numbers.iter().zip(part).map(give).collect();
+            calls.extend(channel.close_others());
+            root.run(tape, &calls)?;
         }
         Ok(())
     }

@@ -228,7 +228,8 @@ impl Restorer<'_> {
             let first = first_of(process)?;
             let all_threads = attributes::one_history(process) && process.threads.len() > 1;
             let filters = Filters { mode: first.seccomp_mode, list: &first.seccomp_filters, all_threads };
-            let mut calls = attributes::credentials(&first.creds, &filters, &capabilities);
+            let mut calls = Vec::from_iter(attributes::limit_of_signals(process));
+            calls.extend(attributes::credentials(&first.creds, &filters, &capabilities));
             calls.extend(attributes::thread_after_credentials(first));
             calls.extend(attributes::process_after_credentials(process));
             calls.extend(memory_of(image, process.pid).map(mapping::seal_memory).unwrap_or_default());

@@ -57,7 +57,7 @@ pub(crate) fn capture(looker: &mut Looker, frozen: &mut Frozen) -> Result<Image,
         names: None,
         namespaces: std::mem::take(&mut looker.namespaces),
     };
-    crate::source::memory::objects::seals(&looker.registry, &mut image.shape);
+    crate::source::memory::objects::seals(&looker.registry, &looker.view.ids, &mut image.shape);
     for found in files::live(&frozen.look) {
         let (Some(parked), Some((thread_ask, process_ask))) =
             (frozen.parked.get(&found.process.pid), frozen.asks.get(&found.process.pid))

@@ -23,6 +23,7 @@ use super::hot::Hot;
 use super::process::ObjectRanges;
 use super::sent::{PageSet, join, subtract};
 use crate::PageSink;
+use crate::proc::idmap::IdMaps;
 use crate::source::SourceError;
 use crate::source::capture::ghosts::MAX_GHOST;
 use crate::source::error::TRY_AGAIN;
@@ -224,12 +225,13 @@ fn open(subject: &Subject<'_>) -> io::Result<Option<File>> {
     }
 }
 
-/// Reads the seals and permissions of all memfds into the shape.
-pub(crate) fn seals(registry: &Registry, shape: &mut image::shape::Shape) {
+/// Reads the seals, permissions and owners of all memfds into the shape. One whose owner is not mapped belongs to the
+/// container's root.
+pub(crate) fn seals(registry: &Registry, ids: &IdMaps, shape: &mut image::shape::Shape) {
     for object in registry.alive() {
         let found = shape.objects.iter_mut().find(|known| known.id == object.object.id);
         if let Some(image::shape::MemoryObject {
-            kind: image::shape::ObjectKind::Memfd { seals, mode, .. },
+            kind: image::shape::ObjectKind::Memfd { seals, mode, owner, .. },
             ..
         }) = found
             && let Ok(file) = File::open(object.handle.path())
@@ -237,6 +239,8 @@ pub(crate) fn seals(registry: &Registry, shape: &mut image::shape::Shape) {
             && let Ok(metadata) = file.metadata()
         {
             *mode = metadata.mode() & 0o7777;
+            let inside = (ids.uid.inside(metadata.uid()), ids.gid.inside(metadata.gid()));
+            *owner = (inside.0.unwrap_or(0), inside.1.unwrap_or(0));
             *seals = u32::try_from(value).unwrap_or(0);
         }
     }
