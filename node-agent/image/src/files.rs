@@ -129,6 +129,8 @@ pub enum FileKind {
     Epoll {
         /// What it watches.
         targets: Vec<EpollTarget>,
+        /// How it asks devices itself: `struct epoll_params` of ioctl_eventpoll(2); zeros: not at all.
+        busy: [u8; 8],
     },
     /// memfd_create(2): the descriptor of a [`crate::shape::MemoryObject`].
     Memfd {

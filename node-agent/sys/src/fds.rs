@@ -42,6 +42,33 @@ pub fn epoll_add(epoll: BorrowedFd<'_>, target: BorrowedFd<'_>, events: u32, dat
     .map(drop)
 }
 
+/// Asking for how long an epoll set asks devices itself (ioctl_eventpoll(2)).
+const EPIOCGPARAMS: libc::c_ulong = 0x8008_8a02;
+const EPIOCSPARAMS: libc::c_ulong = 0x4008_8a01;
+
+/// How an epoll set asks devices itself (EPIOCGPARAMS): `struct epoll_params`; zeros before Linux 6.9.
+///
+/// # Errors
+/// `EBADF`.
+pub fn epoll_busy(epoll: BorrowedFd<'_>) -> Result<[u8; 8]> {
+    let mut params = [0; 8];
+    // SAFETY: the kernel writes the eight bytes of this structure.
+    match small(unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCGPARAMS, params.as_mut_ptr()) }) {
+        Ok(_) => Ok(params),
+        Err(Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok([0; 8]),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Sets it (EPIOCSPARAMS).
+///
+/// # Errors
+/// `EPERM` a larger budget without `CAP_NET_ADMIN`, `ENOTTY` before Linux 6.9.
+pub fn set_epoll_busy(epoll: BorrowedFd<'_>, params: &[u8; 8]) -> Result<()> {
+    // SAFETY: the kernel reads the eight bytes of this structure.
+    small(unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCSPARAMS, params.as_ptr()) }).map(drop)
+}
+
 /// timerfd_create(2), close-on-exec. `flags`: TFD_NONBLOCK.
 ///
 /// # Errors

@@ -440,7 +440,7 @@ fn unmovable_name(name: &[u8]) -> Option<&'static str> {
         (b"anon_inode:[perf_event]", "perf_event ring: it belongs to this host's CPUs"),
         (b"anon_inode:bpf", "BPF map: it lives in the kernel"),
         (b"anon_inode:", "memory of the kernel's own cannot move"),
-        (b"socket:[", "packet socket ring: it lives in the kernel"),
+        (b"socket:[", "mapping of a socket: it lives in the kernel"),
     ];
     rules.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, reason)| *reason)
 }

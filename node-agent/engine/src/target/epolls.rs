@@ -101,7 +101,7 @@ fn known<'a>(
 
 fn epolls(files: &Files) -> impl Iterator<Item = (u32, &[EpollTarget])> {
     files.open.iter().filter_map(|f| match &f.kind {
-        FileKind::Epoll { targets } => Some((f.id, targets.as_slice())),
+        FileKind::Epoll { targets, .. } => Some((f.id, targets.as_slice())),
         _ => None,
     })
 }

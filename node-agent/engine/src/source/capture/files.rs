@@ -288,7 +288,10 @@ fn kind(
             }
         }
         Class::SignalFd => FileKind::SignalFd { mask: info.signalfd.unwrap_or_default() },
-        Class::Epoll => FileKind::Epoll { targets: epoll_targets(open, table, context)? },
+        Class::Epoll => FileKind::Epoll {
+            targets: epoll_targets(open, table, context)?,
+            busy: fds::epoll_busy(open.file.as_fd()).map_err(|errno| fail("EPIOCGPARAMS", errno))?,
+        },
         Class::Memfd { object } => FileKind::Memfd { object: *object, pos: info.pos },
         Class::PosixQueue(seen) => FileKind::PosixQueue { queue: seen.queue.id },
         Class::PidFd => match pidfd_of(info, context) {

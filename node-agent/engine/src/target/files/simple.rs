@@ -78,7 +78,13 @@ pub(super) fn make(
             timer_fd(file, *clock, *ticks, *settime_flags, setting)?
         }
         FileKind::SignalFd { mask } => fds::signalfd(*mask, 0).map_err(fail_errno(file, "signalfd"))?,
-        FileKind::Epoll { .. } => fds::epoll().map_err(fail_errno(file, "epoll_create1"))?,
+        FileKind::Epoll { busy, .. } => {
+            let epoll = fds::epoll().map_err(fail_errno(file, "epoll_create1"))?;
+            if *busy != [0; 8] {
+                fds::set_epoll_busy(epoll.as_fd(), busy).map_err(fail_errno(file, "EPIOCSPARAMS"))?;
+            }
+            epoll
+        }
         FileKind::Memfd { object, pos } => {
             let object = shop.objects.file(*object)?;
             let mut opened =
