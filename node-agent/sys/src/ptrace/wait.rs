@@ -1,6 +1,7 @@
 //! Waiting for stops: one tracee, or many at once.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::{Core, Error, Options, Running, Stopped, Tid, kill, plain};
@@ -256,24 +257,47 @@ thread_local! {
 }
 
 /// Takes the status of a tracee that was killed while it stood still: its parent hears of its end only then. A leader shows
-/// its end after its other threads, so those that have not shown theirs are asked again with the next one.
+/// its end after its other threads, and so does the last thread of a pid namespace's first process: those that have not
+/// shown theirs are asked again with the next one.
 pub(super) fn reap_dying(tid: Tid) {
-    const LIMIT: Duration = Duration::from_millis(20);
+    const OWN: Duration = Duration::from_millis(2);
+    const LAST: Duration = Duration::from_millis(20);
     DYING.with_borrow_mut(|tids| {
         tids.push(tid);
-        let end = Instant::now() + LIMIT;
+        let began = Instant::now();
         loop {
             tids.retain(|tid| match look(*tid) {
                 Ok(Some(status)) => libc::WIFSTOPPED(status),
                 Ok(None) | Err(Errno::EINTR) => true,
                 Err(_) => false,
             });
-            if tids.is_empty() || Instant::now() >= end {
+            let passed = began.elapsed();
+            let own = passed < OWN && tids.contains(&tid);
+            if !own && (passed >= LAST || !are_last(tids)) {
                 return;
             }
             std::thread::yield_now();
         }
     });
+}
+
+/// Whether among these are all the threads that are left of a process, and dead. One that is not may have to wait for others
+/// itself, as the first process of a pid namespace does.
+fn are_last(tids: &[Tid]) -> bool {
+    let mut groups: HashMap<i32, (usize, usize)> = HashMap::new();
+    for tid in tids {
+        let text = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+        let word =
+            |key: &str| text.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next();
+        let (Some(group), Some(left)) = (word("Tgid:"), word("Threads:")) else { continue };
+        let (Ok(group), Ok(left)) = (group.parse(), left.parse()) else { continue };
+        let (here, all) = groups.entry(group).or_insert((0, left));
+        *here += 1;
+        if word("State:") != Some("Z") {
+            *all = usize::MAX;
+        }
+    }
+    groups.values().any(|(here, all)| here >= all)
 }
 
 /// Takes the status of a tracee that was killed, for at most a second.
