@@ -49,7 +49,7 @@ pub(crate) fn directory(
         findings.process(
             found.process.inner,
             format!("its {name} directory was deleted"),
-            "have it change to another directory",
+            "try again in a moment; if it stays so, have it change to another directory",
         );
     }
     Ok(String::from_utf8(path.to_vec()).unwrap_or_else(|_| {
