@@ -37,6 +37,18 @@ for line in sys.stdin:
     print(got if all(a != b for a, b in zip(before, ticks)) else 'stuck', flush=True)
 ";
 
+/// It reads past the page cache as well: it is stopped in each round, too.
+const DIRECT: &str = r"
+import mmap, os, tempfile, threading
+with tempfile.NamedTemporaryFile(dir='/var/tmp') as file:
+    file.write(bytes(1 << 20)); file.flush()
+    direct = os.open(file.name, os.O_RDONLY | os.O_DIRECT)
+block = mmap.mmap(-1, 1 << 20)
+def read():
+    while True: os.preadv(direct, [block], 0)
+threading.Thread(target=read, daemon=True).start()
+";
+
 /// Not a test: the agent that the tests kill. It goes round and round.
 #[test]
 fn agent() {
@@ -64,7 +76,8 @@ fn agent() {
 }
 
 fn killed_often(cgroup: Option<&Cgroup>) {
-    let mut workload = Workload::python(PROGRAM);
+    let direct = if cgroup.is_some() { DIRECT } else { "" };
+    let mut workload = Workload::python(&format!("{direct}{PROGRAM}"));
     let pid = workload.pid();
     let mut spec = workload.spec();
     if let Some(cgroup) = cgroup {

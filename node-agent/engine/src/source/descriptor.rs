@@ -299,7 +299,8 @@ impl MmReader<'_> {
             return Ok(self.refuse(process.inner, fd, reason, CLOSE));
         }
         let name = path.rsplit('/').next().unwrap_or_default();
-        match Seen::read(&format!("/proc/{}/fd/{fd}", process.pid), name.as_bytes()) {
+        let link = format!("/proc/{}/fd/{fd}", process.pid);
+        match Seen::read(link.as_ref(), name.as_bytes()) {
             Ok(seen) => Ok(Class::PosixQueue(Box::new(seen))),
             Err(error) => Err(ProcError::Read { path: path.to_owned(), source: error }.into()),
         }

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use image::ipc::PosixQueue;
 use image::{Pid, Subject};
@@ -18,7 +19,7 @@ use super::findings::Findings;
 use super::look::{ProcessLook, tables};
 use crate::proc::idmap::IdMaps;
 
-const READ: &str = "have the program read them, or try again in a moment";
+const READ: &str = "try again in a moment; if it stays so, have the program read them";
 const UNLINK: &str = "have the program unlink it (mq_unlink) before the move";
 const PERMISSIONS: u32 = 0o7777;
 
@@ -38,7 +39,7 @@ impl Seen {
     ///
     /// # Errors
     /// When it is gone, or no queue.
-    pub(crate) fn read(path: &str, name: &[u8]) -> io::Result<Self> {
+    pub(crate) fn read(path: &Path, name: &[u8]) -> io::Result<Self> {
         let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         let found = mqueue::attributes(file.as_fd())?;
         let metadata = file.metadata()?;
@@ -71,13 +72,12 @@ pub(crate) fn list() -> Result<Listed, Errno> {
         Err(errno) => return Err(errno),
     };
     let errno = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-    let root = format!("/proc/thread-self/fd/{}", fs.as_raw_fd());
+    let root = PathBuf::from(format!("/proc/thread-self/fd/{}", fs.as_raw_fd()));
     let mut listed = Listed { device: std::fs::metadata(&root).map_err(errno)?.st_dev(), queues: Vec::new() };
     for entry in std::fs::read_dir(&root).map_err(errno)? {
         let entry = entry.map_err(errno)?;
         let name = entry.file_name();
-        let path = format!("{root}/{}", name.to_string_lossy());
-        match Seen::read(&path, name.as_encoded_bytes()) {
+        match Seen::read(&root.join(&name), name.as_encoded_bytes()) {
             Ok(seen) => listed.queues.push(seen),
             // It was removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -172,7 +172,7 @@ impl Tracker for PagemapScan {
     }
 
     fn dirty(&mut self, pagemap: &Pagemap, mapping: &Range<u64>, again: bool) -> Result<Dirty, Errno> {
-        if let Some(seen) = self.ahead.remove(mapping) {
+        if let Some(seen) = self.ahead.remove(mapping).filter(|_| again) {
             return Ok(seen);
         }
         let mut dirty = Dirty::default();
